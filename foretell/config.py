@@ -1,0 +1,230 @@
+"""The configuration of a run: one frozen pydantic model per TOML table, `key=value` overrides, nearest-key errors.
+
+Why one file: a run is its config. `config.toml` in a run folder is this model written out, with every value that was
+derived or measured filled in, so that the same file repeats the run. The module imports neither torch nor numpy, because
+`foretell plan` and `foretell --help` read it. It does not decide sizes: `plan` does (see `foretell.plan`).
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import math
+import tomllib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from foretell.errors import ConfigError
+
+FORMAT_VERSION = 1
+
+
+class Table(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+
+class ModelConfig(Table):
+    """`[model]`: Hugging Face key names. Unset sizes derive from `hidden_size` (see `resolved`)."""
+
+    hidden_size: int | None = Field(None, gt=0, description="width D; chosen by the forecast when unset")
+    num_hidden_layers: int | None = Field(None, gt=0, description="layers; chosen by the forecast when unset")
+    num_attention_heads: int | None = Field(None, gt=0, description="query heads H; hidden_size / 64, at least 4")
+    num_key_value_heads: int | None = Field(None, gt=0, description="key and value heads K; about half of H")
+    head_dim: int | None = Field(None, gt=0, description="head width E; hidden_size / H")
+    intermediate_size: int | None = Field(None, gt=0, description="feed-forward width F; 8/3 hidden_size")
+    vocab_size: int | None = Field(None, gt=0, description="vocabulary V; the tokenizer's when unset")
+    max_position_embeddings: int | None = Field(None, gt=0, description="longest context; train.context when unset")
+    rope_theta: float = Field(10_000.0, gt=0, description="base of the rotary position embedding")
+    rms_norm_eps: float = Field(1e-6, gt=0, description="epsilon of RMSNorm")
+    tie_word_embeddings: bool = Field(True, description="input and output embedding share one table")
+    initializer_range: float = Field(0.02, gt=0, description="standard deviation of the initial embedding table")
+
+    def resolved(self, vocab_size: int, context: int) -> ModelConfig:
+        """Every size filled in. Raises ConfigError when they do not fit together."""
+        if self.hidden_size is None or self.num_hidden_layers is None:
+            raise ConfigError("model.hidden_size and model.num_hidden_layers are not set; give both, or a --budget")
+        D = self.hidden_size
+        H = self.num_attention_heads or _default_heads(D)
+        E = self.head_dim or D // H
+        if self.head_dim is None and D % H:
+            raise ConfigError(
+                f"model.hidden_size ({D}) must be a multiple of model.num_attention_heads ({H}), or set model.head_dim"
+            )
+        if E % 2:
+            raise ConfigError(f"model.head_dim ({E}) must be even for rotary embeddings; use a hidden_size of {2 * H}n")
+        K = self.num_key_value_heads or max(d for d in range(1, max(1, H // 2) + 1) if H % d == 0)
+        if H % K:
+            raise ConfigError(f"model.num_attention_heads ({H}) must be a multiple of num_key_value_heads ({K})")
+        if self.vocab_size is not None and self.vocab_size < vocab_size:
+            raise ConfigError(f"model.vocab_size ({self.vocab_size}) is smaller than the tokenizer's ({vocab_size})")
+        longest = self.max_position_embeddings or context
+        if longest < context:
+            raise ConfigError(f"train.context ({context}) exceeds model.max_position_embeddings ({longest})")
+        return self.model_copy(
+            update={
+                "num_attention_heads": H,
+                "num_key_value_heads": K,
+                "head_dim": E,
+                "intermediate_size": self.intermediate_size or 64 * math.ceil(8 * D / 3 / 64),
+                "vocab_size": self.vocab_size or vocab_size,
+                "max_position_embeddings": longest,
+            }
+        )
+
+
+def _default_heads(hidden_size: int) -> int:
+    """About 64 wide, at least 4, an even width each. 64 -> 4, 256 -> 4, 384 -> 6."""
+    wanted = max(4, hidden_size // 64)
+    fitting = [h for h in range(1, wanted + 1) if hidden_size % h == 0 and (hidden_size // h) % 2 == 0]
+    return max(fitting, default=1)
+
+
+class TokenizerConfig(Table):
+    """`[tokenizer]`."""
+
+    kind: Literal["bpe", "bytes"] = Field("bpe", description="byte-level BPE, or plain UTF-8 bytes")
+    vocab_size: int | None = Field(None, gt=256, description="size of a trained BPE; fitted to the corpus when unset")
+    path: str | None = Field(None, description="a tokenizer.json to use instead of training one")
+
+
+class DataConfig(Table):
+    """`[data]`."""
+
+    source: str | list[str] | None = Field(None, description="files, folders, globs, hf://name, or a prepared folder")
+    valid_fraction: float = Field(0.05, gt=0, lt=0.5, description="share of the text held out for validation")
+    test_fraction: float = Field(0.05, ge=0, lt=0.5, description="share of the text held out for the final test")
+    split: Literal["auto", "hash", "tail"] = Field("auto", description="by document, or the end of the text")
+    packing: Literal["across", "within"] = Field("across", description="attention across document boundaries, or not")
+
+
+class TrainConfig(Table):
+    """`[train]`. `steps`, `tokens` or a budget fixes the length; the forecast derives the others."""
+
+    steps: int | None = Field(None, gt=0, description="optimiser steps")
+    tokens: int | None = Field(None, gt=0, description="training tokens; steps = tokens / global_batch_tokens")
+    budget: str | None = Field(None, description="10m, 2h, 90s or 1e15 FLOPs: the forecast sizes the run")
+    context: int = Field(256, gt=1, description="tokens a sequence, T")
+    micro_batch_size: int | None = Field(None, gt=0, description="sequences at once on one device")
+    global_batch_tokens: int | None = Field(None, gt=0, description="tokens an optimiser step")
+    dtype: Literal["auto", "float32", "bfloat16"] = Field("auto", description="compute type; auto measures")
+    compile: Literal["auto", "on", "off"] = Field("auto", description="torch.compile; auto measures whether it pays")
+    loss_chunk_tokens: int | None = Field(None, gt=0, description="tokens a cross-entropy chunk; unset: from memory")
+    objective: Literal["next_token"] = Field("next_token", description="what is learned")
+    optimizer: Literal["muon", "adamw", "sgd"] = Field("muon", description="muon: matrices by Muon, the rest by AdamW")
+    lr: float | None = Field(None, gt=0, description="peak learning rate of the matrices; a rule per optimiser when unset")
+    embedding_lr: float | None = Field(None, gt=0, description="with muon: peak rate of everything AdamW updates")
+    weight_decay: float = Field(0.01, ge=0, description="decoupled weight decay of the matrices")
+    momentum: float = Field(0.95, ge=0, lt=1, description="momentum of SGD and Muon")
+    beta1: float = Field(0.9, ge=0, lt=1, description="AdamW, first moment")
+    beta2: float = Field(0.95, ge=0, lt=1, description="AdamW, second moment")
+    schedule: Literal["wsd", "cosine", "constant"] = Field("wsd", description="warm-up, then stable and decay, or cosine")
+    warmup_fraction: float = Field(0.02, ge=0, lt=1, description="share of the steps that warm up")
+    decay_fraction: float = Field(0.5, ge=0, le=1, description="wsd: share of the steps that decay to zero")
+    grad_clip: float = Field(1.0, ge=0, description="gradient norm at which gradients are scaled down; 0 never")
+    dropout: float = Field(0.0, ge=0, lt=1, description="dropout on the residual branches and the embedding")
+    seed: int = Field(0, ge=0, description="of weights, data order and dropout")
+    save_every: int | None = Field(None, gt=0, description="steps between checkpoints; unset: about one a minute")
+    keep: int = Field(2, gt=0, description="checkpoints kept")
+    eval_every: int | None = Field(None, gt=0, description="steps between validations; unset: about 10 in a run")
+    eval_tokens: int = Field(65_536, gt=0, description="validation tokens scored while training")
+
+
+class EvaluateConfig(Table):
+    """`[evaluate]`."""
+
+    context: int | None = Field(None, gt=1, description="window in tokens; the model's context when unset")
+    stride: int | None = Field(None, gt=0, description="tokens between windows; context when unset")
+
+
+class RunConfig(Table):
+    """The whole file."""
+
+    format_version: int = FORMAT_VERSION
+    model: ModelConfig = ModelConfig()
+    tokenizer: TokenizerConfig = TokenizerConfig()
+    data: DataConfig = DataConfig()
+    train: TrainConfig = TrainConfig()
+    evaluate: EvaluateConfig = EvaluateConfig()
+
+
+def load(path: Path | None = None, overrides: Iterable[str] = ()) -> RunConfig:
+    """Read a TOML file (or start from the defaults) and apply `table.key=value` overrides in order."""
+    raw: dict[str, Any] = {}
+    where = "the command line"
+    if path is not None:
+        where = str(path)
+        try:
+            raw = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise ConfigError(f"{path}: no such file") from None
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as e:
+            raise ConfigError(f"{path}: not valid TOML: {e}") from None
+        version = raw.get("format_version", FORMAT_VERSION)
+        if not isinstance(version, int) or version > FORMAT_VERSION:
+            raise ConfigError(f"{path}: format_version {version} is newer than this Foretell reads ({FORMAT_VERSION})")
+    for override in overrides:
+        _set(raw, override)
+    return validate(raw, where)
+
+
+def validate(raw: Mapping[str, Any], where: str = "config") -> RunConfig:
+    """Check a plain mapping. Raises ConfigError naming every wrong key, its value and the nearest known key."""
+    try:
+        return RunConfig.model_validate(raw)
+    except ValidationError as e:
+        raise ConfigError("\n".join(_explain(err, where) for err in e.errors())) from None
+
+
+def updated(config: RunConfig, **tables: Mapping[str, Any]) -> RunConfig:
+    """A copy with some keys of some tables replaced: `updated(config, train={"steps": 10})`. Validated again."""
+    raw = config.model_dump()
+    for name, changes in tables.items():
+        raw[name] = {**raw[name], **changes}
+    return validate(raw)
+
+
+def dumps(config: RunConfig) -> str:
+    """The config as TOML. Unset keys are left out: TOML has no null."""
+    lines = [f"format_version = {config.format_version}"]
+    for name, table in config:
+        if isinstance(table, Table):
+            values = {k: v for k, v in table if v is not None}
+            lines += ["", f"[{name}]", *(f"{k} = {_toml(v)}" for k, v in values.items())]
+    return "\n".join(lines) + "\n"
+
+
+def _toml(value: object) -> str:
+    if isinstance(value, float) and value.is_integer() and abs(value) < 1e15:
+        return f"{value:.1f}"
+    # JSON strings, numbers, booleans and lists are TOML too, but TOML wants DEL escaped.
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+
+
+def _set(raw: dict[str, Any], override: str) -> None:
+    key, eq, text = override.partition("=")
+    parts = key.strip().split(".")
+    if not eq or len(parts) != 2 or not all(parts):
+        raise ConfigError(f"`{override}` is not an override; write table.key=value, for example train.lr=3e-3")
+    try:
+        value = tomllib.loads(f"v = {text.strip()}")["v"]
+    except tomllib.TOMLDecodeError:
+        value = text
+    table = raw.setdefault(parts[0], {})
+    if not isinstance(table, dict):
+        raise ConfigError(f"`{parts[0]}` is a value, not a table")
+    table[parts[1]] = value
+
+
+def _explain(err: Any, where: str) -> str:
+    place = ".".join(str(p) for p in err["loc"])
+    if err["type"] == "extra_forbidden":
+        table = RunConfig.model_fields.get(str(err["loc"][0]))
+        inside = table is not None and len(err["loc"]) > 1 and isinstance(table.default, Table)
+        known = list(type(table.default).model_fields) if inside and table else list(RunConfig.model_fields)
+        near = difflib.get_close_matches(str(err["loc"][-1]), known, n=1, cutoff=0.0)[0]
+        prefix = ".".join(str(p) for p in err["loc"][:-1])
+        return f"{where}: unknown key `{place}`; nearest: `{prefix + '.' if prefix else ''}{near}`"
+    return f"{where}: `{place}` = {err['input']!r}: {err['msg']}"

@@ -1,0 +1,196 @@
+"""The default decoder: a Transformer that reads like its papers.
+
+RMSNorm before each branch (Zhang and Sennrich, 2019), rotary positions (Su et al., 2021), grouped queries (Ainslie et al.,
+2023), RMSNorm on queries and keys (Dehghani et al., 2023), SwiGLU (Shazeer, 2020), tied embeddings (Press and Wolf, 2017).
+This is the architecture and these are the parameter names of Qwen3 in Hugging Face transformers, so a trained model needs
+no conversion to be loaded there, in vLLM or in llama.cpp.
+
+Shapes: B batch, T time, S time of keys (cached and new), D hidden, H heads, K KV heads, E head dim, V vocabulary.
+Not handled here: masks other than what the caller passes, sliding windows, RoPE scaling, experts.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from foretell.config import ModelConfig
+
+
+class Cache(Protocol):
+    """Keys and values of the tokens already seen. `generate` owns the implementation."""
+
+    length: int
+
+    def update(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Append (B, K, T, E) keys and values of one layer; return all of that layer's, (B, K, S, E)."""
+        ...
+
+
+class RMSNorm(nn.Module):
+    def __init__(self, dim: int, eps: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(dim))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.rms_norm(x, (x.shape[-1],), self.weight.to(x.dtype), self.eps)
+
+
+def rotary_tables(length: int, head_dim: int, theta: float) -> tuple[Tensor, Tensor]:
+    """cos and sin, each (length, E) in float32, for `rotate`."""
+    frequency = theta ** -(torch.arange(0, head_dim, 2, dtype=torch.float32) / head_dim)
+    angle = torch.outer(torch.arange(length, dtype=torch.float32), frequency).repeat(1, 2)
+    return angle.cos(), angle.sin()
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotate pairs (i, i + E/2) of x (B, heads, T, E) by the angles of their positions."""
+    a, b = x.chunk(2, dim=-1)
+    return x * cos + torch.cat((-b, a), dim=-1) * sin
+
+
+class Attention(nn.Module):
+    def __init__(self, c: ModelConfig, layer: int, dropout: float) -> None:
+        super().__init__()
+        D, H, K, E = c.hidden_size, c.num_attention_heads, c.num_key_value_heads, c.head_dim
+        self.layer, self.heads, self.kv_heads, self.head_dim, self.dropout = layer, H, K, E, dropout
+        self.q_proj = nn.Linear(D, H * E, bias=False)
+        self.k_proj = nn.Linear(D, K * E, bias=False)
+        self.v_proj = nn.Linear(D, K * E, bias=False)
+        self.o_proj = nn.Linear(H * E, D, bias=False)
+        self.q_norm = RMSNorm(E, c.rms_norm_eps)
+        self.k_norm = RMSNorm(E, c.rms_norm_eps)
+
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | None, cache: Cache | None) -> Tensor:
+        B, T, _ = x.shape
+        q = self.q_norm(self.q_proj(x).view(B, T, -1, self.head_dim)).transpose(1, 2)
+        k = self.k_norm(self.k_proj(x).view(B, T, -1, self.head_dim)).transpose(1, 2)
+        v = self.v_proj(x).view(B, T, -1, self.head_dim).transpose(1, 2)
+        q, k = rotate(q, cos, sin), rotate(k, cos, sin)
+        if cache is not None:
+            k, v = cache.update(self.layer, k, v)
+        causal = mask is None and T > 1
+        y = F.scaled_dot_product_attention(
+            q, k, v, attn_mask=mask, is_causal=causal, enable_gqa=self.kv_heads != self.heads
+        )
+        return self.o_proj(y.transpose(1, 2).reshape(B, T, -1))
+
+
+class MLP(nn.Module):
+    def __init__(self, c: ModelConfig) -> None:
+        super().__init__()
+        self.gate_proj = nn.Linear(c.hidden_size, c.intermediate_size, bias=False)
+        self.up_proj = nn.Linear(c.hidden_size, c.intermediate_size, bias=False)
+        self.down_proj = nn.Linear(c.intermediate_size, c.hidden_size, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+
+
+class Layer(nn.Module):
+    def __init__(self, c: ModelConfig, layer: int, dropout: float) -> None:
+        super().__init__()
+        self.self_attn = Attention(c, layer, dropout)
+        self.mlp = MLP(c)
+        self.input_layernorm = RMSNorm(c.hidden_size, c.rms_norm_eps)
+        self.post_attention_layernorm = RMSNorm(c.hidden_size, c.rms_norm_eps)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | None, cache: Cache | None) -> Tensor:
+        x = x + self.dropout(self.self_attn(self.input_layernorm(x), cos, sin, mask, cache))
+        return x + self.dropout(self.mlp(self.post_attention_layernorm(x)))
+
+
+class Transformer(nn.Module):
+    def __init__(self, c: ModelConfig, dropout: float) -> None:
+        super().__init__()
+        self.embed_tokens = nn.Embedding(c.vocab_size, c.hidden_size)
+        self.layers = nn.ModuleList(Layer(c, i, dropout) for i in range(c.num_hidden_layers))
+        self.norm = RMSNorm(c.hidden_size, c.rms_norm_eps)
+        self.dropout = nn.Dropout(dropout)
+        cos, sin = rotary_tables(c.max_position_embeddings, c.head_dim, c.rope_theta)
+        self.register_buffer("cos", cos, persistent=False)
+        self.register_buffer("sin", sin, persistent=False)
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        positions: Tensor | None = None,
+        mask: Tensor | None = None,
+        cache: Cache | None = None,
+    ) -> Tensor:
+        B, T = input_ids.shape
+        if positions is None:
+            start = cache.length if cache is not None else 0
+            cos, sin = self.cos[start : start + T], self.sin[start : start + T]
+        else:
+            cos, sin = self.cos[positions].unsqueeze(1), self.sin[positions].unsqueeze(1)
+        x = self.dropout(self.embed_tokens(input_ids))
+        cos, sin = cos.to(x.dtype), sin.to(x.dtype)
+        for layer in self.layers:
+            x = layer(x, cos, sin, mask, cache)
+        return self.norm(x)
+
+
+class Decoder(nn.Module):
+    """Predicts each next token. `config` must be resolved (`ModelConfig.resolved`)."""
+
+    def __init__(self, config: ModelConfig, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.config = config
+        self.model = Transformer(config, dropout)
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        if config.tie_word_embeddings:
+            self.lm_head.weight = self.model.embed_tokens.weight
+
+    def hidden(
+        self,
+        input_ids: Tensor,
+        positions: Tensor | None = None,
+        mask: Tensor | None = None,
+        cache: Cache | None = None,
+    ) -> Tensor:
+        """Final hidden states (B, T, D), after the last norm and before the head.
+
+        input_ids: (B, T) integers. positions: (B, T), default 0..T-1 after what the cache holds. mask: (B or 1, 1, T, S)
+        boolean, True where a query may look; default causal. With a cache that already holds tokens and T > 1, pass a mask.
+        """
+        return self.model(input_ids, positions, mask, cache)
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        positions: Tensor | None = None,
+        mask: Tensor | None = None,
+        cache: Cache | None = None,
+    ) -> Tensor:
+        """Logits (B, T, V). Arguments as in `hidden`."""
+        return self.lm_head(self.hidden(input_ids, positions, mask, cache))
+
+    @torch.no_grad()
+    def initialise(self, generator: torch.Generator) -> None:
+        """Embeddings normal(initializer_range), matrices normal(1/sqrt(fan in)), matrices that write to the residual zero.
+
+        Zero outputs make every layer start as the identity, so the first steps may be large (Zhang et al., 2019, Fixup;
+        Yang et al., 2022, muP).
+        """
+        for name, p in self.named_parameters():
+            if p.ndim < 2:
+                p.fill_(1.0)
+            elif name.endswith(("embed_tokens.weight", "lm_head.weight")):
+                p.normal_(0.0, self.config.initializer_range, generator=generator)
+            elif name.endswith(("o_proj.weight", "down_proj.weight")):
+                p.zero_()
+            else:
+                p.normal_(0.0, p.shape[1] ** -0.5, generator=generator)
+
+
+def document_mask(segments: Tensor) -> Tensor:
+    """(B, 1, T, T) mask that is causal and stays inside one document; segments: (B, T) document numbers."""
+    T = segments.shape[1]
+    causal = torch.ones(T, T, dtype=torch.bool, device=segments.device).tril()
+    return (segments[:, :, None] == segments[:, None, :]).logical_and(causal).unsqueeze(1)

@@ -1,0 +1,184 @@
+"""Device, dtype, threads, seed, signals and folders: everything about the machine, decided in one place.
+
+This is the only module that reads the environment, and the only one that names a device. It imports torch lazily, so that
+`foretell --help` and `foretell plan` stay fast.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import platform
+import sys
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from foretell.errors import ConfigError
+
+if TYPE_CHECKING:
+    import torch
+
+# Read by glibc at process start: transparent huge pages for malloc, and no giving back of large blocks between steps.
+# Page faults cost 12 to 25% of a training step on CPU (docs/log.md).
+_ALLOCATOR = {
+    "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1:glibc.malloc.mmap_threshold=4294967296:"
+    "glibc.malloc.trim_threshold=17179869184:glibc.malloc.top_pad=268435456",
+    "MALLOC_ARENA_MAX": "2",
+}
+_EXECUTED = "FORETELL_TUNED"
+
+
+def tune_process() -> None:
+    """Restart this interpreter once with allocator settings that must be in the environment before it starts.
+
+    `os.execve` keeps the process id, so a killed parent never leaves a trainer behind. Only the command line calls this,
+    only for `train`, `demo` and `ladder`, and only before torch is imported. Does nothing outside glibc Linux, on a second
+    call, or where the user set the same variables.
+    """
+    already = _EXECUTED in os.environ or "torch" in sys.modules or any(k in os.environ for k in _ALLOCATOR)
+    if already or sys.platform != "linux" or platform.libc_ver()[0] != "glibc" or not sys.argv[0]:
+        return
+    sys.stdout.flush()
+    sys.stderr.flush()
+    environment = {**os.environ, **_ALLOCATOR, _EXECUTED: "1"}
+    os.execve(sys.executable, [sys.executable, *_interpreter_flags(), "-m", "foretell.cli", *sys.argv[1:]], environment)
+
+
+def _interpreter_flags() -> list[str]:
+    import subprocess
+
+    return subprocess._args_from_interpreter_flags()  # type: ignore[attr-defined]
+
+
+def process_settings() -> dict[str, str]:
+    """The allocator settings in force, for the record in a run folder."""
+    return {k: os.environ[k] for k in _ALLOCATOR if k in os.environ}
+
+
+def device() -> torch.device:
+    """CUDA where present, then Apple's MPS, then CPU. FORETELL_DEVICE overrides."""
+    import torch
+
+    wanted = os.environ.get("FORETELL_DEVICE")
+    if wanted:
+        return torch.device(wanted)
+    if torch.cuda.is_available():
+        return torch.device("cuda", rank() % torch.cuda.device_count())
+    if torch.backends.mps.is_available():
+        return torch.device("mps")
+    return torch.device("cpu")
+
+
+def dtype(name: str) -> torch.dtype:
+    import torch
+
+    known = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+    if name not in known:
+        raise ConfigError(f"dtype `{name}` is not one of {', '.join(known)}")
+    return known[name]
+
+
+def rank() -> int:
+    return int(os.environ.get("RANK", "0"))
+
+
+def cores() -> int:
+    """Processors this process may use, as the scheduler sees it."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def threads() -> int:
+    """Compute threads of one process: OMP_NUM_THREADS, else one a core."""
+    wanted = os.environ.get("OMP_NUM_THREADS", "").split(",")[0]
+    return int(wanted) if wanted.isdigit() and int(wanted) else cores()
+
+
+def memory_total_bytes() -> int:
+    """Physical memory, or the container's limit where that is smaller."""
+    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    try:
+        limit = Path("/sys/fs/cgroup/memory.max").read_text().strip()
+        return min(total, int(limit)) if limit.isdigit() else total
+    except OSError:
+        return total
+
+
+def peak_memory_bytes() -> int:
+    """The largest resident size this process has had."""
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def resident_memory_bytes() -> int:
+    """The resident size of this process now; 0 where the system does not say."""
+    try:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except OSError:
+        return 0
+
+
+def cache_dir() -> Path:
+    """Where the machine record lives: $FORETELL_HOME, else $XDG_CACHE_HOME/foretell, else ~/.cache/foretell."""
+    home = os.environ.get("FORETELL_HOME")
+    return Path(home) if home else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "foretell"
+
+
+def offline() -> bool:
+    return os.environ.get("HF_HUB_OFFLINE", "") in {"1", "true", "TRUE", "yes"}
+
+
+@functools.cache
+def processor() -> str:
+    """The processor's name as the system gives it."""
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
+
+
+@functools.cache
+def machine_key() -> str:
+    """Names the machine record: processor (with its feature flags' digest), threads, torch version."""
+    import hashlib
+
+    flags = ""
+    try:
+        flags = next(s for s in Path("/proc/cpuinfo").read_text().splitlines() if s.startswith(("flags", "Features")))
+    except (OSError, StopIteration):
+        pass
+    facts = {"processor": processor(), "flags": flags, "threads": threads(), "torch": metadata.version("torch")}
+    digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:12]
+    name = "".join(c if c.isalnum() else "-" for c in processor().lower()).strip("-")[:40]
+    return f"{name}-{threads()}t-{digest}"
+
+
+def machine_facts() -> dict[str, Any]:
+    return {
+        "processor": processor(),
+        "threads": threads(),
+        "memory_bytes": memory_total_bytes(),
+        "python": platform.python_version(),
+        "torch": metadata.version("torch"),
+        "system": platform.system(),
+    }
+
+
+def has_compiler() -> bool:
+    """Whether torch.compile could build code here: a C++ compiler on the path."""
+    import shutil
+
+    return any(shutil.which(c) for c in (os.environ.get("CXX") or "g++", "clang++"))
+
+
+def seed_all(seed: int) -> None:
+    """Seed torch's default generators. Weights, dropout and sampling draw from them; data order does not."""
+    import torch
+
+    torch.manual_seed(seed)
