@@ -10,7 +10,9 @@ import functools
 import json
 import os
 import platform
+import signal
 import sys
+import threading
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -105,10 +107,28 @@ def memory_total_bytes() -> int:
         return total
 
 
+def reset_peak_memory() -> None:
+    """Give freed memory back and start the peak anew, so that a run's peak is the run's own. Linux only."""
+    import ctypes
+
+    if sys.platform == "linux":
+        try:
+            ctypes.CDLL(None).malloc_trim(0)
+            Path("/proc/self/clear_refs").write_text("5")
+        except (OSError, AttributeError):
+            pass
+
+
 def peak_memory_bytes() -> int:
-    """The largest resident size this process has had."""
+    """The largest resident size this process has had since `reset_peak_memory`, or since its start."""
     import resource
 
+    try:
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+    except OSError:
+        pass
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
 
@@ -175,6 +195,33 @@ def has_compiler() -> bool:
     import shutil
 
     return any(shutil.which(c) for c in (os.environ.get("CXX") or "g++", "clang++"))
+
+
+class StopRequest:
+    """While it is entered, Ctrl-C and SIGTERM are noted in `signum` instead of ending the process; a second one ends it.
+
+    Outside the main thread, where Python delivers no signals, it notes nothing.
+    """
+
+    def __init__(self) -> None:
+        self.signum = 0
+        self._previous: dict[int, Any] = {}
+
+    def __enter__(self) -> StopRequest:
+        if threading.current_thread() is threading.main_thread():
+            for s in (signal.SIGINT, signal.SIGTERM):
+                self._previous[s] = signal.signal(s, self._note)
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        for s, handler in self._previous.items():
+            signal.signal(s, handler)
+
+    def _note(self, signum: int, frame: object) -> None:
+        if self.signum:
+            signal.signal(signum, signal.SIG_DFL)
+            os.kill(os.getpid(), signum)
+        self.signum = signum
 
 
 def seed_all(seed: int) -> None:

@@ -1,0 +1,66 @@
+"""Next-token cross-entropy that need not hold all B x T x V logits.
+
+Full: logits in one piece, which a compiler can fuse. Chunked: a few thousand tokens at a time, and the gradients of hidden
+states and head are formed inside the forward pass, so that no chunk's logits outlive it and no product is computed twice
+(the idea of Liger's and Wijmans et al.'s (2024) fused linear cross-entropy, without a custom kernel).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from foretell.models.decoder import Decoder, document_mask
+
+
+def next_token_loss(
+    model: Decoder, inputs: Tensor, targets: Tensor, segments: Tensor | None, chunk_tokens: int | None
+) -> Tensor:
+    """Mean negative log-likelihood in nats of targets (B, T), given inputs (B, T). A scalar in float32.
+
+    segments: (B, T) document numbers to keep attention inside documents, or None. chunk_tokens: tokens a chunk of the
+    cross-entropy, or None for all at once.
+    """
+    mask = None if segments is None else document_mask(segments)
+    hidden = model.hidden(inputs, mask=mask).flatten(0, 1)
+    flat = targets.flatten()
+    if chunk_tokens is None or chunk_tokens >= flat.numel():
+        return F.cross_entropy(model.lm_head(hidden).float(), flat)
+    weight = model.lm_head.weight
+    if torch.is_autocast_enabled(hidden.device.type):
+        weight = weight.to(torch.get_autocast_dtype(hidden.device.type))
+    return _ChunkedCrossEntropy.apply(hidden.to(weight.dtype), weight, flat, chunk_tokens)
+
+
+class _ChunkedCrossEntropy(torch.autograd.Function):
+    """Mean cross-entropy of hidden (N, D) @ weight (V, D).T against targets (N,)."""
+
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, chunk: int) -> Tensor:
+        N = targets.numel()
+        total = torch.zeros((), dtype=torch.float32, device=hidden.device)
+        grad_hidden = torch.empty_like(hidden)
+        grad_weight = torch.zeros(weight.shape, dtype=torch.float32, device=weight.device)
+        for i in range(0, N, chunk):
+            h, t = hidden[i : i + chunk], targets[i : i + chunk, None]
+            logits = (h @ weight.T).float()
+            log_sum = torch.logsumexp(logits, dim=1, keepdim=True)
+            total += (log_sum - logits.gather(1, t)).sum()
+            probabilities = logits.sub_(log_sum).exp_()
+            probabilities.scatter_add_(1, t, torch.full_like(log_sum, -1.0))
+            grad_logits = probabilities.mul_(1.0 / N).to(h.dtype)
+            grad_hidden[i : i + chunk] = grad_logits @ weight
+            if grad_logits.dtype == torch.float32:
+                grad_weight.addmm_(grad_logits.T, h)
+            else:
+                grad_weight += grad_logits.T @ h
+        ctx.save_for_backward(grad_hidden, grad_weight.to(weight.dtype))
+        return total / N
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None, None]:
+        grad_hidden, grad_weight = ctx.saved_tensors
+        return grad_hidden * grads[0], grad_weight * grads[0], None, None

@@ -1,0 +1,135 @@
+"""Optimisers: SGD with momentum and AdamW from torch; Muon for matrices, with AdamW for embeddings, head and norms.
+
+Muon (Jordan et al., 2024) orthogonalises the momentum of each matrix by a Newton-Schulz iteration. torch.optim.Muon takes
+one matrix at a time in bfloat16; here all matrices of one shape go through the iteration as one batched product, in the
+dtype the caller chose, because bfloat16 is slow on some processors and dozens of small products are slow on all
+(docs/log.md has the comparison).
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+
+import torch
+from torch import Tensor, nn
+
+from foretell.config import TrainConfig
+
+# The quintic whose iteration drives singular values towards 1 (Jordan et al., 2024).
+_A, _B, _C = 3.4445, -4.7750, 2.0315
+
+# Peak learning rates where the config names none. Measured on small models (docs/log.md).
+DEFAULT_LR = {"muon": 0.02, "adamw": 2e-3, "sgd": 0.1}
+DEFAULT_EMBEDDING_LR = 5e-3
+
+
+def orthogonalise(g: Tensor, steps: int = 5, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Approximately the nearest semi-orthogonal matrix to each of g (..., rows, cols), by Newton-Schulz in `dtype`."""
+    x = g.to(dtype)
+    tall = x.shape[-2] > x.shape[-1]
+    if tall:
+        x = x.mT
+    x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)
+    for _ in range(steps):
+        a = x @ x.mT
+        b = torch.baddbmm(a, a, a, beta=_B, alpha=_C)
+        x = torch.baddbmm(x, b, x, beta=_A)
+    return (x.mT if tall else x).to(g.dtype)
+
+
+class Muon(torch.optim.Optimizer):
+    """Muon with Nesterov momentum over matrices. The update is scaled by sqrt(max(1, rows / cols))."""
+
+    def __init__(
+        self,
+        params: list[nn.Parameter],
+        lr: float,
+        momentum: float,
+        weight_decay: float,
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
+        self.dtype = dtype
+        self._shapes: dict[torch.Size, list[nn.Parameter]] = defaultdict(list)
+        for p in params:
+            self._shapes[p.shape].append(p)
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        group = self.param_groups[0]
+        lr, momentum, decay = group["lr"], group["momentum"], group["weight_decay"]
+        for shape, members in self._shapes.items():
+            params = [p for p in members if p.grad is not None]
+            if not params:
+                continue
+            gradients = [p.grad for p in params]
+            for p in params:
+                if "momentum_buffer" not in self.state[p]:
+                    self.state[p]["momentum_buffer"] = torch.zeros_like(p)
+            buffers = [self.state[p]["momentum_buffer"] for p in params]
+            torch._foreach_lerp_(buffers, gradients, 1 - momentum)
+            updates = orthogonalise(torch.stack(torch._foreach_lerp(gradients, buffers, momentum)), dtype=self.dtype)
+            if decay:
+                torch._foreach_mul_(params, 1 - lr * decay)
+            scale = -lr * max(1.0, shape[0] / shape[1]) ** 0.5
+            torch._foreach_add_(params, list(updates.unbind(0)), alpha=scale)
+
+
+def build(model: nn.Module, c: TrainConfig, dtype: torch.dtype = torch.float32) -> list[torch.optim.Optimizer]:
+    """The optimisers of a run. dtype: of Muon's iteration. Peak learning rates stand in each group's `peak_lr`."""
+    named = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
+    matrices = [p for n, p in named if p.ndim == 2 and "embed_tokens" not in n and "lm_head" not in n]
+    tables = [p for n, p in named if p.ndim == 2 and ("embed_tokens" in n or "lm_head" in n)]
+    vectors = [p for n, p in named if p.ndim != 2]
+    lr = c.lr or DEFAULT_LR[c.optimizer]
+    betas = (c.beta1, c.beta2)
+    built: list[torch.optim.Optimizer]
+    if c.optimizer == "sgd":
+        built = [
+            torch.optim.SGD(_decayed(matrices + tables, vectors, c.weight_decay), lr, momentum=c.momentum, foreach=True)
+        ]
+    elif c.optimizer == "adamw":
+        built = [torch.optim.AdamW(_decayed(matrices + tables, vectors, c.weight_decay), lr, betas, fused=True)]
+    else:
+        rest = torch.optim.AdamW(
+            tables + vectors, c.embedding_lr or DEFAULT_EMBEDDING_LR, betas, weight_decay=0.0, fused=True
+        )
+        built = [Muon(matrices, lr, c.momentum, c.weight_decay, dtype), rest]
+    for optimizer in built:
+        for group in optimizer.param_groups:
+            group["peak_lr"] = group["lr"]
+    return built
+
+
+def _decayed(matrices: list[nn.Parameter], vectors: list[nn.Parameter], weight_decay: float) -> list[dict[str, object]]:
+    return [{"params": matrices, "weight_decay": weight_decay}, {"params": vectors, "weight_decay": 0.0}]
+
+
+def set_lr(optimizers: list[torch.optim.Optimizer], factor: float) -> float:
+    """Set every group to its peak times `factor`; returns the first group's rate."""
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            group["lr"] = group["peak_lr"] * factor
+    return float(optimizers[0].param_groups[0]["lr"])
+
+
+def state_tensors(model: nn.Module, optimizers: list[torch.optim.Optimizer]) -> dict[str, Tensor]:
+    """The optimisers' state as named tensors: `optimizer.KEY.PARAMETER`."""
+    tensors = {}
+    for name, p in model.named_parameters():
+        for optimizer in optimizers:
+            for key, value in optimizer.state.get(p, {}).items():
+                if isinstance(value, Tensor):
+                    tensors[f"optimizer.{key}.{name}"] = value
+    return tensors
+
+
+def load_state_tensors(model: nn.Module, optimizers: list[torch.optim.Optimizer], tensors: dict[str, Tensor]) -> None:
+    """The inverse of `state_tensors`."""
+    owner = {p: o for o in optimizers for group in o.param_groups for p in group["params"]}
+    parameters = dict(model.named_parameters())
+    for full, value in tensors.items():
+        if full.startswith("optimizer."):
+            key, _, name = full.removeprefix("optimizer.").partition(".")
+            p = parameters[name]
+            owner[p].state[p][key] = value.clone()

@@ -1,0 +1,236 @@
+"""`foretell train`: from a config and prepared data to a run folder. Forecast first, then the loop, then the measurement.
+
+Order of decisions, each written into config.toml so that the folder repeats the run: what the text is like (a short
+probe), how large the model is (`plan`), which execution path is fastest (a trial), how many steps fit (`plan` again). The
+number of steps is fixed before the first one; the clock does not end the run, except for a guard at 1.25 times a budget.
+"""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from foretell import config as run_config
+from foretell import evaluate, plan, runtime
+from foretell.checkpoint import files
+from foretell.config import RunConfig
+from foretell.data import Data
+from foretell.errors import ConfigError
+from foretell.models import hf
+from foretell.models.decoder import Decoder
+from foretell.train import log as run_log
+from foretell.train import loop, trial
+from foretell.train.loop import Display, Job
+
+GUARD = 1.25
+# Below this many seconds a run is not worth a probe or a trial.
+WORTH_PROBING_SECONDS = 60.0
+RESULT_FIELDS = (
+    "run model steps tokens seconds tokens_per_second mfu loss perplexity train_loss bits_per_byte resumed_from stopped"
+).split()
+
+
+def train(
+    config: RunConfig,
+    data: Data,
+    run: Path,
+    *,
+    machine: dict[str, Any],
+    resume: bool = False,
+    allow_drift: bool = False,
+    display: Display | None = None,
+) -> dict[str, Any]:
+    """Train in the folder `run`; returns the fields of `foretell train --json`.
+
+    machine: the record of `foretell.calibrate`. resume: go on where the folder stands, or start where it is empty.
+    Raises ConfigError when the folder exists and resume is off, or when a resume would change the execution path.
+    """
+    run = Path(run)
+    show = display or (lambda event: None)
+    torch.set_num_threads(runtime.threads())
+    _claim(run, resume)
+    if (run / "measured.json").exists():
+        stored = json.loads((run / "measured.json").read_text(encoding="utf-8"))
+        return {k: stored.get(k) for k in RESULT_FIELDS} | {"run": str(run), "model": str(run / "model")}
+    if (run / "config.toml").exists():
+        config = _stored_config(run, config, data, machine, allow_drift)
+        forecast = json.loads((run / "plan.json").read_text(encoding="utf-8"))
+    else:
+        config, forecast = decide(config, data, machine, show)
+        _write_folder(run, config, forecast, data, machine)
+    show({"event": "plan", "plan": forecast, "config": config})
+    model = trial.built(config.model, config.train.dropout, config.train.seed)
+    job = _job(config, data, run, machine, forecast)
+    runtime.reset_peak_memory()
+    outcome = loop.run(model, job, resume=resume, display=show)
+    peak = runtime.peak_memory_bytes()
+    show({"event": "evaluating", "split": "valid"})
+    measured = _measured(run, config, data, model, forecast, outcome, peak)
+    hf.save(model, data.tokenizer, run / "model")
+    _write_json(run / "measured.json", measured)
+    return {k: measured.get(k) for k in RESULT_FIELDS}
+
+
+def corpus(data: Data) -> dict[str, Any]:
+    """The facts of the training text that `plan` reads."""
+    split = data.index["splits"]["train"]
+    return {
+        "bytes": split["bytes"],
+        "tokens": split["tokens"],
+        "documents": split["documents"],
+        "unique_tokens": data.index["unique_tokens"],
+        "bytes_per_token": data.index["bytes_per_token"],
+        "xz_bits_per_byte": data.index["text_xz_bits_per_byte"],
+        "vocab_size": data.tokenizer.vocab_size,
+    }
+
+
+def decide(
+    config: RunConfig, data: Data, machine: dict[str, Any], show: Display
+) -> tuple[RunConfig, dict[str, Any]]:
+    """Every open choice closed: sizes, path, steps. Returns the complete config and its forecast."""
+    text = corpus(data)
+    budget = plan.parse_budget(config.train.budget) if config.train.budget else None
+    measured_probe = None
+    if budget is not None and budget.is_worth_a_probe:
+        show({"event": "probing"})
+        measured_probe = trial.probe(data)
+        show({"event": "probe", **measured_probe})
+    if budget is not None:
+        config = plan.size_for_budget(budget, machine=machine, corpus=text, probe=measured_probe, config=config)
+    config = plan.completed(config, text)
+    first = plan.plan(config, machine=machine, corpus=text, probe=measured_probe)
+    seconds = first["seconds"]["value"]
+    measured_trial = None
+    if seconds > WORTH_PROBING_SECONDS / 2:
+        show({"event": "trying", "seconds": seconds})
+        config, measured_trial = trial.choose_path(config, data, machine, seconds)
+        show({"event": "trial", **measured_trial})
+    else:
+        dtype = "float32" if config.train.dtype == "auto" else config.train.dtype
+        compiled = "off" if config.train.compile == "auto" else config.train.compile
+        config = run_config.updated(config, train={"dtype": dtype, "compile": compiled})
+    if budget is not None and budget.seconds is not None and measured_trial is not None:
+        config = plan.steps_for_budget(
+            budget, machine=machine, corpus=text, probe=measured_probe, trial=measured_trial, config=config
+        )
+    forecast = plan.plan(config, machine=machine, corpus=text, probe=measured_probe, trial=measured_trial)
+    return config, {**forecast, "created": datetime.now(UTC).isoformat(timespec="seconds")}
+
+
+def _claim(run: Path, resume: bool) -> None:
+    if run.exists() and not run.is_dir():
+        raise ConfigError(f"{run} is a file; a run needs a folder")
+    if not resume and run.exists() and any(run.iterdir()):
+        raise ConfigError(f"{run} exists already; go on with it by --resume, or choose another --name")
+    run.mkdir(parents=True, exist_ok=True)
+
+
+def _stored_config(
+    run: Path, given: RunConfig, data: Data, machine: dict[str, Any], allow_drift: bool
+) -> RunConfig:
+    """The folder's own config, after checking that nothing that decides the numbers has changed."""
+    stored = run_config.load(run / "config.toml")
+    drift = []
+    for name, table in given:
+        if isinstance(table, run_config.Table):
+            for key in sorted(table.model_fields_set):
+                old, new = getattr(getattr(stored, name), key), getattr(table, key)
+                if new is not None and new != "auto" and old != new:
+                    drift.append(f"{name}.{key}: {old} then, {new} now")
+    record = json.loads((run / "machine.json").read_text(encoding="utf-8"))
+    for fact in ("processor", "threads", "torch"):
+        if record.get(fact) != machine.get(fact):
+            drift.append(f"{fact}: {record.get(fact)} then, {machine.get(fact)} now")
+    saved = json.loads((run / "data.json").read_text(encoding="utf-8"))
+    if saved["fingerprint"] != data.index["fingerprint"]:
+        raise ConfigError(
+            f"{run} was trained on other data (fingerprint {saved['fingerprint'][:12]}) than is given now "
+            f"({data.index['fingerprint'][:12]}); give the same data, or choose another --name"
+        )
+    if drift and not allow_drift:
+        raise ConfigError(
+            f"{run} cannot be resumed bit for bit: " + "; ".join(drift) + ". Accept this with --allow-drift."
+        )
+    changed = {k: getattr(given.train, k) for k in ("dtype", "compile") if k in given.train.model_fields_set}
+    return run_config.updated(stored, train=changed) if drift and changed else stored
+
+
+def _write_folder(
+    run: Path, config: RunConfig, forecast: dict[str, Any], data: Data, machine: dict[str, Any]
+) -> None:
+    """plan.json before the run. config.toml comes last: where it is, the folder can be resumed."""
+    _write_json(run / "plan.json", {"format_version": run_config.FORMAT_VERSION, **forecast})
+    _write_json(run / "machine.json", machine)
+    keys = ("fingerprint", "splits", "funnel", "text_xz_bits_per_byte", "bytes_per_token", "unique_tokens")
+    _write_json(run / "data.json", {k: data.index[k] for k in keys} | {"corpus": corpus(data)})
+    files.write_atomic(run / "config.toml", run_config.dumps(config).encode())
+
+
+def _write_json(path: Path, value: dict[str, Any]) -> None:
+    files.write_atomic(path, (json.dumps(value, ensure_ascii=False, indent=1) + "\n").encode())
+
+
+def _job(
+    config: RunConfig, data: Data, run: Path, machine: dict[str, Any], forecast: dict[str, Any]
+) -> Job:
+    budget = plan.parse_budget(config.train.budget) if config.train.budget else None
+    limit = budget.seconds * GUARD if budget is not None and budget.seconds is not None else None
+    return Job(
+        config=config.train,
+        data=data,
+        folder=run,
+        packing=config.data.packing,
+        dtype=runtime.dtype(config.train.dtype),
+        compiled=config.train.compile == "on",
+        flops_per_token=forecast["flops_per_token"],
+        peak_flops_per_second=plan.peak_flops_per_second(machine),
+        limit_seconds=limit,
+    )
+
+
+def _measured(
+    run: Path,
+    config: RunConfig,
+    data: Data,
+    model: Decoder,
+    forecast: dict[str, Any],
+    outcome: dict[str, Any],
+    peak_bytes: int,
+) -> dict[str, Any]:
+    """measured.json: the forecast's fields as they came out, and the result of the verb."""
+    c = config.train
+    scores = evaluate.evaluate_split(
+        model, data, "valid", max_tokens=None, context=c.context, batch_size=c.micro_batch_size
+    )
+    steps = [e for e in run_log.read(run / "log.jsonl") if e["event"] == "step"]
+    rates = sorted(e["tokens_per_second"] for e in steps)
+    median_rate = rates[len(rates) // 2]
+    last = [e["loss"] for e in steps[-max(1, len(steps) // 20) :] if e["loss"] is not None]
+    return {
+        "run": str(run),
+        "model": str(run / "model"),
+        "steps": outcome["steps"],
+        "tokens": outcome["tokens"],
+        "seconds": outcome["seconds"],
+        "step_seconds": c.global_batch_tokens / median_rate,
+        "tokens_per_second": outcome["tokens"] / outcome["seconds"],
+        "mfu": median_rate * forecast["flops_per_token"] / forecast["peak_flops_per_second"],
+        "flops_per_token": forecast["flops_per_token"],
+        "flops_total": forecast["flops_per_token"] * outcome["tokens"],
+        "memory_bytes": {"peak": peak_bytes},
+        "parameters": {"total": sum(p.numel() for p in model.parameters())},
+        "loss": scores["loss"],
+        "perplexity": scores["perplexity"],
+        "bits_per_byte": scores["bits_per_byte"],
+        "train_loss": sum(last) / len(last) if last else None,
+        "skipped_steps": sum("skipped" in e for e in steps),
+        "resumed_from": outcome["resumed_from"],
+        "stopped": outcome["stopped"],
+        "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+        "validation": scores,
+    }

@@ -1,0 +1,25 @@
+"""Learning-rate schedules as pure functions of the step, so that a resumed run cannot disagree with an unbroken one.
+
+`wsd`: linear warm-up, stable, then linear decay to zero (Hu et al., 2024, MiniCPM; Haegele et al., 2024).
+`cosine`: linear warm-up, then half a cosine to a tenth of the peak (Radford et al.; Hoffmann et al., 2022).
+"""
+
+from __future__ import annotations
+
+import math
+
+from foretell.config import TrainConfig
+
+
+def lr_factor(step: int, steps: int, c: TrainConfig) -> float:
+    """The share of the peak learning rate at optimiser step `step` (0-based) of `steps`. In (0, 1]."""
+    warmup = round(c.warmup_fraction * steps)
+    if step < warmup:
+        return (step + 1) / warmup
+    if c.schedule == "constant":
+        return 1.0
+    if c.schedule == "cosine":
+        progress = (step - warmup) / max(1, steps - warmup)
+        return 0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi * progress))
+    decay = min(round(c.decay_fraction * steps), steps - warmup)
+    return min(1.0, (steps - step) / max(1, decay))

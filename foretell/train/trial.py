@@ -1,0 +1,136 @@
+"""Short trainings before the run: the probe measures the text, the trial measures the machine.
+
+The probe trains one fixed small model for a fixed number of tokens; its loss is the covariate through which a new text
+enters the loss law (`plan/scaling.py`). The trial takes a few real steps of the chosen shape on each execution path that
+could pay, and so decides dtype and compilation by measurement and gives the time forecast its step time.
+
+Both use throwaway models and leave nothing behind but their numbers.
+"""
+
+from __future__ import annotations
+
+import statistics
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from foretell import config as run_config
+from foretell import evaluate, runtime
+from foretell.config import ModelConfig, RunConfig, TrainConfig
+from foretell.data import Data
+from foretell.models.decoder import Decoder
+from foretell.train import optim
+from foretell.train.loop import Job, State, loss_function, take_step
+
+# The probe is part of the loss law's definition: change it and the prior must be recorded again.
+PROBE_MODEL = ModelConfig(hidden_size=128, num_hidden_layers=2)
+PROBE_TRAIN = TrainConfig(
+    steps=80, context=128, micro_batch_size=16, global_batch_tokens=2048, save_every=80, eval_every=80
+)
+PROBE_EVAL_TOKENS = 32_768
+# Seconds that compiling costs at the least; measured on two cores (docs/log.md).
+COMPILE_SECONDS = 40.0
+
+
+def built(model: ModelConfig, dropout: float, seed: int) -> Decoder:
+    """A model with its initial weights on this run's device: a pure function of (config, seed)."""
+    decoder = Decoder(model, dropout)
+    decoder.initialise(torch.Generator().manual_seed(seed))
+    runtime.seed_all(seed)
+    return decoder.to(runtime.device())
+
+
+def probe(data: Data) -> dict[str, Any]:
+    """Train the probe on `data`; returns its size, tokens, bits per byte on validation text, and its step time."""
+    model_config = PROBE_MODEL.resolved(data.tokenizer.vocab_size, PROBE_TRAIN.context)
+    model = built(model_config, 0.0, seed=0)
+    with tempfile.TemporaryDirectory() as folder:
+        job = Job(PROBE_TRAIN, data, Path(folder), "across", torch.float32, False, 0.0, 1.0)
+        seconds = _timed_steps(job, model, PROBE_TRAIN.steps)
+    scores = evaluate.evaluate_split(
+        model, data, "valid", max_tokens=PROBE_EVAL_TOKENS, context=PROBE_TRAIN.context, batch_size=16
+    )
+    total = sum(p.numel() for p in model.parameters())
+    return {
+        "parameters": total,
+        "non_embedding": total - model.model.embed_tokens.weight.numel(),
+        "hidden_size": model_config.hidden_size,
+        "num_hidden_layers": model_config.num_hidden_layers,
+        "tokens": PROBE_TRAIN.steps * PROBE_TRAIN.global_batch_tokens,
+        "steps": PROBE_TRAIN.steps,
+        "seconds": sum(seconds),
+        "step_seconds": statistics.median(seconds),
+        "bits_per_byte": scores["bits_per_byte"],
+        "loss": scores["loss"],
+    }
+
+
+def paths(config: RunConfig, machine: dict[str, Any], run_seconds: float) -> list[tuple[str, bool]]:
+    """The execution paths (dtype, compiled) worth a trial: those the config allows and the machine record favours."""
+    t = config.train
+    rates = {k: v.get("peak", 0.0) if isinstance(v, dict) else v for k, v in machine.get("flops_per_second", {}).items()}
+    dtypes = ["float32", "bfloat16"] if t.dtype == "auto" else [t.dtype]
+    if t.dtype == "auto" and rates.get("bfloat16", 0.0) < 1.2 * rates.get("float32", 1.0):
+        dtypes = ["float32"]
+    worth = runtime.has_compiler() and run_seconds > 8 * COMPILE_SECONDS
+    compiled = {"on": [True], "off": [False], "auto": [False, True] if worth else [False]}[t.compile]
+    return [(d, c) for d in dtypes for c in compiled]
+
+
+def trial(config: RunConfig, data: Data, dtype: str, compiled: bool, steps: int = 6) -> dict[str, Any]:
+    """Step seconds of a few real optimiser steps of the exact shape on one execution path.
+
+    Returns step_seconds, low and high of the timed steps, first_step_seconds (with compilation), dtype, compile; or
+    `error` where the path does not work on this machine.
+    """
+    model = built(config.model, config.train.dropout, config.train.seed)
+    with tempfile.TemporaryDirectory() as folder:
+        job = Job(
+            config.train, data, Path(folder), config.data.packing, runtime.dtype(dtype), compiled, 0.0, 1.0
+        )
+        try:
+            seconds = _timed_steps(job, model, steps + 2)
+        except Exception as e:  # a compiler that fails is a path that is not there, whatever it raises
+            if not compiled:
+                raise
+            return {"dtype": dtype, "compile": compiled, "error": f"{type(e).__name__}: {str(e)[:200]}"}
+    timed = sorted(seconds[2:])
+    return {
+        "dtype": dtype,
+        "compile": compiled,
+        "step_seconds": statistics.median(timed),
+        "low": timed[0],
+        "high": timed[-1],
+        "first_step_seconds": seconds[0],
+        "steps": len(timed),
+    }
+
+
+def choose_path(
+    config: RunConfig, data: Data, machine: dict[str, Any], run_seconds: float
+) -> tuple[RunConfig, dict[str, Any]]:
+    """Try the paths and fix the fastest in the config. Returns the config and the chosen trial with all `tried`."""
+    tried = [trial(config, data, d, c) for d, c in paths(config, machine, run_seconds)]
+    works = [t for t in tried if "error" not in t]
+    if not works:  # only a demanded torch.compile can fail alone
+        tried.append(trial(config, data, "float32" if config.train.dtype == "auto" else config.train.dtype, False))
+        works = tried[-1:]
+    best = min(works, key=lambda t: t["step_seconds"])
+    changes = {"dtype": best["dtype"], "compile": "on" if best["compile"] else "off"}
+    return run_config.updated(config, train=changes), {**best, "tried": tried}
+
+
+def _timed_steps(job: Job, model: Decoder, steps: int) -> list[float]:
+    """Wall seconds of each of the first `steps` steps."""
+    optimizers = optim.build(model, job.config, job.dtype)
+    loss_of = loss_function(job, model)
+    state, seconds = State(), []
+    model.train()
+    for _ in range(steps):
+        started = time.perf_counter()
+        take_step(job, model, loss_of, optimizers, state)
+        seconds.append(time.perf_counter() - started)
+    return seconds
