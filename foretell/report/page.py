@@ -1,0 +1,117 @@
+"""Puts the page together: a skeleton, a style sheet and a script from files beside this one, by plain replacement.
+
+The content security policy names the digests of the one style sheet and the one script that the page has, so that even text
+which escaped badly could neither run nor load anything. Hence no `style` attributes and no `on...` handlers anywhere.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import re
+from importlib import resources
+from pathlib import Path
+
+from foretell import __version__
+from foretell.errors import DataError
+from foretell.report import curves, facts, sections
+from foretell.report.checks import Check, checks
+from foretell.report.run import Run, at, read
+from foretell.report.sections import section
+from foretell.report.words import escape, say, text
+
+MOST_RUNS = 8
+
+
+def write(runs: list[Path], out: Path | None = None) -> Path:
+    """Write the report of one or several run folders and return its path.
+
+    Default place: report.html in the folder of a single run, or beside the first of several. Raises DataError where a folder
+    is no run folder or the page cannot be written.
+    """
+    if not 0 < len(runs) <= MOST_RUNS:
+        raise DataError(f"a report shows 1 to {MOST_RUNS} runs, not {len(runs)}; name fewer run folders")
+    found = [read(Path(folder)) for folder in runs]
+    first = Path(runs[0])
+    out = Path(out) if out else (first if len(runs) == 1 else first.parent) / "report.html"
+    draft = out.with_name(f"{out.name}.tmp")
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        draft.write_text(page(found), encoding="utf-8")
+        draft.replace(out)
+    except OSError as e:
+        raise DataError(f"{out}: the report cannot be written there: {e.strerror or e}") from None
+    return out
+
+
+def page(runs: list[Run]) -> str:
+    """The whole document."""
+    style, script = _part("style.css"), _part("script.js")
+    checked = [checks(r) for r in runs]
+    title = runs[0].name if len(runs) == 1 else " · ".join(r.name for r in runs)
+    body = _one(runs[0], checked[0]) if len(runs) == 1 else _several(runs, checked)
+    parts = {
+        "policy": f"default-src 'none'; style-src '{_digest(style)}'; script-src '{_digest(script)}'; "
+        "img-src data:; base-uri 'none'; form-action 'none'",
+        "title": escape(f"{title} – {text('page.title').en}"),
+        "titles": escape("\n".join(f"{title} – {t}" for t in text("page.title"))),
+        "skip": say("page.skip"),
+        "language": say("switch.language"),
+        "style": style,
+        "script": script,
+        "body": body,
+        "footer": say("page.footer", version=__version__),
+    }
+    # One pass, so that nothing a run says can stand for a part of the page.
+    return re.sub(r"\{\{(\w+)\}\}", lambda m: parts[m[1]], _part("page.html"))
+
+
+def _part(name: str) -> str:
+    return resources.files(__package__).joinpath(name).read_text(encoding="utf-8")
+
+
+def _digest(content: str) -> str:
+    return "sha256-" + base64.b64encode(hashlib.sha256(content.encode()).digest()).decode()
+
+
+def _one(run: Run, found: list[Check]) -> str:
+    created = at(run.files, "plan.created")
+    when = f" · <time>{escape(created[:40])}</time>" if isinstance(created, str) else ""
+    return (
+        f'<header class="top"><p class="over">{say("page.over")} <b>{escape(run.name)}</b>{when}</p>'
+        f"<h1>{sections.sentence(found)}</h1>{sections.status(run, found)}{sections.cards(found)}</header>"
+        + section("curves", curves.figures([run]), 0)
+        + _details(run, found, 0)
+    )
+
+
+def _details(run: Run, found: list[Check], i: int) -> str:
+    return "".join(
+        [
+            section("against", sections.against(found), i),
+            section("evaluation", sections.evaluation(run), i),
+            section("samples", sections.samples(run), i),
+            section("funnel", facts.funnel(run), i),
+            section("model", facts.model(run), i),
+            section("machine", facts.machine(run), i),
+            section("repeat", facts.repeat(run), i),
+        ]
+    )
+
+
+def _several(runs: list[Run], checked: list[list[Check]]) -> str:
+    lines = "".join(
+        f'<li><i class="swatch hue{i}"></i><b>{escape(r.name)}</b><br>{sections.sentence(found)}{sections.status(r, found)}</li>'
+        for i, (r, found) in enumerate(zip(runs, checked, strict=True))
+    )
+    folded = "".join(
+        f'<details class="run"><summary><i class="swatch hue{i}"></i>{escape(r.name)}</summary>{_details(r, found, i)}</details>'
+        for i, (r, found) in enumerate(zip(runs, checked, strict=True))
+    )
+    return (
+        f'<header class="top"><p class="over">{say("page.over")}</p><h1>{say("headline.several", n=len(runs))}</h1>'
+        f'<ul class="runs">{lines}</ul></header>'
+        + section("comparison", sections.comparison(runs, checked), 0)
+        + section("curves", curves.figures(runs), 0)
+        + folded
+    )
