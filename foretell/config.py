@@ -97,6 +97,7 @@ class DataConfig(Table):
     valid_fraction: float = Field(0.05, gt=0, lt=0.5, description="share of the text held out for validation")
     test_fraction: float = Field(0.05, ge=0, lt=0.5, description="share of the text held out for the final test")
     split: Literal["auto", "hash", "tail"] = Field("auto", description="by document, or the end of the text")
+    text_key: str | None = Field(None, description="key or column that holds the text; recognised when unset")
     packing: Literal["across", "within"] = Field("across", description="attention across document boundaries, or not")
 
 

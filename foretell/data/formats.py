@@ -1,0 +1,276 @@
+"""One reader a format: prose, JSON lines, CSV and TSV, HTML, Parquet and Arrow. Each yields `Document` and `Rejected`.
+
+Records are independent: a bad one is quarantined and reading goes on with the next. CRLF and lone CR become LF, as
+Python's own text mode does. Where a record is an object or a row, its text is the value of `text_key` if given, else of
+the first of `TEXT_KEYS` that is present; a list of strings is joined by newlines. A CSV or TSV without such a column (often
+one without a header) gives each row as one document, its cells joined by tabs.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+from collections.abc import Iterator
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+from foretell.data.encodings import Decoder
+from foretell.data.lines import RECORD_BYTES, byte_runs, decoded, decoded_lines, prose_runs
+from foretell.data.records import Document, Rejected
+from foretell.errors import MissingExtra
+
+Record = Document | Rejected
+TEXT_KEYS = ("text", "content", "contents", "body", "document", "article", "paragraphs", "sentences", "code", "raw")
+PIECE_CHARACTERS = 1 << 23  # a longer text is cut into several documents
+
+
+def document(value: Any, source: str, offset: int) -> Record:
+    """A record's value as a document: text, or a list of texts; anything else is quarantined."""
+    if isinstance(value, list) and all(isinstance(v, str) for v in value):
+        value = "\n".join(value)
+    if not isinstance(value, str):
+        return Rejected(source, offset, f"the text is {type(value).__name__}, not a string")
+    if len(value) > RECORD_BYTES:
+        return Rejected(source, offset, f"a text of {len(value):,} characters is longer than {RECORD_BYTES:,}")
+    if "\0" in value:
+        return Rejected(source, offset, "NUL in the text")
+    try:
+        value.encode()
+    except UnicodeEncodeError as e:
+        return Rejected(source, offset, f"lone surrogate U+{ord(value[e.start]):04X} in the text")
+    return Document(_lf(value), source, offset)
+
+
+def prose(blocks: Iterator[bytes], source: str) -> Iterator[Record]:
+    """The whole stream is one document, cut at a line that is quarantined and, beyond 8 Mi characters, at a paragraph."""
+    decoder = Decoder()
+    parts: list[str] = []
+    start = size = 0
+    for run in prose_runs(blocks, decoder):
+        for offset, text, reason in decoded(run, decoder):
+            if reason:
+                if parts:
+                    yield Document(_lf("".join(parts)), source, start)
+                parts, size = [], 0
+                yield Rejected(source, offset, reason)
+                continue
+            if not parts:
+                start = offset
+            parts.append(text)
+            size += len(text)
+            if size > PIECE_CHARACTERS:
+                whole = "".join(parts)
+                cut = _paragraph_end(whole)
+                yield Document(_lf(whole[:cut]), source, start)
+                start += len(whole[:cut].encode(decoder.encoding or "utf-8"))
+                parts, size = ([whole[cut:]], len(whole) - cut) if cut < len(whole) else ([], 0)
+    if parts:
+        yield Document(_lf("".join(parts)), source, start)
+
+
+def _paragraph_end(text: str) -> int:
+    """Where to cut a long text: after its last empty line, else its last line, if one is in its second half."""
+    for mark in ("\n\n", "\n\r\n", "\n"):
+        at = text.rfind(mark, len(text) // 2)
+        if at >= 0:
+            return at + len(mark)
+    return len(text)
+
+
+def json_lines(blocks: Iterator[bytes], source: str, text_key: str | None) -> Iterator[Record]:
+    decoder = Decoder()
+    for run in byte_runs(blocks, longest=RECORD_BYTES):
+        for offset, line, reason in decoded_lines(run, decoder):
+            if reason:
+                yield Rejected(source, offset, reason)
+            elif not line.isspace():
+                yield _json_record(line, source, offset, text_key)
+
+
+def _json_record(line: str, source: str, offset: int, text_key: str | None) -> Record:
+    try:
+        value = json.loads(line)
+    except (ValueError, RecursionError) as e:
+        return Rejected(source, offset, f"not JSON: {e}")
+    if isinstance(value, dict):
+        key = text_key or next((k for k in TEXT_KEYS if k in value), None)
+        if key not in value:
+            keys = ", ".join(map(repr, list(value)[:8]))
+            return Rejected(source, offset, f"no text: keys {keys}; name the right one with data.text_key")
+        value = value[key]
+    return document(value, source, offset)
+
+
+def csv_rows(blocks: Iterator[bytes], source: str, text_key: str | None, delimiter: str) -> Iterator[Record]:
+    """Quoted cells may hold newlines. A row with a bad byte, or a cell beyond 16 MiB, is quarantined."""
+    decoder = Decoder()
+    position = [0, 0]  # offset of the next line, of the record's first line
+    bad: dict[int, str] = {}
+
+    def lines() -> Iterator[str]:
+        for run in byte_runs(blocks, longest=RECORD_BYTES):
+            for offset, line, reason in decoded_lines(run, decoder):
+                position[0] = offset
+                if reason:
+                    bad[offset] = reason
+                yield line if not reason else "\n"
+
+    csv.field_size_limit(RECORD_BYTES)
+    reader = csv.reader(lines(), delimiter=delimiter)
+    column: int | None = None
+    first = True
+    while True:
+        bad.clear()
+        try:
+            row = next(reader)
+        except StopIteration:
+            return
+        except csv.Error as e:
+            yield Rejected(source, position[0], f"not CSV: {e}")
+            continue
+        offset = position[0]
+        if bad:
+            yield from (Rejected(source, o, r) for o, r in bad.items())
+        elif first and (column := _text_column(row, text_key)) is not None:
+            pass
+        elif row:
+            first = False
+            if column is None:
+                yield document("\t".join(row), source, offset)
+            elif column < len(row):
+                yield document(row[column], source, offset)
+            else:
+                yield Rejected(source, offset, f"row of {len(row)} cells has no column {column + 1}")
+        first = False
+
+
+def _text_column(header: list[str], text_key: str | None) -> int | None:
+    names = [h.strip().lower() for h in header]
+    keys = (text_key.lower(),) if text_key else TEXT_KEYS
+    return next((names.index(k) for k in keys if k in names), None)
+
+
+def html(blocks: Iterator[bytes], source: str) -> Iterator[Record]:
+    """The visible text of one page as one document."""
+    data = bytearray()
+    for block in blocks:
+        data += block
+        if len(data) > RECORD_BYTES:
+            yield Rejected(source, 0, f"a page of more than {RECORD_BYTES:,} bytes")
+            return
+    decoder = Decoder()
+    page = bytes(data)
+    decoder.choose(page)
+    try:
+        text = decoder.decode(page)
+    except ValueError as e:
+        yield Rejected(source, 0, str(e).replace("of the line", "of the page"))
+        return
+    parser = _VisibleText()
+    parser.feed(text)
+    parser.close()
+    yield document(parser.text(), source, 0)
+
+
+class _VisibleText(HTMLParser):
+    """Collects what a browser would show: no scripts, styles or head but the title; block elements end a line."""
+
+    _HIDDEN = frozenset({"script", "style", "template", "noscript", "svg", "iframe", "object", "select", "button"})
+    _LINES = frozenset(
+        "address article aside blockquote br caption dd details div dl dt fieldset figcaption figure footer form h1 h2 h3 "
+        "h4 h5 h6 header hr li main nav ol option p pre section summary table title tr ul".split()
+    )
+
+    def __init__(self) -> None:
+        super().__init__(convert_charrefs=True)
+        self._parts: list[str] = []
+        self._hidden: list[str] = []
+        self._pre = 0
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        if tag in self._HIDDEN:
+            self._hidden.append(tag)
+        if tag in self._LINES:
+            self._parts.append("\n")
+        elif tag in {"td", "th"}:
+            self._parts.append("\t")
+        self._pre += tag == "pre"
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag in self._hidden:
+            del self._hidden[self._hidden.index(tag) :]
+        if tag in self._LINES:
+            self._parts.append("\n")
+        self._pre -= tag == "pre" and self._pre > 0
+
+    def handle_data(self, data: str) -> None:
+        if not self._hidden:
+            self._parts.append(data if self._pre else re.sub(r"[ \t\r\n\f]+", " ", data))
+
+    def text(self) -> str:
+        joined = re.sub(r"[ \t]*\n[ \t]*(?=\n)|[ \t]+(?=\n)", "", "".join(self._parts))
+        return re.sub(r"\n{3,}", "\n\n", re.sub(r"\n +(?=\S)", "\n", joined)).strip() + "\n"
+
+
+def parquet(path: Path, source: str, text_key: str | None) -> Iterator[Record]:
+    """Rows of the text column, a row group at a time; a damaged row group is one quarantined record."""
+    try:
+        import pyarrow
+        import pyarrow.parquet
+    except ImportError:
+        raise MissingExtra("reading .parquet", "data") from None
+    try:
+        file = pyarrow.parquet.ParquetFile(path)
+        names = file.schema_arrow.names
+        groups = file.num_row_groups
+    except (pyarrow.ArrowException, OSError, ValueError) as e:
+        yield Rejected(source, 0, f"not Parquet, or damaged: {_first_line(e)}")
+        return
+    key = text_key or next((k for k in TEXT_KEYS if k in names), None)
+    if key not in names:
+        yield Rejected(source, 0, f"no text: columns {', '.join(names[:8])}; name the right one with data.text_key")
+        return
+    row = 0
+    for group in range(groups):
+        expected = row + file.metadata.row_group(group).num_rows
+        try:
+            for batch in file.iter_batches(batch_size=1024, row_groups=[group], columns=[key]):
+                for value in batch.column(0).to_pylist():
+                    yield document("" if value is None else value, source, row)
+                    row += 1
+        except (pyarrow.ArrowException, OSError, ValueError) as e:
+            yield Rejected(source, row, f"row group {group} is damaged: {_first_line(e)}")
+            row = expected
+    file.close()
+
+
+def arrow(path: Path, source: str, text_key: str | None) -> Iterator[Record]:
+    """Rows of an Arrow stream file, as the datasets library keeps them on disk; memory-mapped."""
+    try:
+        import pyarrow
+    except ImportError:
+        raise MissingExtra("reading a `datasets` folder", "data") from None
+    row = 0
+    try:
+        with pyarrow.memory_map(str(path)) as mapped, pyarrow.ipc.open_stream(mapped) as stream:
+            key = text_key or next((k for k in TEXT_KEYS if k in stream.schema.names), None)
+            if key not in stream.schema.names:
+                names = ", ".join(stream.schema.names[:8])
+                yield Rejected(source, 0, f"no text: columns {names}; name the right one with data.text_key")
+                return
+            for batch in stream:
+                for value in batch.column(key).to_pylist():
+                    yield document("" if value is None else value, source, row)
+                    row += 1
+    except (pyarrow.ArrowException, OSError, ValueError) as e:
+        yield Rejected(source, row, f"not an Arrow stream, or damaged: {_first_line(e)}")
+
+
+def _first_line(e: Exception) -> str:
+    return (str(e).splitlines() or [type(e).__name__])[0]
+
+
+def _lf(text: str) -> str:
+    return text.replace("\r\n", "\n").replace("\r", "\n") if "\r" in text else text

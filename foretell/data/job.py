@@ -1,0 +1,233 @@
+"""The two passes of a preparation, and what each leaves in the working folder so that the next start can go on.
+
+survey.json and tokenizer.json appear when the first pass is done; journal.json says how far the splits' files are on disk.
+All three carry the fingerprint of inputs and configuration; with another fingerprint the folder is started afresh.
+"""
+
+from __future__ import annotations
+
+import json
+import lzma
+import os
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from foretell import tokenizer
+from foretell.config import DataConfig, TokenizerConfig
+from foretell.data import intake, splits, workers
+from foretell.data.readers import Inputs
+from foretell.data.sample import Chunk, Sample
+from foretell.data.shards import FORMAT_VERSION, SPLITS, SplitWriter, token_dtype
+from foretell.errors import ConfigError, DataError
+from foretell.tokenizer import Tokenizer
+
+Progress = Callable[[dict[str, Any]], None]
+_SMALL_BYTES = 1 << 22  # below it, starting processes costs more than it saves
+_JOURNAL_BYTES = 1 << 25
+_SAMPLE_BYTES = 1 << 25
+_XZ_BYTES = 2_000_000
+_REPORT_SECONDS = 0.2
+
+
+@dataclass
+class Job:
+    """One preparation in its working folder. `began`: time.monotonic() at the start, for the progress."""
+
+    work: Path
+    inputs: Inputs
+    fingerprint: str
+    config: DataConfig
+    progress: Progress
+    began: float
+    split_of: Callable[[str], str] | None = None
+    _reported: float = field(default=0.0, init=False)
+
+    def run(self, tokenizer_config: TokenizerConfig, processes: int) -> dict[str, Any]:
+        """Survey, encode, index; returns the index, which stands in the working folder as index.json."""
+        survey = self._saved("survey.json")
+        if survey is None:
+            self._clear()
+            survey = self._survey(tokenizer_config)
+            self._save("survey.json", survey)
+        own = tokenizer.load(self.work)
+        rule = splits.Rule(survey["rule"]["kind"], tuple(survey["rule"]["bounds"]))
+        funnel = intake.Funnel()
+        entries = self._encode(own, rule, funnel, survey["bytes"], processes)
+        index = self._index(own, survey, funnel, entries)
+        self._write("index.json", index)
+        keep = {"index.json", "tokenizer.json", "lock"} | {f"{s}.{what}" for s in SPLITS for what in ("ends", "bytes")}
+        keep |= {shard["file"] for entry in entries.values() for shard in entry["shards"]}
+        for path in self.work.iterdir():
+            if path.name not in keep and path.is_file():
+                path.unlink()
+        return index
+
+    def _survey(self, tokenizer_config: TokenizerConfig) -> dict[str, Any]:
+        tally = splits.Tally(self.config.test_fraction, self.config.valid_fraction)
+        sample = Sample(_SAMPLE_BYTES)
+        funnel = intake.Funnel()
+        for block in intake.blocks(self.inputs, self.config.text_key, self.work / "digests", funnel):
+            for text in block:
+                sample.add(text, tally.bytes)
+                tally.add(text)
+            self._report("survey", funnel, 0)
+        if not tally.documents:
+            raise DataError(_nothing(funnel))
+        rule = splits.Rule("given", (0.0, 0.0)) if self.split_of else tally.rule(self.config.split)
+        training = [c for c in sample.chunks() if self._trains(c, rule)]
+        if not training:
+            raise DataError("the train split is empty; lower data.valid_fraction and data.test_fraction, or add text")
+        self._report("tokenizer", funnel, tally.bytes, force=True)
+        own = _tokenizer(tokenizer_config, training, tally.bytes)
+        if own.eot_id is None:
+            raise ConfigError(f"{tokenizer_config.path}: the tokenizer has no end-of-text token such as <|endoftext|>")
+        own.save(self.work)
+        return {"bytes": tally.bytes, "rule": rule.record(), "text_xz_bits_per_byte": _xz_bits_per_byte(training)}
+
+    def _trains(self, chunk: Chunk, rule: splits.Rule) -> bool:
+        return any(split == "train" for split, _ in splits.parts(chunk.text, chunk.start, rule, self.split_of))
+
+    def _encode(
+        self, own: Tokenizer, rule: splits.Rule, funnel: intake.Funnel, bytes_total: int, processes: int
+    ) -> dict[str, dict[str, Any]]:
+        journal = self._saved("journal.json") or {"blocks": 0, "splits": {}}
+        dtype = token_dtype(own.vocab_size)
+        writers = {s: SplitWriter(self.work, s, dtype, journal["splits"].get(s)) for s in SPLITS}
+        done = 0
+
+        def missing() -> Iterator[tuple[tuple[int, list[str], list[int]], list[bytes]]]:
+            start = 0
+            for number, block in enumerate(
+                intake.blocks(self.inputs, self.config.text_key, self.work / "digests", funnel)
+            ):
+                parts = []
+                for text in block:
+                    parts += splits.parts(text, start, rule, self.split_of)
+                    start += len(text.data)
+                if number >= journal["blocks"]:
+                    yield (number, [s for s, _ in parts], [len(d) for _, d in parts]), [d for _, d in parts]
+
+        if bytes_total < _SMALL_BYTES:
+            processes = 1
+        unsaved = 0
+        for (number, names, sizes), arrays in workers.encode(missing(), own, self.work / "tokenizer.json", processes):
+            ended = [np.append(a, np.uint32(own.eot_id)) for a in arrays]
+            for split, writer in writers.items():
+                mine = [n for n, name in enumerate(names) if name == split]
+                writer.append([ended[n] for n in mine], [sizes[n] for n in mine])
+            unsaved += sum(sizes)
+            if unsaved >= _JOURNAL_BYTES:
+                self._save(
+                    "journal.json", {"blocks": number + 1, "splits": {s: w.position() for s, w in writers.items()}}
+                )
+                unsaved = 0
+            done = sum(w.bytes for w in writers.values())
+            self._report("encode", funnel, bytes_total, done=done)
+        self._report("encode", funnel, bytes_total, done=done, force=True)
+        return {split: writer.finish() for split, writer in writers.items()}
+
+    def _index(
+        self, own: Tokenizer, survey: dict[str, Any], funnel: intake.Funnel, entries: dict[str, dict[str, Any]]
+    ) -> dict[str, Any]:
+        wanted = [s for s in SPLITS if s != "test" or self.config.test_fraction]
+        for split in wanted:
+            if not entries[split]["tokens"]:
+                raise DataError(f"the {split} split is empty; add text, or change data.split or its fractions")
+        size = sum(e["bytes"] for e in entries.values())
+        tokens = sum(e["tokens"] for e in entries.values())
+        if size != funnel.bytes_out or size != survey["bytes"]:
+            raise DataError("the input changed while it was being prepared; prepare again")
+        return {
+            "format_version": FORMAT_VERSION,
+            "dtype": token_dtype(own.vocab_size).str,
+            "fingerprint": self.fingerprint,
+            "tokenizer": {
+                "digest": own.digest,
+                "kind": own.kind,
+                "vocab_size": own.vocab_size,
+                "eot_id": own.eot_id,
+            },
+            "split_rule": survey["rule"],
+            "splits": entries,
+            "funnel": {**funnel.summary(), "tokens": tokens},
+            "bytes_per_token": size / max(1, tokens - sum(e["documents"] for e in entries.values())),
+            "unique_tokens": entries["train"]["tokens"],
+            "text_xz_bits_per_byte": survey["text_xz_bits_per_byte"],
+        }
+
+    def _report(
+        self, stage: str, funnel: intake.Funnel, bytes_total: int, *, done: int | None = None, force: bool = False
+    ) -> None:
+        now = time.monotonic()
+        if not force and now - self._reported < _REPORT_SECONDS:
+            return
+        self._reported = now
+        self.progress(
+            {
+                "stage": stage,
+                "bytes": funnel.bytes_out if done is None else done,
+                "bytes_total": bytes_total,
+                "documents": funnel.documents_in,
+                "seconds": now - self.began,
+            }
+        )
+
+    def _saved(self, name: str) -> dict[str, Any] | None:
+        """A file of an earlier start with the same fingerprint."""
+        try:
+            saved = json.loads((self.work / name).read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return None
+        return saved if saved.get("fingerprint") == self.fingerprint else None
+
+    def _save(self, name: str, content: dict[str, Any]) -> None:
+        self._write(name, {**content, "fingerprint": self.fingerprint})
+
+    def _write(self, name: str, content: dict[str, Any]) -> None:
+        temporary = self.work / f"{name}.new"
+        with temporary.open("w", encoding="utf-8") as f:
+            json.dump(content, f, ensure_ascii=False, indent=1)
+            f.flush()
+            os.fsync(f.fileno())
+        temporary.rename(self.work / name)
+
+    def _clear(self) -> None:
+        for path in self.work.iterdir():
+            if path.is_file() and path.name not in {"lock", "stdin.txt"}:
+                path.unlink()
+
+
+def _tokenizer(config: TokenizerConfig, training: list[Chunk], text_bytes: int) -> Tokenizer:
+    if config.path:
+        return tokenizer.load(Path(config.path))
+    if config.kind == "bytes":
+        return tokenizer.byte_tokenizer()
+    size = config.vocab_size or tokenizer.fitted_vocab_size(text_bytes)
+    return tokenizer.train_bpe((c.text.data.decode() for c in training), size)
+
+
+def _xz_bits_per_byte(training: list[Chunk]) -> float:
+    """Bits a byte of up to 2 MB of training text costs under xz -6: a measure of the text that needs no model."""
+    chosen: list[Chunk] = []
+    size = 0
+    for chunk in training:
+        if size >= _XZ_BYTES:
+            break
+        chosen.append(chunk)
+        size += len(chunk.text.data)
+    data = b"".join(c.text.data for c in sorted(chosen, key=lambda c: c.start))[:_XZ_BYTES]
+    return 8 * len(lzma.compress(data, preset=6)) / len(data)
+
+
+def _nothing(funnel: intake.Funnel) -> str:
+    message = (
+        f"no text in {funnel.files:,} files: {funnel.quarantined:,} records quarantined, "
+        f"{sum(funnel.dropped.values()):,} dropped as empty or duplicate"
+    )
+    first = "; ".join(f"{q['source']}: {q['reason']}" for q in funnel.quarantine[:3])
+    return f"{message}. First: {first}" if first else message

@@ -1,0 +1,203 @@
+"""From sources (files, folders, globs, -, hf://name) to a stream of documents and quarantined records.
+
+A folder is read in sorted order, without hidden files (they are counted, not read) and without following links to other
+folders. The format follows the extension, whatever stands in front of .gz or .zst: .jsonl .ndjson .csv .tsv .html .htm
+.parquet; a .json file whose first line is a whole JSON object is JSON lines; everything else that reads as text is prose or
+source code, one document a file. What is not text is one quarantined record. Only regular files are opened, so a FIFO or a
+device cannot hang or flood a run.
+"""
+
+from __future__ import annotations
+
+import glob
+import itertools
+import json
+import os
+import shutil
+import stat
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from foretell import runtime
+from foretell.data import formats
+from foretell.data.encodings import Binary, utf8_like
+from foretell.data.records import Damaged, Document, Rejected
+from foretell.data.streams import blocks
+from foretell.errors import DataError, MissingExtra
+
+Record = Document | Rejected
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One input. `problem` instead of content: it cannot be read and why. `size` and `mtime_ns` identify its version."""
+
+    name: str
+    path: Path | None = None
+    size: int = 0
+    mtime_ns: int = 0
+    problem: str = ""
+
+
+@dataclass(frozen=True)
+class Inputs:
+    entries: list[Entry]
+    hidden: int  # files and folders of folders, not read because their name begins with a dot
+
+
+def documents(sources: str | list[str], text_key: str | None = None) -> Iterator[Document]:
+    """The good documents of the sources, in order. Raises DataError when a source does not exist."""
+    for entry in expand([sources] if isinstance(sources, str) else sources).entries:
+        yield from (r for r in read(entry, text_key) if isinstance(r, Document))
+
+
+def expand(sources: list[str], spool: Path | None = None) -> Inputs:
+    """List the inputs. Standard input (`-`) is copied to the file `spool`, because preparing reads its input twice."""
+    entries: list[Entry] = []
+    hidden = 0
+    for source in sources:
+        if source == "-":
+            entries.append(_standard_input(spool))
+        elif source.startswith("hf://"):
+            entries.append(Entry(source))
+        elif os.path.isdir(source):
+            found, dotted = _folder(Path(source))
+            entries += found
+            hidden += dotted
+        elif os.path.lexists(source):
+            entries.append(_entry(Path(source)))
+        else:
+            matches = sorted(glob.glob(source, recursive=True))
+            if not matches:
+                raise DataError(f"{source}: no such file or folder, and no file matches it as a pattern")
+            entries += [_entry(Path(m)) for m in matches if not os.path.isdir(m)]
+    if not entries:
+        raise DataError(f"no files in {', '.join(sources)}" + (f" ({hidden} hidden ones not read)" if hidden else ""))
+    return Inputs(entries, hidden)
+
+
+def _entry(path: Path) -> Entry:
+    name = str(path)
+    try:
+        status = path.stat()
+    except OSError as e:
+        return Entry(name, problem="dangling link" if path.is_symlink() else f"cannot be read: {e.strerror}")
+    if not stat.S_ISREG(status.st_mode):
+        return Entry(name, problem="not a regular file")
+    return Entry(name, path, status.st_size, status.st_mtime_ns)
+
+
+def _folder(folder: Path) -> tuple[list[Entry], int]:
+    if (folder / "state.json").is_file() or (folder / "dataset_dict.json").is_file():
+        return [_entry(p) for p in sorted(folder.rglob("*.arrow"))], 0
+    entries: list[Entry] = []
+    hidden = 0
+    denied: list[OSError] = []
+    for root, folders, files in os.walk(folder, onerror=denied.append):
+        hidden += sum(n.startswith(".") for n in [*folders, *files])
+        folders[:] = sorted(n for n in folders if not n.startswith("."))
+        entries += [_entry(Path(root, n)) for n in sorted(files) if not n.startswith(".")]
+    entries += [Entry(str(e.filename), problem=f"cannot be read: {e.strerror}") for e in denied]
+    return entries, hidden
+
+
+def _standard_input(spool: Path | None) -> Entry:
+    if spool is None:
+        raise DataError("standard input can only be prepared: foretell prepare - --out DATA")
+    with spool.open("wb") as f:
+        shutil.copyfileobj(sys.stdin.buffer, f, 1 << 20)
+    return Entry("-", spool, spool.stat().st_size)
+
+
+def read(entry: Entry, text_key: str | None = None) -> Iterator[Record]:
+    """Every record of one input. Nothing a file contains raises."""
+    if entry.problem:
+        yield Rejected(entry.name, 0, entry.problem)
+    elif entry.path is None:
+        yield from _hugging_face(entry.name, text_key)
+    elif entry.size == 0:
+        yield Rejected(entry.name, 0, "empty file")
+    else:
+        position = itertools.count()
+        try:
+            for record in _by_format(entry.path, entry.name, text_key):
+                next(position)
+                yield record
+        except (Binary, OSError) as e:
+            yield Rejected(entry.name, 0, f"cannot be read: {e.strerror}" if isinstance(e, OSError) else str(e))
+
+
+def _by_format(path: Path, source: str, text_key: str | None) -> Iterator[Record]:
+    packed = path.suffix.lower() in {".gz", ".zst"}
+    suffix = (path.with_suffix("") if packed else path).suffix.lower()
+    if suffix in {".parquet", ".arrow"}:
+        if packed:
+            yield Rejected(source, 0, f"a compressed {suffix} file; unpack it first")
+        else:
+            yield from (formats.parquet if suffix == ".parquet" else formats.arrow)(path, source, text_key)
+        return
+    stream = _Tail(blocks(path))
+    text = utf8_like(iter(stream))
+    if suffix == ".json":
+        suffix, text = _json_kind(text)
+    if suffix in {".jsonl", ".ndjson"}:
+        yield from formats.json_lines(text, source, text_key)
+    elif suffix in {".csv", ".tsv"}:
+        yield from formats.csv_rows(text, source, text_key, "," if suffix == ".csv" else "\t")
+    elif suffix in {".html", ".htm", ".xhtml"}:
+        yield from formats.html(text, source)
+    else:
+        yield from formats.prose(text, source)
+    if stream.damage:
+        yield Rejected(source, stream.size, stream.damage)
+    elif not stream.size:
+        yield Rejected(source, 0, "empty file")
+
+
+class _Tail:
+    """Passes blocks on and ends quietly where the stream is damaged, so that what came before is still used."""
+
+    def __init__(self, inner: Iterator[bytes]) -> None:
+        self._inner = inner
+        self.size = 0
+        self.damage = ""
+
+    def __iter__(self) -> Iterator[bytes]:
+        try:
+            for block in self._inner:
+                self.size += len(block)
+                yield block
+        except Damaged as e:
+            self.damage = str(e)
+
+
+def _json_kind(text: Iterator[bytes]) -> tuple[str, Iterator[bytes]]:
+    """A .json file is JSON lines when its first line is a whole object; else it is source text like any other."""
+    first = next(text, b"")
+    try:
+        lines = isinstance(json.loads(first[: first.find(b"\n") + 1 or len(first)]), dict)
+    except (ValueError, RecursionError):
+        lines = False
+    return ".jsonl" if lines else ".json", itertools.chain([first], text)
+
+
+def _hugging_face(name: str, text_key: str | None) -> Iterator[Record]:
+    """`hf://owner/name[/config]`, its train split, through the datasets library and its cache."""
+    try:
+        import datasets
+    except ImportError:
+        raise MissingExtra(f"reading {name}", "data") from None
+    if runtime.offline():
+        raise DataError(f"{name}: HF_HUB_OFFLINE is set; unset it, or give a folder that `save_to_disk` wrote")
+    parts = name.removeprefix("hf://").split("/")
+    try:
+        rows = datasets.load_dataset("/".join(parts[:2]), *parts[2:3], split="train")
+    except Exception as e:  # the library raises a dozen unrelated kinds
+        raise DataError(f"{name}: could not be fetched: {formats._first_line(e)}; is there a network?") from None
+    key = text_key or next((k for k in formats.TEXT_KEYS if k in rows.column_names), None)
+    if key not in rows.column_names:
+        raise DataError(f"{name}: no text among its columns {rows.column_names}; name one with data.text_key")
+    for n, row in enumerate(rows.select_columns([key])):
+        yield formats.document("" if row[key] is None else row[key], name, n)

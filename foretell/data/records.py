@@ -1,0 +1,31 @@
+"""What a reader yields: a document, or a record that could not be read, with its place and the reason.
+
+Nothing is ever skipped in silence: every record of the input becomes exactly one `Document` or one `Rejected`, so that
+documents_in = documents_out + quarantined + sum(dropped) can hold.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Document:
+    """`offset`: byte position in the decompressed UTF-8 (or GB18030) stream; row number in parquet, arrow and hf://."""
+
+    text: str
+    source: str
+    offset: int
+
+
+@dataclass(frozen=True, slots=True)
+class Rejected:
+    """A quarantined record."""
+
+    source: str
+    offset: int
+    reason: str
+
+
+class Damaged(Exception):
+    """A byte stream ends early or cannot be trusted further; what came before it is good."""

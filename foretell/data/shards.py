@@ -1,0 +1,225 @@
+"""Token shards: raw little-endian integers in files, document ends and sizes beside them, one JSON index.
+
+The format stands on one page, docs/formats.md. A prepared folder appears by one rename and is never changed afterwards, so
+opening checks the index, its version, and every file's size; `check_digests=True` also reads all bytes.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+
+from foretell import tokenizer
+from foretell.errors import DataError
+from foretell.tokenizer import Tokenizer
+
+FORMAT_VERSION = 1
+SPLITS = ("train", "valid", "test")
+SHARD_TOKENS = 1 << 27
+_END = np.dtype("<i8")
+
+
+def token_dtype(vocab_size: int) -> np.dtype:
+    return np.dtype("<u2" if vocab_size <= 1 << 16 else "<u4")
+
+
+class Tokens:
+    """The shards of a split as one read-only 1-D array: `len`, an index, a slice or an array of positions."""
+
+    def __init__(self, shards: list[np.ndarray], dtype: np.dtype) -> None:
+        self._shards = shards
+        self.dtype = dtype
+        self._ends = np.cumsum([len(s) for s in shards], dtype=np.int64) if shards else np.zeros(1, np.int64)
+
+    def __len__(self) -> int:
+        return int(self._ends[-1])
+
+    @property
+    def shape(self) -> tuple[int]:
+        return (len(self),)
+
+    def __getitem__(self, key: Any) -> Any:
+        if isinstance(key, slice):
+            return self._slice(*key.indices(len(self)))
+        positions = np.asarray(key, np.int64)
+        if positions.size and not (-len(self) <= positions.min() and positions.max() < len(self)):
+            raise IndexError(f"position outside {len(self):,} tokens")
+        positions = np.where(positions < 0, positions + len(self), positions)
+        of_shard = np.searchsorted(self._ends, positions, "right")
+        result = np.empty(positions.shape, self.dtype)
+        for n in np.unique(of_shard):
+            here = of_shard == n
+            start = self._ends[n] - len(self._shards[n])
+            result[here] = self._shards[n][positions[here] - start]
+        return result if result.ndim else result[()]
+
+    def _slice(self, start: int, stop: int, step: int) -> np.ndarray:
+        if step != 1:
+            return self[np.arange(start, stop, step)]
+        parts, begin = [], 0
+        for shard in self._shards:
+            low, high = max(start - begin, 0), min(stop - begin, len(shard))
+            if low < high:
+                parts.append(shard[low:high])
+            begin += len(shard)
+        return parts[0] if len(parts) == 1 else np.concatenate(parts) if parts else np.empty(0, self.dtype)
+
+
+@dataclass(frozen=True)
+class Data:
+    """A prepared folder, open."""
+
+    path: Path
+    index: dict[str, Any]
+    tokenizer: Tokenizer
+
+    @functools.cached_property
+    def _tokens(self) -> dict[str, Tokens]:
+        dtype = np.dtype(self.index["dtype"])
+        return {
+            split: Tokens([np.memmap(self.path / s["file"], dtype, "r") for s in entry["shards"]], dtype)
+            for split, entry in self.index["splits"].items()
+        }
+
+    def tokens(self, split: str) -> Tokens:
+        """All tokens of a split, memory-mapped."""
+        self._entry(split)
+        return self._tokens[split]
+
+    def document_ends(self, split: str) -> np.ndarray:
+        """(documents,) int64: position after each document's <|endoftext|>."""
+        return self._per_document(split, "ends")
+
+    def document_bytes(self, split: str) -> np.ndarray:
+        """(documents,) int64: UTF-8 bytes of each document."""
+        return self._per_document(split, "bytes")
+
+    def _per_document(self, split: str, what: str) -> np.ndarray:
+        if not self._entry(split)["documents"]:
+            return np.zeros(0, _END)
+        return np.memmap(self.path / f"{split}.{what}", _END, "r")
+
+    def _entry(self, split: str) -> dict[str, Any]:
+        if split not in self.index["splits"]:
+            raise DataError(f"{self.path}: no split `{split}`; there are {', '.join(self.index['splits'])}")
+        return self.index["splits"][split]
+
+
+def open_data(path: Path, *, check_digests: bool = False) -> Data:
+    """Open a prepared folder. DataError names what is missing, damaged, or newer than this version reads."""
+    path = Path(path)
+    index = read_index(path)
+    own = tokenizer.load(path)
+    if own.digest != index["tokenizer"]["digest"]:
+        raise DataError(f"{path}/tokenizer.json is not the tokenizer these shards were made with; prepare again")
+    item = np.dtype(index["dtype"]).itemsize
+    for split, entry in index["splits"].items():
+        sizes = {s["file"]: s["tokens"] * item for s in entry["shards"]}
+        sizes |= {f"{split}.{what}": entry["documents"] * _END.itemsize for what in ("ends", "bytes")}
+        for name, expected in sizes.items():
+            size = (path / name).stat().st_size if (path / name).is_file() else -1
+            if size != expected:
+                found = "is missing" if size < 0 else f"has {size:,} bytes"
+                raise DataError(f"{path / name} {found}, expected {expected:,}; prepare again")
+        for shard in entry["shards"] if check_digests else []:
+            if file_digest(path / shard["file"]) != shard["sha256"]:
+                raise DataError(f"{path / shard['file']} is damaged: its SHA-256 differs from the index; prepare again")
+    return Data(path, index, own)
+
+
+def read_index(path: Path) -> dict[str, Any]:
+    """index.json of a prepared folder, its version checked."""
+    file = Path(path) / "index.json"
+    try:
+        index = json.loads(file.read_text(encoding="utf-8"))
+        version = index["format_version"]
+    except FileNotFoundError:
+        raise DataError(f"{path}: not a prepared folder (no index.json); make one with foretell prepare") from None
+    except (ValueError, KeyError, TypeError, RecursionError, NotADirectoryError) as e:
+        raise DataError(f"{file}: not an index of prepared data: {e}") from None
+    if version > FORMAT_VERSION:
+        raise DataError(f"{file}: format_version {version} is newer than this Foretell reads ({FORMAT_VERSION})")
+    return index
+
+
+def file_digest(path: Path) -> str:
+    with path.open("rb") as f:
+        return hashlib.file_digest(f, "sha256").hexdigest()
+
+
+class SplitWriter:
+    """Appends documents to one split; `position` and `reopen` let an interrupted preparation go on where it was."""
+
+    def __init__(self, folder: Path, split: str, dtype: np.dtype, position: dict[str, int] | None = None) -> None:
+        self._folder, self._split, self._dtype = folder, split, dtype
+        start = position or {"tokens": 0, "documents": 0, "bytes": 0}
+        self.tokens, self.documents, self.bytes = start["tokens"], start["documents"], start["bytes"]
+        self._ends = self._open(f"{split}.ends", self.documents * _END.itemsize)
+        self._sizes = self._open(f"{split}.bytes", self.documents * _END.itemsize)
+        self._shard: IO[bytes] | None = None
+
+    def _open(self, name: str, size: int) -> IO[bytes]:
+        path = self._folder / name
+        path.touch()
+        file = path.open("r+b")
+        file.truncate(size)  # what was written after the last saved position
+        file.seek(size)
+        return file
+
+    def _file_name(self, shard: int) -> str:
+        return f"{self._split}-{shard:05d}.tokens"
+
+    def append(self, documents: list[np.ndarray], sizes: list[int]) -> None:
+        """Documents as token arrays that end in <|endoftext|>, and their UTF-8 sizes."""
+        if not documents:
+            return
+        lengths = np.fromiter(map(len, documents), np.int64, len(documents))
+        (self.tokens + np.cumsum(lengths)).astype(_END).tofile(self._ends)
+        np.asarray(sizes, _END).tofile(self._sizes)
+        self.documents += len(documents)
+        self.bytes += sum(sizes)
+        flat = np.concatenate(documents).astype(self._dtype)
+        while len(flat):
+            within = self.tokens % SHARD_TOKENS
+            if self._shard is None or within == 0:
+                self._close_shard()
+                self._shard = self._open(self._file_name(self.tokens // SHARD_TOKENS), within * self._dtype.itemsize)
+            part = flat[: SHARD_TOKENS - within]
+            part.tofile(self._shard)
+            self.tokens += len(part)
+            flat = flat[len(part) :]
+
+    def position(self) -> dict[str, int]:
+        """How far everything is on disk, after flushing it there."""
+        for file in self._files():
+            file.flush()
+        return {"tokens": self.tokens, "documents": self.documents, "bytes": self.bytes}
+
+    def _files(self) -> Iterator[IO[bytes]]:
+        yield from (f for f in (self._ends, self._sizes, self._shard) if f)
+
+    def _close_shard(self) -> None:
+        if self._shard:
+            self._shard.close()
+            self._shard = None
+
+    def finish(self) -> dict[str, Any]:
+        """Close all files; the split's entry of the index."""
+        self._ends.close()
+        self._sizes.close()
+        self._close_shard()
+        ends = np.fromfile(self._folder / f"{self._split}.ends", _END)
+        shards = []
+        for n in range(-(-self.tokens // SHARD_TOKENS)):
+            low, high = n * SHARD_TOKENS, min((n + 1) * SHARD_TOKENS, self.tokens)
+            inside = int(np.searchsorted(ends, high, "right") - np.searchsorted(ends, low, "right"))
+            path = self._folder / self._file_name(n)
+            shards.append({"file": path.name, "tokens": high - low, "documents": inside, "sha256": file_digest(path)})
+        return {"shards": shards, "tokens": self.tokens, "documents": self.documents, "bytes": self.bytes}

@@ -1,0 +1,117 @@
+"""Which part of the text trains, validates and tests.
+
+`hash`: by document. A document's digest, read as a number in [0, 1), falls below test_fraction (test), below test_fraction +
+valid_fraction (valid), or above (train); so a document keeps its split when others are added. Where chance leaves test or
+valid empty, its bound moves up to the next document.
+`tail`: by place. The last bytes of the text are test, those before them valid; the document at a bound is cut there, at a
+line. For few, long documents, where hashing would give splits of wild sizes. `auto`: tail below 20 documents.
+`split_of`: the caller decides by the document's source (whole modules, whole books).
+"""
+
+from __future__ import annotations
+
+import bisect
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from foretell.data.intake import Text
+from foretell.data.shards import SPLITS
+from foretell.errors import DataError
+
+FEW_DOCUMENTS = 20
+
+
+@dataclass(frozen=True)
+class Rule:
+    """A decision made once, after the survey, and kept in the index. `bounds`: upper bounds of the first two splits."""
+
+    kind: str
+    bounds: tuple[float, float]
+
+    def record(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def position(digest: bytes) -> float:
+    """A document's place in [0, 1), uniform over digests."""
+    return int.from_bytes(digest[:6], "big") / (1 << 48)
+
+
+@dataclass
+class Tally:
+    """What the survey must remember to make the rule: counts, and the lowest places at and above each bound."""
+
+    test_fraction: float
+    valid_fraction: float
+    documents: int = 0
+    bytes: int = 0
+    lowest: list[float] = field(default_factory=list)  # the two lowest of all
+    above: list[float] = field(default_factory=list)  # the lowest at or above test_fraction
+
+    def add(self, text: Text) -> None:
+        self.documents += 1
+        self.bytes += len(text.data)
+        at = position(text.digest)
+        bisect.insort(self.lowest, at)
+        del self.lowest[2:]
+        if at >= self.test_fraction:
+            self.above = [min([at, *self.above])]
+
+    def rule(self, kind: str) -> Rule:
+        """The rule for `auto`, `hash` or `tail`. DataError when there is too little text to divide."""
+        if kind == "auto":
+            kind = "tail" if self.documents < FEW_DOCUMENTS else "hash"
+        if kind == "tail":
+            return Rule("tail", self._tail_bounds())
+        wanted = 2 + (self.test_fraction > 0)
+        if self.documents < wanted:
+            raise DataError(
+                f"{self.documents} distinct documents cannot fill {wanted} splits by hash; use data.split=tail"
+            )
+        test, valid = self.test_fraction, self.test_fraction + self.valid_fraction
+        lowest = list(self.lowest)
+        if test and lowest[0] >= test:
+            test = _just_above(lowest[0])
+            valid = max(valid, _just_above(lowest[1]))
+        elif self.above and self.above[0] >= valid:
+            valid = _just_above(self.above[0])
+        return Rule("hash", (test, valid))
+
+    def _tail_bounds(self) -> tuple[float, float]:
+        test = round(self.bytes * self.test_fraction)
+        valid = round(self.bytes * self.valid_fraction)
+        if not valid or (self.test_fraction and not test) or self.bytes - test - valid < 1:
+            raise DataError(f"{self.bytes:,} bytes of text are too few to hold out {test:,} and {valid:,} of them")
+        return (float(self.bytes - test - valid), float(self.bytes - test))
+
+
+def _just_above(place: float) -> float:
+    return place + 2.0**-49
+
+
+def parts(text: Text, start: int, rule: Rule, split_of: Callable[[str], str] | None) -> list[tuple[str, bytes]]:
+    """A document's bytes with their split; two or three parts where a bound of `tail` cuts it. `start`: its first byte."""
+    if split_of is not None:
+        split = split_of(text.source)
+        if split not in SPLITS:
+            raise DataError(f"split_of gave `{split}` for {text.source}; it must be one of {', '.join(SPLITS)}")
+        return [(split, text.data)]
+    if rule.kind == "hash":
+        at = position(text.digest)
+        return [("test" if at < rule.bounds[0] else "valid" if at < rule.bounds[1] else "train", text.data)]
+    cuts = [0, *(_line_start(text.data, int(b) - start) for b in rule.bounds), len(text.data)]
+    spans = zip(SPLITS, cuts, cuts[1:], strict=False)
+    return [(split, text.data[low:high]) for split, low, high in spans if low < high]
+
+
+def _line_start(data: bytes, target: int) -> int:
+    """The first line start at or before `target`, else the first character start; inside [0, len(data)]."""
+    if target <= 0 or target >= len(data):
+        return max(0, min(target, len(data)))
+    at = data.rfind(b"\n", 0, target) + 1
+    if at:
+        return at
+    while target and data[target] & 0xC0 == 0x80:
+        target -= 1
+    return target
