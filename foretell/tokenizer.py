@@ -1,13 +1,13 @@
 """Byte-level BPE: train one, load any Hugging Face `tokenizer.json`, encode and decode exactly.
 
 Every string of Unicode text round-trips exactly, because the alphabet is the 256 bytes and nothing is normalised. The
-pre-tokenizer is the pattern of Qwen2 (arXiv 2407.10671; the family of OpenAI's cl100k): transformers, vLLM and llama.cpp
-know it by name, digits stand alone, a run of spaces merges, and Chinese clauses stay whole words for BPE to merge. Qwen's
-NFC normalisation is left out: it would change the text.
+pre-tokenizer is the pattern of Qwen2 (arXiv 2407.10671; the family of OpenAI's cl100k): transformers, vLLM and
+llama.cpp know it by name, digits stand alone, a run of spaces merges, and Chinese clauses stay whole words for BPE to
+merge. Qwen's NFC normalisation is left out: it would change the text.
 
-A special token such as <|endoftext|> inside user text stays text: it is spelled in ordinary tokens and never becomes the
-special id. Long texts are encoded in pieces, cut only where the pre-tokenizer cuts anyhow (`_CUT`), because the library
-slows down tenfold on one long string. Not handled: SentencePiece `.model` files, tiktoken rank files.
+A special token such as <|endoftext|> inside user text stays text: it is spelled in ordinary tokens and never becomes
+the special id. Long texts are encoded in pieces, cut only where the pre-tokenizer cuts anyhow (`_CUT`), because the
+library slows down tenfold on one long string. Not handled: SentencePiece `.model` files, tiktoken rank files.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ _ENDS = (END_OF_TEXT, "<|end_of_text|>", "</s>", "<eos>", "<|im_end|>")
 
 @dataclass(frozen=True)
 class Tokenizer:
-    """A `tokenizers.Tokenizer` with the few questions Foretell asks of one. `kind`: ours (`bpe`, `bytes`) or `other`."""
+    """A `tokenizers.Tokenizer` and the few questions Foretell asks of one. `kind`: ours (bpe, bytes) or other."""
 
     inner: tokenizers.Tokenizer
     kind: Literal["bpe", "bytes", "other"]

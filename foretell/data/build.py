@@ -7,8 +7,8 @@
 3. The index is written, and the working folder (.NAME.partial, beside the output) is renamed to the output.
 
 The output is a function of the inputs and the configuration alone: not of the number of workers, nor of interruptions.
-The same inputs (paths, sizes, modification times) and configuration again are a no-op. Input is read twice instead of being
-kept, because reading runs 20 times as fast as tokenising and needs no memory.
+The same inputs (paths, sizes, modification times) and configuration again are a no-op. Input is read twice instead of
+being kept, because reading runs 20 times as fast as tokenising and needs no memory.
 """
 
 from __future__ import annotations
@@ -43,9 +43,9 @@ def prepare(
 ) -> dict[str, Any]:
     """Prepare `sources` into the folder `out`; the fields of `foretell prepare --json`.
 
-    `progress` is called with {"stage", "bytes", "bytes_total", "documents", "seconds"}. `split_of` maps a document's source
-    to train, valid or test, instead of data.split. Raises DataError when nothing usable is found, when a split would be empty,
-    or when `out` holds something that is not a prepared folder.
+    `progress` is called with {"stage", "bytes", "bytes_total", "documents", "seconds"}. `split_of` maps a document's
+    source to train, valid or test, instead of data.split. Raises DataError when nothing usable is found, when a split
+    would be empty, or when `out` holds something that is not a prepared folder.
     """
     began = time.monotonic()
     out = Path(out)
@@ -57,7 +57,7 @@ def prepare(
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             raise DataError(f"{out}: another process is preparing it") from None
-        inputs = readers.expand(sources, spool=work / "stdin.txt")
+        inputs = readers.expand(sources, spool=work / "stdin.json", without=out)
         fingerprint = _fingerprint(inputs, tokenizer_config, data_config, split_of)
         index = _existing(out, fingerprint)
         if index is not None:
@@ -67,6 +67,22 @@ def prepare(
         index = job.run(tokenizer_config, workers or runtime.cores())
         _publish(work, out)
     return _result(out, index, began, unchanged=False)
+
+
+def render_funnel(result: dict[str, Any]) -> str:
+    """What came in and what became of it, in a few lines for a terminal."""
+    lines = [
+        f"  {result['documents_in']:,} documents in {result['files']:,} files, {result['bytes_in'] / 1e6:,.1f} MB",
+        *(f"  - {count:,} dropped: {reason}" for reason, count in result["dropped"].items() if count),
+    ]
+    if result["quarantined"]:
+        lines.append(f"  - {result['quarantined']:,} quarantined (reasons in {result['out']}/index.json)")
+    if result["hidden"]:
+        lines.append(f"  {result['hidden']:,} hidden files not read")
+    tokens = ", ".join(f"{split} {count:,}" for split, count in result["tokens"].items())
+    lines.append(f"  {result['documents_out']:,} kept, {result['bytes_out'] / 1e6:,.1f} MB; tokens: {tokens}")
+    lines.append(f"  vocabulary {result['vocab_size']:,}, {result['bytes_per_token']:.2f} bytes a token")
+    return "\n".join(lines)
 
 
 def _fingerprint(
@@ -102,7 +118,10 @@ def _existing(out: Path, fingerprint: str) -> dict[str, Any] | None:
     index = read_index(out)
     if index["fingerprint"] != fingerprint:
         return None
-    open_data(out)
+    try:
+        open_data(out)
+    except DataError:  # damaged: make it again
+        return None
     return index
 
 
@@ -112,6 +131,7 @@ def _publish(work: Path, out: Path) -> None:
         shutil.rmtree(old)
     if out.exists():
         out.rename(old)
+    (work / "lock").unlink()
     work.rename(out)
     directory = os.open(out.absolute().parent, os.O_RDONLY)
     os.fsync(directory)

@@ -1,8 +1,8 @@
 """Exact deduplication by 16-byte BLAKE2b digests of the text, in flat memory.
 
-Digests are kept in sorted runs on disk that are merged like the digits of a binary counter (a log-structured merge tree in
-its simplest form), memory-mapped and searched by bisection: 16 bytes of disk a distinct document, and memory for one merge
-of the runs' pages, which the system may drop. Two different texts share a digest with probability n^2 / 2^129.
+Digests are kept in sorted runs on disk that are merged like the digits of a binary counter (a log-structured merge tree
+in its simplest form), memory-mapped and searched by bisection: 16 bytes of disk a distinct document, and memory for one
+merge of the runs' pages, which the system may drop. Two different texts share a digest with probability n^2 / 2^129.
 """
 
 from __future__ import annotations

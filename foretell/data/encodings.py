@@ -4,11 +4,11 @@
   everything after this module deals with one kind of line.
 - A first block full of NULs on one side of each pair, which reads as text, is UTF-16 without a mark.
 - A first block with NULs or control characters beyond 1%, or with a known signature, is binary.
-- The first block that is not ASCII decides between UTF-8 and GB18030. UTF-8 with few bad bytes stays UTF-8 and loses only
-  the lines they stand in. GB18030 accepts nearly any bytes, so it is believed only where at least a tenth of the decoded
-  ideographs are among the 200 commonest (in Chinese text, old or new, simplified or traditional, it is a third to a half;
-  in Latin-1, Big5, Shift-JIS or EUC-KR read as GB18030 about a fiftieth). Anything else is another 8-bit encoding: the whole
-  file is quarantined with the advice to convert it, because half-right text is worse than none.
+- The first block that is not ASCII decides between UTF-8 and GB18030. UTF-8 with few bad bytes stays UTF-8 and loses
+  only the lines they stand in. GB18030 accepts nearly any bytes, so it is believed only where at least a tenth of the
+  decoded ideographs are among the 200 commonest (in Chinese text, old or new, simplified or traditional, it is a third
+  to a half; in Latin-1, Big5, Shift-JIS or EUC-KR read as GB18030 about a fiftieth). Anything else is another 8-bit
+  encoding: the whole file is quarantined with the advice to convert it, because half-right text is worse than none.
 
 Not handled: Big5, Shift-JIS, Latin-1 and the like (convert with iconv); an encoding that changes within a file.
 """
@@ -103,6 +103,7 @@ class Decoder:
 
     def __init__(self) -> None:
         self.encoding = ""
+        self._begun = False  # once some text was accepted, later damage costs lines, never the file
 
     def choose(self, sample: bytes) -> None:
         """Decide from a stretch of whole lines; ASCII leaves the question open. Raises Binary."""
@@ -122,7 +123,7 @@ class Decoder:
             chinese = bad > len(sample) / 100 and _common_share(around.decode("gb18030", "ignore")) >= 0.1
         if chinese:
             self.encoding = "gb18030"
-        elif bad <= max(8, len(sample) / 1000):
+        elif self._begun or bad <= max(8, len(sample) / 1000):
             self.encoding = "utf-8"
         else:
             raise Binary("neither UTF-8, UTF-16 nor GB18030; convert it to UTF-8 first (iconv)")
@@ -132,7 +133,9 @@ class Decoder:
         if b"\0" in data:
             raise ValueError(f"NUL at byte {data.index(0)} of the line")
         try:
-            return data.decode(self.encoding or "utf-8")
+            text = data.decode(self.encoding or "utf-8")
+            self._begun = True
+            return text
         except UnicodeDecodeError as e:
             raise ValueError(f"byte 0x{data[e.start]:02x} at byte {e.start} of the line is not {e.encoding}") from None
 

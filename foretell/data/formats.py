@@ -2,8 +2,8 @@
 
 Records are independent: a bad one is quarantined and reading goes on with the next. CRLF and lone CR become LF, as
 Python's own text mode does. Where a record is an object or a row, its text is the value of `text_key` if given, else of
-the first of `TEXT_KEYS` that is present; a list of strings is joined by newlines. A CSV or TSV without such a column (often
-one without a header) gives each row as one document, its cells joined by tabs.
+the first of `TEXT_KEYS` that is present; a list of strings is joined by newlines. A CSV or TSV without such a column
+(often one without a header) gives each row as one document, its cells joined by tabs.
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ from foretell.errors import MissingExtra
 
 Record = Document | Rejected
 TEXT_KEYS = ("text", "content", "contents", "body", "document", "article", "paragraphs", "sentences", "code", "raw")
-PIECE_CHARACTERS = 1 << 23  # a longer text is cut into several documents
+PIECE_CHARACTERS = 1 << 22  # a longer text is cut into several documents
+_CELL_CHARACTERS = 1 << 20
 
 
 def document(value: Any, source: str, offset: int) -> Record:
@@ -44,7 +45,7 @@ def document(value: Any, source: str, offset: int) -> Record:
 
 
 def prose(blocks: Iterator[bytes], source: str) -> Iterator[Record]:
-    """The whole stream is one document, cut at a line that is quarantined and, beyond 8 Mi characters, at a paragraph."""
+    """The whole stream is one document, cut at a quarantined line and, beyond 4 Mi characters, at a paragraph."""
     decoder = Decoder()
     parts: list[str] = []
     start = size = 0
@@ -103,47 +104,52 @@ def _json_record(line: str, source: str, offset: int, text_key: str | None) -> R
     return document(value, source, offset)
 
 
-def csv_rows(blocks: Iterator[bytes], source: str, text_key: str | None, delimiter: str) -> Iterator[Record]:
-    """Quoted cells may hold newlines. A row with a bad byte, or a cell beyond 16 MiB, is quarantined."""
+def csv_rows(blocks: Iterator[bytes], source: str, text_key: str | None, *, tabs: bool) -> Iterator[Record]:
+    """CSV with quoted cells that may hold newlines (RFC 4180), or TSV without quoting (IANA text/tab-separated-values).
+
+    A row with a bad byte is quarantined. So is a cell beyond 1 MiB, which bounds what a quote that is never closed
+    swallows.
+    """
     decoder = Decoder()
-    position = [0, 0]  # offset of the next line, of the record's first line
-    bad: dict[int, str] = {}
+    starts: list[int] = []  # offsets of the lines of the row being read
+    bad: list[str] = []
 
     def lines() -> Iterator[str]:
         for run in byte_runs(blocks, longest=RECORD_BYTES):
             for offset, line, reason in decoded_lines(run, decoder):
-                position[0] = offset
-                if reason:
-                    bad[offset] = reason
-                yield line if not reason else "\n"
+                starts.append(offset)
+                bad.extend([reason] if reason else [])
+                yield line or "\n"
 
-    csv.field_size_limit(RECORD_BYTES)
-    reader = csv.reader(lines(), delimiter=delimiter)
+    csv.field_size_limit(_CELL_CHARACTERS)
+    reader = csv.reader(lines(), delimiter="\t", quoting=csv.QUOTE_NONE) if tabs else csv.reader(lines())
     column: int | None = None
-    first = True
+    header = True
     while True:
+        starts.clear()
         bad.clear()
         try:
             row = next(reader)
         except StopIteration:
             return
         except csv.Error as e:
-            yield Rejected(source, position[0], f"not CSV: {e}")
+            yield Rejected(source, starts[0], f"not CSV: {e}")
             continue
-        offset = position[0]
         if bad:
-            yield from (Rejected(source, o, r) for o, r in bad.items())
-        elif first and (column := _text_column(row, text_key)) is not None:
-            pass
+            yield Rejected(source, starts[0], bad[0])
         elif row:
-            first = False
-            if column is None:
-                yield document("\t".join(row), source, offset)
-            elif column < len(row):
-                yield document(row[column], source, offset)
-            else:
-                yield Rejected(source, offset, f"row of {len(row)} cells has no column {column + 1}")
-        first = False
+            column = _text_column(row, text_key) if header else column
+            if not header or column is None:
+                yield _cell(row, column, source, starts[0])
+            header = False
+
+
+def _cell(row: list[str], column: int | None, source: str, offset: int) -> Record:
+    if column is None:
+        return document("\t".join(row), source, offset)
+    if column >= len(row):
+        return Rejected(source, offset, f"row of {len(row)} cells has no column {column + 1}")
+    return document(row[column], source, offset)
 
 
 def _text_column(header: list[str], text_key: str | None) -> int | None:
@@ -179,8 +185,9 @@ class _VisibleText(HTMLParser):
 
     _HIDDEN = frozenset({"script", "style", "template", "noscript", "svg", "iframe", "object", "select", "button"})
     _LINES = frozenset(
-        "address article aside blockquote br caption dd details div dl dt fieldset figcaption figure footer form h1 h2 h3 "
-        "h4 h5 h6 header hr li main nav ol option p pre section summary table title tr ul".split()
+        {"address", "article", "aside", "blockquote", "br", "caption", "dd", "details", "div", "dl", "dt", "fieldset"}
+        | {"figcaption", "figure", "footer", "form", "h1", "h2", "h3", "h4", "h5", "h6", "header", "hr", "li", "main"}
+        | {"nav", "ol", "option", "p", "pre", "section", "summary", "table", "title", "tr", "ul"}
     )
 
     def __init__(self) -> None:
@@ -236,9 +243,9 @@ def parquet(path: Path, source: str, text_key: str | None) -> Iterator[Record]:
     for group in range(groups):
         expected = row + file.metadata.row_group(group).num_rows
         try:
-            for batch in file.iter_batches(batch_size=1024, row_groups=[group], columns=[key]):
-                for value in batch.column(0).to_pylist():
-                    yield document("" if value is None else value, source, row)
+            for batch in file.iter_batches(batch_size=256, row_groups=[group], columns=[key]):
+                for value in batch.column(0):
+                    yield _value(value.as_py(), source, row)
                     row += 1
         except (pyarrow.ArrowException, OSError, ValueError) as e:
             yield Rejected(source, row, f"row group {group} is damaged: {_first_line(e)}")
@@ -261,11 +268,15 @@ def arrow(path: Path, source: str, text_key: str | None) -> Iterator[Record]:
                 yield Rejected(source, 0, f"no text: columns {names}; name the right one with data.text_key")
                 return
             for batch in stream:
-                for value in batch.column(key).to_pylist():
-                    yield document("" if value is None else value, source, row)
+                for value in batch.column(key):
+                    yield _value(value.as_py(), source, row)
                     row += 1
     except (pyarrow.ArrowException, OSError, ValueError) as e:
         yield Rejected(source, row, f"not an Arrow stream, or damaged: {_first_line(e)}")
+
+
+def _value(value: Any, source: str, row: int) -> Record:
+    return document("" if value is None else value, source, row)
 
 
 def _first_line(e: Exception) -> str:

@@ -1,7 +1,8 @@
 """One pass over the input: read, filter, deduplicate, group into blocks, and account for every record.
 
 Preparing passes over its input twice (once to survey it, once to encode it) with this same function, and a resumed
-preparation passes over it again; the three see the same blocks, because everything here is a function of the input alone.
+preparation passes over it again; the three see the same blocks, because everything here is a function of the input
+alone.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """The two passes of a preparation, and what each leaves in the working folder so that the next start can go on.
 
-survey.json and tokenizer.json appear when the first pass is done; journal.json says how far the splits' files are on disk.
-All three carry the fingerprint of inputs and configuration; with another fingerprint the folder is started afresh.
+survey.json and tokenizer.json appear when the first pass is done; journal.json says how far the splits' files are on
+disk. All three carry the fingerprint of inputs and configuration; with another fingerprint the folder is started
+afresh.
 """
 
 from __future__ import annotations
@@ -115,8 +116,9 @@ class Job:
         if bytes_total < _SMALL_BYTES:
             processes = 1
         unsaved = 0
+        end = np.array([own.eot_id], np.uint32)
         for (number, names, sizes), arrays in workers.encode(missing(), own, self.work / "tokenizer.json", processes):
-            ended = [np.append(a, np.uint32(own.eot_id)) for a in arrays]
+            ended = [np.append(a, end) for a in arrays]
             for split, writer in writers.items():
                 mine = [n for n, name in enumerate(names) if name == split]
                 writer.append([ended[n] for n in mine], [sizes[n] for n in mine])
@@ -198,7 +200,7 @@ class Job:
 
     def _clear(self) -> None:
         for path in self.work.iterdir():
-            if path.is_file() and path.name not in {"lock", "stdin.txt"}:
+            if path.is_file() and path.name not in {"lock", "stdin.json"}:
                 path.unlink()
 
 

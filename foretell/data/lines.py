@@ -1,8 +1,8 @@
 """Cutting a byte stream at line ends, within fixed memory, without letting one bad line harm its neighbours.
 
-A `Run` is a stretch of whole lines (about 1 MiB), decoded; or one line that could not be decoded, with the reason. Lines
-end at LF in UTF-8 and in GB18030, whose trailing bytes never are 0x0A. A line beyond the bound is either cut (prose) or
-rejected (records), and only it.
+A `Run` is a stretch of whole lines (about 1 MiB), decoded; or one line that could not be decoded, with the reason.
+Lines end at LF in UTF-8 and in GB18030, whose trailing bytes never are 0x0A. A line beyond the bound is either cut
+(prose) or rejected (records), and only it.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def byte_runs(blocks: Iterator[bytes], *, longest: int) -> Iterator[Run]:
 
 def _split_overlong(data: bytes, offset: int, longest: int) -> Iterator[Run]:
     """The same for a stretch in which some line may be too long."""
-    for line in data.splitlines(keepends=True) if b"\r" not in data else _keep_lf(data):
+    for line in _keep_lf(data):
         too_long = len(line) > longest
         yield Run(
             b"" if too_long else line, offset, f"line of {len(line):,} bytes is longer than {longest:,}" * too_long

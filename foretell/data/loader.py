@@ -1,9 +1,10 @@
 """Training batches: a pure function of (seed, step), whatever the number of readers, ranks or restarts.
 
-The token stream of a split is a circle: before its first token stands <|endoftext|>, which is also its last token. An epoch
-lays windows of T targets side by side from an offset of its own and visits each exactly once, in an order given by a keyed
-permutation that is computed, not stored (a Feistel network on the window number, cycle-walked; Black and Rogaway, 2002).
-So any sample of any step is found in O(1) time and memory. Fewer than T tokens an epoch are left out, other ones each time.
+The token stream of a split is a circle: before its first token stands <|endoftext|>, which is also its last token. An
+epoch lays windows of T targets side by side from an offset of its own and visits each exactly once, in an order given
+by a keyed permutation that is computed, not stored (a Feistel network on the window number, cycle-walked; Black and
+Rogaway, 2002). So any sample of any step is found in O(1) time and memory. Fewer than T tokens an epoch are left out,
+other ones each time.
 """
 
 from __future__ import annotations
@@ -23,9 +24,9 @@ def batch(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Inputs, targets and segments, each (B, T) int64.
 
-    An input is the token before its target; <|endoftext|> is the input before a document's first token. `segments` numbers
-    the documents inside a window: positions with the same number belong to one document. Raises DataError when the split
-    is shorter than one window.
+    An input is the token before its target; <|endoftext|> is the input before a document's first token. `segments`
+    numbers the documents inside a window: positions with the same number belong to one document. Raises DataError when
+    the split is shorter than one window.
     """
     tokens = data.tokens(split)
     windows = window_count(len(tokens), context, split)

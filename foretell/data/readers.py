@@ -2,9 +2,9 @@
 
 A folder is read in sorted order, without hidden files (they are counted, not read) and without following links to other
 folders. The format follows the extension, whatever stands in front of .gz or .zst: .jsonl .ndjson .csv .tsv .html .htm
-.parquet; a .json file whose first line is a whole JSON object is JSON lines; everything else that reads as text is prose or
-source code, one document a file. What is not text is one quarantined record. Only regular files are opened, so a FIFO or a
-device cannot hang or flood a run.
+.parquet; a .json file or standard input whose first line is a whole JSON object is JSON lines; everything else that
+reads as text is prose or source code, one document a file. What is not text is one quarantined record. Only regular
+files are opened, so a FIFO or a device cannot hang or flood a run.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ Record = Document | Rejected
 
 @dataclass(frozen=True)
 class Entry:
-    """One input. `problem` instead of content: it cannot be read and why. `size` and `mtime_ns` identify its version."""
+    """One input; `size` and `mtime_ns` identify its version. `problem`: why it cannot be read."""
 
     name: str
     path: Path | None = None
@@ -53,8 +53,11 @@ def documents(sources: str | list[str], text_key: str | None = None) -> Iterator
         yield from (r for r in read(entry, text_key) if isinstance(r, Document))
 
 
-def expand(sources: list[str], spool: Path | None = None) -> Inputs:
-    """List the inputs. Standard input (`-`) is copied to the file `spool`, because preparing reads its input twice."""
+def expand(sources: list[str], spool: Path | None = None, without: Path | None = None) -> Inputs:
+    """List the inputs, but for what lies in the folder `without` (the output, when it is inside a source).
+
+    Standard input (`-`) is copied to the file `spool`, because preparing reads its input twice.
+    """
     entries: list[Entry] = []
     hidden = 0
     for source in sources:
@@ -73,6 +76,9 @@ def expand(sources: list[str], spool: Path | None = None) -> Inputs:
             if not matches:
                 raise DataError(f"{source}: no such file or folder, and no file matches it as a pattern")
             entries += [_entry(Path(m)) for m in matches if not os.path.isdir(m)]
+    if without is not None:
+        inside = without.resolve()
+        entries = [e for e in entries if e.path is None or not e.path.resolve().is_relative_to(inside)]
     if not entries:
         raise DataError(f"no files in {', '.join(sources)}" + (f" ({hidden} hidden ones not read)" if hidden else ""))
     return Inputs(entries, hidden)
@@ -91,7 +97,7 @@ def _entry(path: Path) -> Entry:
 
 def _folder(folder: Path) -> tuple[list[Entry], int]:
     if (folder / "state.json").is_file() or (folder / "dataset_dict.json").is_file():
-        return [_entry(p) for p in sorted(folder.rglob("*.arrow"))], 0
+        return [_entry(p) for p in _arrow_files(folder)], 0
     entries: list[Entry] = []
     hidden = 0
     denied: list[OSError] = []
@@ -101,6 +107,18 @@ def _folder(folder: Path) -> tuple[list[Entry], int]:
         entries += [_entry(Path(root, n)) for n in sorted(files) if not n.startswith(".")]
     entries += [Entry(str(e.filename), problem=f"cannot be read: {e.strerror}") for e in denied]
     return entries, hidden
+
+
+def _arrow_files(folder: Path) -> list[Path]:
+    """The files of a `datasets` folder in its own order: all splits, and not the caches that may lie beside them."""
+    files: list[Path] = []
+    for state in sorted(folder.rglob("state.json")):
+        try:
+            names = [f["filename"] for f in json.loads(state.read_text(encoding="utf-8"))["_data_files"]]
+            files += [state.parent / Path(n).name for n in names]
+        except (ValueError, KeyError, TypeError, RecursionError) as e:
+            raise DataError(f"{state}: not the state of a `datasets` folder: {e}") from None
+    return files
 
 
 def _standard_input(spool: Path | None) -> Entry:
@@ -120,13 +138,16 @@ def read(entry: Entry, text_key: str | None = None) -> Iterator[Record]:
     elif entry.size == 0:
         yield Rejected(entry.name, 0, "empty file")
     else:
-        position = itertools.count()
+        found = False
         try:
             for record in _by_format(entry.path, entry.name, text_key):
-                next(position)
+                found = True
                 yield record
         except (Binary, OSError) as e:
             yield Rejected(entry.name, 0, f"cannot be read: {e.strerror}" if isinstance(e, OSError) else str(e))
+            found = True
+        if not found:
+            yield Rejected(entry.name, 0, "empty: neither text nor records")
 
 
 def _by_format(path: Path, source: str, text_key: str | None) -> Iterator[Record]:
@@ -145,15 +166,13 @@ def _by_format(path: Path, source: str, text_key: str | None) -> Iterator[Record
     if suffix in {".jsonl", ".ndjson"}:
         yield from formats.json_lines(text, source, text_key)
     elif suffix in {".csv", ".tsv"}:
-        yield from formats.csv_rows(text, source, text_key, "," if suffix == ".csv" else "\t")
+        yield from formats.csv_rows(text, source, text_key, tabs=suffix == ".tsv")
     elif suffix in {".html", ".htm", ".xhtml"}:
         yield from formats.html(text, source)
     else:
         yield from formats.prose(text, source)
     if stream.damage:
         yield Rejected(source, stream.size, stream.damage)
-    elif not stream.size:
-        yield Rejected(source, 0, "empty file")
 
 
 class _Tail:

@@ -1,8 +1,8 @@
 """A bounded random sample of the text, drawn in one pass, the same for the same text.
 
-Documents are cut into chunks of at most 64 KiB; each chunk's priority is a hash of its document's digest and its number, and
-the chunks of lowest priority are kept (bottom-k sampling, so every byte is as likely as any other). The tokenizer is trained
-on those that fall into the training split, and a part of them gives the text's xz bits per byte.
+Documents are cut into chunks of at most 64 KiB; each chunk's priority is a hash of its document's digest and its
+number, and the chunks of lowest priority are kept (bottom-k sampling, so every byte is as likely as any other). The
+tokenizer is trained on those that fall into the training split, and a part of them gives the text's xz bits per byte.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Token shards: raw little-endian integers in files, document ends and sizes beside them, one JSON index.
 
-The format stands on one page, docs/formats.md. A prepared folder appears by one rename and is never changed afterwards, so
-opening checks the index, its version, and every file's size; `check_digests=True` also reads all bytes.
+The format stands on one page, docs/formats.md. A prepared folder appears by one rename and is never changed afterwards,
+so opening checks the index, its version, and every file's size; `check_digests=True` also reads all bytes.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
 """Which part of the text trains, validates and tests.
 
-`hash`: by document. A document's digest, read as a number in [0, 1), falls below test_fraction (test), below test_fraction +
-valid_fraction (valid), or above (train); so a document keeps its split when others are added. Where chance leaves test or
-valid empty, its bound moves up to the next document.
-`tail`: by place. The last bytes of the text are test, those before them valid; the document at a bound is cut there, at a
-line. For few, long documents, where hashing would give splits of wild sizes. `auto`: tail below 20 documents.
+`hash`: by document. A document's digest, read as a number in [0, 1), falls below test_fraction (test), below
+test_fraction + valid_fraction (valid), or above (train); so a document keeps its split when others are added. Where
+chance leaves test or valid empty, its bound moves up to the next document.
+`tail`: by place. The last bytes of the text are test, those before them valid; the document at a bound is cut there, at
+a line. For few, long documents, where hashing would give splits of wild sizes. `auto`: tail below 20 documents.
 `split_of`: the caller decides by the document's source (whole modules, whole books).
 """
 
@@ -74,7 +74,9 @@ class Tally:
         if test and lowest[0] >= test:
             test = _just_above(lowest[0])
             valid = max(valid, _just_above(lowest[1]))
-        elif self.above and self.above[0] >= valid:
+        elif not self.above:
+            raise DataError(f"by hash, all of {self.documents} documents fall into test; use data.split=tail")
+        elif self.above[0] >= valid:
             valid = _just_above(self.above[0])
         return Rule("hash", (test, valid))
 
@@ -91,7 +93,7 @@ def _just_above(place: float) -> float:
 
 
 def parts(text: Text, start: int, rule: Rule, split_of: Callable[[str], str] | None) -> list[tuple[str, bytes]]:
-    """A document's bytes with their split; two or three parts where a bound of `tail` cuts it. `start`: its first byte."""
+    """A document's bytes with their split; up to three parts where `tail` cuts it. `start`: place of its first byte."""
     if split_of is not None:
         split = split_of(text.source)
         if split not in SPLITS:
@@ -100,16 +102,17 @@ def parts(text: Text, start: int, rule: Rule, split_of: Callable[[str], str] | N
     if rule.kind == "hash":
         at = position(text.digest)
         return [("test" if at < rule.bounds[0] else "valid" if at < rule.bounds[1] else "train", text.data)]
-    cuts = [0, *(_line_start(text.data, int(b) - start) for b in rule.bounds), len(text.data)]
+    reach = int(rule.bounds[1] - rule.bounds[0]) // 2  # so that the two cuts cannot meet
+    cuts = [0, *(_line_start(text.data, int(b) - start, reach) for b in rule.bounds), len(text.data)]
     spans = zip(SPLITS, cuts, cuts[1:], strict=False)
     return [(split, text.data[low:high]) for split, low, high in spans if low < high]
 
 
-def _line_start(data: bytes, target: int) -> int:
-    """The first line start at or before `target`, else the first character start; inside [0, len(data)]."""
+def _line_start(data: bytes, target: int, reach: int) -> int:
+    """The last line start within `reach` bytes before `target`, else a character start; inside [0, len(data)]."""
     if target <= 0 or target >= len(data):
         return max(0, min(target, len(data)))
-    at = data.rfind(b"\n", 0, target) + 1
+    at = data.rfind(b"\n", max(0, target - reach), target) + 1
     if at:
         return at
     while target and data[target] & 0xC0 == 0x80:

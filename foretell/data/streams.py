@@ -1,8 +1,9 @@
 """Bytes of a file as blocks of at most 1 MiB: plain, gzip, zstandard; memory stays flat whatever the file claims.
 
-A truncated or corrupt archive gives everything that was decoded before the damage, then `Damaged`. A stream that unpacks
-to more than 200 times its size (beyond the first 16 MiB) is taken for a bomb and ends the same way; text stays below 100.
-Formats: RFC 1952 (several members may follow each other), RFC 8878. Not handled: archives of several files (zip, tar).
+A truncated or corrupt archive gives everything that was decoded before the damage, then `Damaged`. A stream that
+unpacks to more than 200 times its size (beyond the first 16 MiB) is taken for a bomb and ends the same way; text stays
+below 100. Formats: RFC 1952 (several members may follow each other), RFC 8878. Not handled: archives of several files
+(zip, tar).
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ _ZSTD_WINDOW_BYTES = 1 << 27
 
 
 def blocks(path: Path) -> Iterator[bytes]:
-    """Decompressed blocks, by the file's extension. Raises Damaged after the last good one, OSError as the system does."""
+    """Decompressed blocks, by the file's extension. Raises Damaged after the last good one, OSError as usual."""
     suffix = path.suffix.lower()
     if suffix == ".gz":
         yield from _gzip(path)

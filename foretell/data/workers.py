@@ -1,8 +1,9 @@
 """Tokenising in several processes, results in order, whatever their number.
 
 Worker processes are plain interpreters that read blocks of texts from standard input and write token arrays to standard
-output, as counts and raw bytes: nothing is pickled, nothing is forked, a script needs no `__main__` guard, and a worker whose
-parent is killed reads end-of-file and ends. Frame: uint32 n, n uint32 lengths, payload (UTF-8 one way, uint32 tokens back).
+output, as counts and raw bytes: nothing is pickled, nothing is forked, a script needs no `__main__` guard, and a worker
+whose parent is killed reads end-of-file and ends. Frame: uint32 n, n uint32 lengths, payload (UTF-8 one way, uint32
+tokens back).
 """
 
 from __future__ import annotations
@@ -80,7 +81,8 @@ def _spawn(file: Path) -> subprocess.Popen[bytes]:
 
 
 def _ask(process: subprocess.Popen[bytes], texts: list[bytes]) -> list[np.ndarray]:
-    assert process.stdin is not None and process.stdout is not None  # both are pipes
+    assert process.stdin  # both are pipes
+    assert process.stdout
     try:
         _write(process.stdin, [len(t) for t in texts], b"".join(texts))
         counts = _read_lengths(process.stdout)
