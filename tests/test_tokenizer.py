@@ -14,7 +14,14 @@ from foretell.tokenizer import END_OF_TEXT, Tokenizer
 
 ENGLISH = "The quick brown fox jumps over the lazy dog. It's 1984, isn't it? We'll see; they've gone home.\n"
 CHINESE = "话说天下大势，分久必合，合久必分。周末七国分争，并入于秦。及秦灭之后，楚、汉分争，又并入于汉。\n"
-PYTHON = "def f(x, y=1):\n    for i in range(x):\n        if i % 2 == 0:\n            return i * y\n    return None\n\n\n"
+PYTHON = """def f(x, y=1):
+    for i in range(x):
+        if i % 2 == 0:
+            return i * y
+    return None
+
+
+"""
 
 BPE = tokenizer.train_bpe([ENGLISH * 30, CHINESE * 30, PYTHON * 30], 640)
 BYTES = tokenizer.byte_tokenizer()

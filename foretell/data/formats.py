@@ -10,15 +10,14 @@ from __future__ import annotations
 
 import csv
 import json
-import re
 from collections.abc import Iterator
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
 from foretell.data.encodings import Decoder
 from foretell.data.lines import RECORD_BYTES, byte_runs, decoded, decoded_lines, prose_runs
 from foretell.data.records import Document, Rejected
+from foretell.data.webpage import visible_text
 from foretell.errors import MissingExtra
 
 Record = Document | Rejected
@@ -174,51 +173,7 @@ def html(blocks: Iterator[bytes], source: str) -> Iterator[Record]:
     except ValueError as e:
         yield Rejected(source, 0, str(e).replace("of the line", "of the page"))
         return
-    parser = _VisibleText()
-    parser.feed(text)
-    parser.close()
-    yield document(parser.text(), source, 0)
-
-
-class _VisibleText(HTMLParser):
-    """Collects what a browser would show: no scripts, styles or head but the title; block elements end a line."""
-
-    _HIDDEN = frozenset({"script", "style", "template", "noscript", "svg", "iframe", "object", "select", "button"})
-    _LINES = frozenset(
-        {"address", "article", "aside", "blockquote", "br", "caption", "dd", "details", "div", "dl", "dt", "fieldset"}
-        | {"figcaption", "figure", "footer", "form", "h1", "h2", "h3", "h4", "h5", "h6", "header", "hr", "li", "main"}
-        | {"nav", "ol", "option", "p", "pre", "section", "summary", "table", "title", "tr", "ul"}
-    )
-
-    def __init__(self) -> None:
-        super().__init__(convert_charrefs=True)
-        self._parts: list[str] = []
-        self._hidden: list[str] = []
-        self._pre = 0
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        if tag in self._HIDDEN:
-            self._hidden.append(tag)
-        if tag in self._LINES:
-            self._parts.append("\n")
-        elif tag in {"td", "th"}:
-            self._parts.append("\t")
-        self._pre += tag == "pre"
-
-    def handle_endtag(self, tag: str) -> None:
-        if tag in self._hidden:
-            del self._hidden[self._hidden.index(tag) :]
-        if tag in self._LINES:
-            self._parts.append("\n")
-        self._pre -= tag == "pre" and self._pre > 0
-
-    def handle_data(self, data: str) -> None:
-        if not self._hidden:
-            self._parts.append(data if self._pre else re.sub(r"[ \t\r\n\f]+", " ", data))
-
-    def text(self) -> str:
-        joined = re.sub(r"[ \t]*\n[ \t]*(?=\n)|[ \t]+(?=\n)", "", "".join(self._parts))
-        return re.sub(r"\n{3,}", "\n\n", re.sub(r"\n +(?=\S)", "\n", joined)).strip() + "\n"
+    yield document(visible_text(text), source, 0)
 
 
 def parquet(path: Path, source: str, text_key: str | None) -> Iterator[Record]:

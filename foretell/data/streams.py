@@ -11,6 +11,7 @@ from __future__ import annotations
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from foretell.data.records import Damaged
 from foretell.errors import MissingExtra
@@ -20,6 +21,7 @@ _INPUT_BYTES = 1 << 16
 _RATIO_LIMIT = 200
 _RATIO_FREE_BYTES = 1 << 24
 _ZSTD_WINDOW_BYTES = 1 << 27
+_ZSTD_INPUT_BYTES = 1 << 10
 
 
 def blocks(path: Path) -> Iterator[bytes]:
@@ -55,9 +57,14 @@ def _gzip(path: Path) -> Iterator[bytes]:
             if fresh and written and not pending.strip(b"\0"):
                 pending = b""  # zero padding after the last member, as gzip(1) allows
                 continue
+            before = inflate.copy()
             try:
                 block = inflate.decompress(pending, BLOCK_BYTES)
             except zlib.error as e:
+                rest = _salvaged(before, pending)
+                written += len(rest)
+                if rest:
+                    yield rest
                 raise Damaged(f"not gzip, or damaged after {written:,} unpacked bytes: {e}") from None
             fresh = False
             written += len(block)
@@ -73,23 +80,45 @@ def _gzip(path: Path) -> Iterator[bytes]:
             raise Damaged(f"gzip ends early, after {written:,} unpacked bytes")
 
 
+def _salvaged(inflate: Any, data: bytes) -> bytes:
+    """What a damaged stretch gives before the damage: zlib returns nothing of a call that fails, so byte by byte."""
+    good = bytearray()
+    try:
+        for n in range(len(data)):
+            good += inflate.decompress(data[n : n + 1], BLOCK_BYTES)
+            if len(good) >= BLOCK_BYTES:
+                break
+    except zlib.error:
+        pass
+    return bytes(good)
+
+
 def _zstandard(path: Path) -> Iterator[bytes]:
     try:
         import zstandard
     except ImportError:
         raise MissingExtra("reading .zst", "data") from None
-    written = 0
-    size = path.stat().st_size
+    read = written = 0
+    gathered: list[bytes] = []
+    unpack = zstandard.ZstdDecompressor(max_window_size=_ZSTD_WINDOW_BYTES)
+    frame: Any = None
     with path.open("rb") as f:
-        unpack = zstandard.ZstdDecompressor(max_window_size=_ZSTD_WINDOW_BYTES)
-        with unpack.stream_reader(f, read_across_frames=True) as stream:
-            while True:
-                try:
-                    block = stream.read(BLOCK_BYTES)
-                except zstandard.ZstdError as e:
-                    raise Damaged(f"not zstandard, or damaged after {written:,} unpacked bytes: {e}") from None
-                if not block:
-                    break
-                written += len(block)
-                yield block
-                _check_ratio(size, written)
+        # 1 KiB at a time: the library has no bound on what one call gives back, and 1 KiB cannot give more than 32 MiB.
+        while data := f.read(_ZSTD_INPUT_BYTES):
+            read += len(data)
+            try:
+                while data:
+                    frame = frame or unpack.decompressobj()
+                    gathered.append(frame.decompress(data))
+                    written += len(gathered[-1])
+                    data, frame = (frame.unused_data, None) if frame.eof else (b"", frame)
+            except zstandard.ZstdError as e:
+                yield from gathered
+                raise Damaged(f"not zstandard, or damaged after {written:,} unpacked bytes: {e}") from None
+            if sum(map(len, gathered)) >= _INPUT_BYTES:
+                yield b"".join(gathered)
+                gathered = []
+            _check_ratio(read, written)
+    yield b"".join(gathered)
+    if frame is not None:
+        raise Damaged(f"zstandard ends early, after {written:,} unpacked bytes")
