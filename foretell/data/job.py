@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import lzma
 import os
+import shutil
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -61,6 +62,7 @@ class Job:
         entries = self._encode(own, rule, funnel, survey["bytes"], processes)
         index = self._index(own, survey, funnel, entries)
         self._write("index.json", index)
+        shutil.rmtree(self.work / "digests")
         keep = {"index.json", "tokenizer.json", "lock"} | {f"{s}.{what}" for s in SPLITS for what in ("ends", "bytes")}
         keep |= {shard["file"] for entry in entries.values() for shard in entry["shards"]}
         for path in self.work.iterdir():

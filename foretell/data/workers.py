@@ -8,6 +8,7 @@ tokens back).
 
 from __future__ import annotations
 
+import contextlib
 import os
 import queue
 import subprocess
@@ -64,8 +65,8 @@ def encode(
     finally:
         for process in processes:
             for pipe in (process.stdin, process.stdout):
-                if pipe:
-                    pipe.close()
+                with contextlib.suppress(OSError):  # of one that is gone already
+                    pipe.close()  # type: ignore[union-attr]
             process.wait()
 
 
