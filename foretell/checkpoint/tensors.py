@@ -109,7 +109,7 @@ def digest(path: Path) -> Written:
 
 
 def read(path: Path, expected: Written) -> dict[str, Tensor]:
-    """The tensors of a file, on the CPU. Raises CheckpointError with the reason, or OSError, if it is not as expected."""
+    """The tensors of a file, on the CPU. Raises CheckpointError or OSError with the reason if it is not as expected."""
     fd = files.open_existing(path)
     try:
         size = files.size_bytes(fd)
