@@ -1,7 +1,7 @@
 """The two passes of a preparation, and what each leaves in the working folder so that the next start can go on.
 
-survey.json and tokenizer.json appear when the first pass is done; journal.json says how far the splits' files are on
-disk. All three carry the fingerprint of inputs and configuration; with another fingerprint the folder is started
+survey.json, tokenizer.json and sample.txt appear when the first pass is done; journal.json says how far the splits'
+files are on disk. The first and the last carry the fingerprint of inputs and configuration; with another fingerprint the folder is started
 afresh.
 """
 
@@ -13,6 +13,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -59,8 +60,10 @@ class Job:
         own = tokenizer.load(self.work)
         rule = splits.Rule(survey["rule"]["kind"], tuple(survey["rule"]["bounds"]))
         funnel = intake.Funnel()
-        entries = self._encode(own, rule, funnel, survey["bytes"], processes)
-        index = self._index(own, survey, funnel, entries)
+        with ThreadPoolExecutor(1) as beside:  # xz takes most of a second, while the worker processes start
+            bits = beside.submit(_xz_bits_per_byte, self.work / "sample.txt")
+            entries = self._encode(own, rule, funnel, survey["bytes"], processes)
+        index = self._index(own, survey, funnel, entries) | {"text_xz_bits_per_byte": bits.result()}
         self._write("index.json", index)
         shutil.rmtree(self.work / "digests")
         keep = {"index.json", "tokenizer.json", "lock"} | {f"{s}.{what}" for s in SPLITS for what in ("ends", "bytes")}
@@ -90,7 +93,8 @@ class Job:
         if own.eot_id is None:
             raise ConfigError(f"{tokenizer_config.path}: the tokenizer has no end-of-text token such as <|endoftext|>")
         own.save(self.work)
-        return {"bytes": tally.bytes, "rule": rule.record(), "text_xz_bits_per_byte": _xz_bits_per_byte(training)}
+        (self.work / "sample.txt").write_bytes(_in_order(training, _XZ_BYTES))
+        return {"bytes": tally.bytes, "rule": rule.record()}
 
     def _trains(self, chunk: Chunk, rule: splits.Rule) -> bool:
         return any(split == "train" for split, _ in splits.parts(chunk.text, chunk.start, rule, self.split_of))
@@ -161,7 +165,6 @@ class Job:
             "funnel": {**funnel.summary(), "tokens": tokens},
             "bytes_per_token": size / max(1, tokens - sum(e["documents"] for e in entries.values())),
             "unique_tokens": entries["train"]["tokens"],
-            "text_xz_bits_per_byte": survey["text_xz_bits_per_byte"],
         }
 
     def _report(
@@ -215,16 +218,21 @@ def _tokenizer(config: TokenizerConfig, training: list[Chunk], text_bytes: int) 
     return tokenizer.train_bpe((c.text.data.decode() for c in training), size)
 
 
-def _xz_bits_per_byte(training: list[Chunk]) -> float:
-    """Bits a byte of up to 2 MB of training text costs under xz -6: a measure of the text that needs no model."""
+def _in_order(training: list[Chunk], limit: int) -> bytes:
+    """The first chunks by priority, up to `limit` bytes, in the order of the text."""
     chosen: list[Chunk] = []
     size = 0
     for chunk in training:
-        if size >= _XZ_BYTES:
+        if size >= limit:
             break
         chosen.append(chunk)
         size += len(chunk.text.data)
-    data = b"".join(c.text.data for c in sorted(chosen, key=lambda c: c.start))[:_XZ_BYTES]
+    return b"".join(c.text.data for c in sorted(chosen, key=lambda c: c.start))[:limit]
+
+
+def _xz_bits_per_byte(sample: Path) -> float:
+    """Bits a byte of training text costs under xz -6: a measure of the text that needs no model."""
+    data = sample.read_bytes()
     return 8 * len(lzma.compress(data, preset=6)) / len(data)
 
 

@@ -77,8 +77,8 @@ def expand(sources: list[str], spool: Path | None = None, without: Path | None =
                 raise DataError(f"{source}: no such file or folder, and no file matches it as a pattern")
             entries += [_entry(Path(m)) for m in matches if not os.path.isdir(m)]
     if without is not None:
-        inside = without.resolve()
-        entries = [e for e in entries if e.path is None or not e.path.resolve().is_relative_to(inside)]
+        inside = os.path.abspath(without) + os.sep
+        entries = [e for e in entries if not os.path.abspath(e.name).startswith(inside)]
     if not entries:
         raise DataError(f"no files in {', '.join(sources)}" + (f" ({hidden} hidden ones not read)" if hidden else ""))
     return Inputs(entries, hidden)
