@@ -37,7 +37,7 @@ _PATTERN = (
 # ideographs. Only characters whose class no Unicode version disputes.
 _CUT = re.compile(r"(?<=\S\n)(?=\S)|(?<=[A-Za-z])(?= [A-Za-z])|(?<=[\u4e00-\u9fa5])(?=[，。][\u4e00-\u9fa5])")
 _PIECE_CHARACTERS = 2_000
-_BATCH_CHARACTERS = 1 << 20  # a token costs the library some 150 bytes until it is copied out
+_BATCH_CHARACTERS = 1 << 18  # a token costs the library some 150 bytes until it is copied out
 _ENDS = (END_OF_TEXT, "<|end_of_text|>", "</s>", "<eos>", "<|im_end|>")
 
 
@@ -69,24 +69,25 @@ class Tokenizer:
         """One uint32 array a text, on all threads the library takes."""
         for text in texts:
             check_encodable(text)
+        flat, lengths = self.encode_flat(texts)
+        ends = np.cumsum(lengths).tolist()
+        return [flat[end - n : end] for end, n in zip(ends, lengths.tolist(), strict=True)]
+
+    def encode_flat(self, texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
+        """The same for valid text, as one uint32 array of all tokens and an int64 array of each text's count."""
         if self.kind == "bytes":
-            return [np.frombuffer(t.encode(), np.uint8).astype(np.uint32) for t in texts]
-        pieces: list[str] = []
-        owners: list[int] = []
-        for n, text in enumerate(texts):
-            cut = _pieces(text) if self.kind == "bpe" else [text]
-            pieces += cut
-            owners += [n] * len(cut)
-        lengths = np.zeros(len(texts), np.int64)
-        parts = []
+            data = [t.encode() for t in texts]
+            return np.frombuffer(b"".join(data), np.uint8).astype(np.uint32), np.array([len(d) for d in data], np.int64)
+        cut = [_pieces(text) if self.kind == "bpe" else [text] for text in texts]
+        pieces = list(chain.from_iterable(cut))
+        parts, counts = [np.zeros(0, np.uint32)], [np.zeros(0, np.int64)]
         for group in _groups(pieces):
-            encodings = self.inner.encode_batch_fast(pieces[group], add_special_tokens=False)
-            ids = [e.ids for e in encodings]
-            counts = np.fromiter(map(len, ids), np.int64, len(ids))
-            np.add.at(lengths, owners[group], counts)
-            parts.append(np.fromiter(chain.from_iterable(ids), np.uint32, int(counts.sum())))
-        flat = np.concatenate(parts) if parts else np.zeros(0, np.uint32)
-        return np.split(flat, np.cumsum(lengths)[:-1]) if texts else []
+            ids = [e.ids for e in self.inner.encode_batch_fast(pieces[group], add_special_tokens=False)]
+            counts.append(np.fromiter(map(len, ids), np.int64, len(ids)))
+            parts.append(np.fromiter(chain.from_iterable(ids), np.uint32, int(counts[-1].sum())))
+        owners = np.repeat(np.arange(len(texts)), np.fromiter(map(len, cut), np.int64, len(cut)))
+        lengths = np.bincount(owners, np.concatenate(counts), len(texts)).astype(np.int64)
+        return np.concatenate(parts), lengths
 
     def decode(self, ids: Iterable[int]) -> str:
         """Text of `ids`; special tokens give nothing, an incomplete UTF-8 sequence gives U+FFFD."""

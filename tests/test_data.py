@@ -224,9 +224,9 @@ def test_an_interrupted_preparation_goes_on(tmp_path: Path, monkeypatch: pytest.
     make(source, tmp_path / "quiet", kind)
     events: list[str] = []
     encoded: list[int] = []
-    inner = tokenizer.Tokenizer.encode_batch
+    inner = tokenizer.Tokenizer.encode_flat
     monkeypatch.setattr(
-        tokenizer.Tokenizer, "encode_batch", lambda self, texts: encoded.append(len(texts)) or inner(self, texts)
+        tokenizer.Tokenizer, "encode_flat", lambda self, texts: encoded.append(len(texts)) or inner(self, texts)
     )
     for attempt in range(100):
         seen = 0
@@ -354,11 +354,12 @@ def test_tail_divides_one_text_in_order(tmp_path: Path) -> None:
 def test_tail_cuts_are_exhaustive_and_never_inside_a_character(data: str, valid: float) -> None:
     raw = data.encode()
     tally = splits.Tally(0.1, valid)
-    tally.add(intake.Text(raw, dedup.digest(raw), ""))
-    parts = splits.parts(intake.Text(raw, b"", ""), 0, tally.rule("tail"), None)
-    assert b"".join(p for _, p in parts) == raw
-    assert [s for s, _ in parts] == ["train", "valid", "test"]
-    for _, part in parts:
+    document = intake.Text(raw, dedup.digest(raw), "")
+    tally.add([document])
+    parts, of_split = splits.divided([document], 0, tally.rule("tail"))
+    assert b"".join(parts) == raw
+    assert [SPLITS[n] for n in of_split] == ["train", "valid", "test"]
+    for part in parts:
         part.decode()
 
 
@@ -471,7 +472,7 @@ def test_tokens_over_shards_are_one_array(values: list[int], size: int, data: st
 def test_wide_vocabularies_take_four_bytes(tmp_path: Path) -> None:
     assert [shards.token_dtype(n).str for n in (257, 65_536, 65_537)] == ["<u2", "<u2", "<u4"]
     writer = SplitWriter(tmp_path, "train", shards.token_dtype(100_000))
-    writer.append([np.array([99_999, 1], np.uint32)], [5])
+    writer.append(np.array([99_999, 1], np.uint32), np.array([2]), np.array([5]))
     entry = writer.finish()
     assert np.fromfile(tmp_path / entry["shards"][0]["file"], "<u4").tolist() == [99_999, 1]
 

@@ -24,6 +24,7 @@ Record = Document | Rejected
 TEXT_KEYS = ("text", "content", "contents", "body", "document", "article", "paragraphs", "sentences", "code", "raw")
 PIECE_CHARACTERS = 1 << 22  # a longer text is cut into several documents
 _CELL_CHARACTERS = 1 << 20
+_JSON = json.JSONDecoder()
 
 
 def document(value: Any, source: str, offset: int) -> Record:
@@ -91,7 +92,7 @@ def json_lines(blocks: Iterator[bytes], source: str, text_key: str | None) -> It
 
 def _json_record(line: str, source: str, offset: int, text_key: str | None) -> Record:
     try:
-        value = json.loads(line)
+        value = _JSON.decode(line)
     except (ValueError, RecursionError) as e:
         return Rejected(source, offset, f"not JSON: {e}")
     if isinstance(value, dict):

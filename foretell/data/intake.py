@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from foretell.data import dedup
 from foretell.data.readers import Inputs, Record, read
@@ -52,8 +52,7 @@ class Funnel:
         }
 
 
-@dataclass(frozen=True)
-class Text:
+class Text(NamedTuple):
     """A document that is kept: its UTF-8 bytes, their digest, where it came from."""
 
     data: bytes

@@ -1,8 +1,8 @@
 """The two passes of a preparation, and what each leaves in the working folder so that the next start can go on.
 
 survey.json, tokenizer.json and sample.txt appear when the first pass is done; journal.json says how far the splits'
-files are on disk. The first and the last carry the fingerprint of inputs and configuration; with another fingerprint the folder is started
-afresh.
+files are on disk. The first and the last carry the fingerprint of inputs and configuration; with another fingerprint
+the folder is started afresh.
 """
 
 from __future__ import annotations
@@ -75,12 +75,15 @@ class Job:
 
     def _survey(self, tokenizer_config: TokenizerConfig) -> dict[str, Any]:
         tally = splits.Tally(self.config.test_fraction, self.config.valid_fraction)
-        sample = Sample(_SAMPLE_BYTES)
+        trained = tokenizer_config.path is None and tokenizer_config.kind == "bpe"
+        sample = Sample(_SAMPLE_BYTES if trained else 3 * _XZ_BYTES)
         funnel = intake.Funnel()
         for block in intake.blocks(self.inputs, self.config.text_key, self.work / "digests", funnel):
+            start = tally.bytes
             for text in block:
-                sample.add(text, tally.bytes)
-                tally.add(text)
+                sample.add(text, start)
+                start += len(text.data)
+            tally.add(block)
             self._report("survey", funnel, 0)
         if not tally.documents:
             raise DataError(_nothing(funnel))
@@ -97,7 +100,7 @@ class Job:
         return {"bytes": tally.bytes, "rule": rule.record()}
 
     def _trains(self, chunk: Chunk, rule: splits.Rule) -> bool:
-        return any(split == "train" for split, _ in splits.parts(chunk.text, chunk.start, rule, self.split_of))
+        return bool((splits.divided([chunk.text], chunk.start, rule, self.split_of)[1] == SPLITS.index("train")).any())
 
     def _encode(
         self, own: Tokenizer, rule: splits.Rule, funnel: intake.Funnel, bytes_total: int, processes: int
@@ -105,37 +108,34 @@ class Job:
         journal = self._saved("journal.json") or {"blocks": 0, "splits": {}}
         dtype = token_dtype(own.vocab_size)
         writers = {s: SplitWriter(self.work, s, dtype, journal["splits"].get(s)) for s in SPLITS}
-        done = 0
+        end = np.uint32(own.eot_id or 0)
+        unsaved = 0
 
-        def missing() -> Iterator[tuple[tuple[int, list[str], list[int]], list[bytes]]]:
+        def missing() -> Iterator[tuple[tuple[int, np.ndarray, np.ndarray], list[bytes]]]:
             start = 0
-            for number, block in enumerate(
-                intake.blocks(self.inputs, self.config.text_key, self.work / "digests", funnel)
-            ):
-                parts = []
-                for text in block:
-                    parts += splits.parts(text, start, rule, self.split_of)
-                    start += len(text.data)
+            blocks = intake.blocks(self.inputs, self.config.text_key, self.work / "digests", funnel)
+            for number, block in enumerate(blocks):
+                texts, of_split = splits.divided(block, start, rule, self.split_of)
+                start += sum(map(len, texts))
                 if number >= journal["blocks"]:
-                    yield (number, [s for s, _ in parts], [len(d) for _, d in parts]), [d for _, d in parts]
+                    yield (number, of_split, np.array([len(t) for t in texts], np.int64)), texts
 
         if bytes_total < _SMALL_BYTES:
             processes = 1
-        unsaved = 0
-        end = np.array([own.eot_id], np.uint32)
-        for (number, names, sizes), arrays in workers.encode(missing(), own, self.work / "tokenizer.json", processes):
-            ended = [np.append(a, end) for a in arrays]
-            for split, writer in writers.items():
-                mine = [n for n, name in enumerate(names) if name == split]
-                writer.append([ended[n] for n in mine], [sizes[n] for n in mine])
-            unsaved += sum(sizes)
+        encoded = workers.encode(missing(), own, self.work / "tokenizer.json", processes)
+        for (number, of_split, sizes), (flat, lengths) in encoded:
+            flat, lengths = np.insert(flat, np.cumsum(lengths), end), lengths + 1
+            of_token = np.repeat(of_split, lengths)
+            for n, split in enumerate(SPLITS):
+                here = of_split == n
+                writers[split].append(flat[of_token == n], lengths[here], sizes[here])
+            unsaved += int(sizes.sum())
             if unsaved >= _JOURNAL_BYTES:
-                self._save(
-                    "journal.json", {"blocks": number + 1, "splits": {s: w.position() for s, w in writers.items()}}
-                )
+                positions = {split: writer.position() for split, writer in writers.items()}
+                self._save("journal.json", {"blocks": number + 1, "splits": positions})
                 unsaved = 0
-            done = sum(w.bytes for w in writers.values())
-            self._report("encode", funnel, bytes_total, done=done)
+            self._report("encode", funnel, bytes_total, done=sum(w.bytes for w in writers.values()))
+        done = sum(w.bytes for w in writers.values())
         self._report("encode", funnel, bytes_total, done=done, force=True)
         return {split: writer.finish() for split, writer in writers.items()}
 

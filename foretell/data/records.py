@@ -6,11 +6,10 @@ documents_in = documents_out + quarantined + sum(dropped) can hold.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 
-@dataclass(frozen=True, slots=True)
-class Document:
+class Document(NamedTuple):
     """`offset`: byte position in the decompressed UTF-8 (or GB18030) stream; row number in parquet, arrow and hf://."""
 
     text: str
@@ -18,8 +17,7 @@ class Document:
     offset: int
 
 
-@dataclass(frozen=True, slots=True)
-class Rejected:
+class Rejected(NamedTuple):
     """A quarantined record."""
 
     source: str

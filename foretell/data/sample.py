@@ -30,23 +30,28 @@ class Sample:
     def __init__(self, limit: int) -> None:
         self._limit = limit
         self._size = 0
-        self._heap: list[tuple[int, int, Chunk]] = []  # (-priority, -start, chunk): the root is the one to give up
+        self._heap: list[tuple[int, int, Text]] = []  # (-priority, -start, text): the root is the one to give up
 
     def add(self, text: Text, start: int) -> None:
+        if len(text.data) <= _CHUNK_BYTES:
+            self._offer(int.from_bytes(text.digest[8:], "big"), start, text)
+            return
         for n, (low, high) in enumerate(_cuts(text.data)):
             key = hashlib.blake2b(n.to_bytes(8, "little"), key=text.digest, digest_size=8).digest()
-            rank = (-int.from_bytes(key, "big"), -(start + low))
-            if self._size >= self._limit and rank <= self._heap[0][:2]:
-                continue
-            chunk = Chunk(start + low, Text(text.data[low:high], text.digest, text.source))
-            heapq.heappush(self._heap, (*rank, chunk))
-            self._size += high - low
-            while self._size - len(self._heap[0][2].text.data) >= self._limit:
-                self._size -= len(heapq.heappop(self._heap)[2].text.data)
+            chunk = Text(text.data[low:high], text.digest, text.source)
+            self._offer(int.from_bytes(key, "big"), start + low, chunk)
+
+    def _offer(self, priority: int, start: int, text: Text) -> None:
+        if self._size >= self._limit and (-priority, -start) <= self._heap[0][:2]:
+            return
+        heapq.heappush(self._heap, (-priority, -start, text))
+        self._size += len(text.data)
+        while self._size - len(self._heap[0][2].data) >= self._limit:
+            self._size -= len(heapq.heappop(self._heap)[2].data)
 
     def chunks(self) -> list[Chunk]:
         """In order of priority: any prefix is itself a sample."""
-        return [chunk for _, _, chunk in sorted(self._heap, key=lambda item: (-item[0], -item[1]))]
+        return [Chunk(-start, text) for _, start, text in sorted(self._heap, reverse=True)]
 
 
 def _cuts(data: bytes) -> list[tuple[int, int]]:

@@ -176,16 +176,13 @@ class SplitWriter:
     def _file_name(self, shard: int) -> str:
         return f"{self._split}-{shard:05d}.tokens"
 
-    def append(self, documents: list[np.ndarray], sizes: list[int]) -> None:
-        """Documents as token arrays that end in <|endoftext|>, and their UTF-8 sizes."""
-        if not documents:
-            return
-        lengths = np.fromiter(map(len, documents), np.int64, len(documents))
+    def append(self, flat: np.ndarray, lengths: np.ndarray, sizes: np.ndarray) -> None:
+        """Documents: their tokens, each document's <|endoftext|> included, their token counts, their UTF-8 sizes."""
         (self.tokens + np.cumsum(lengths)).astype(_END).tofile(self._ends)
-        np.asarray(sizes, _END).tofile(self._sizes)
-        self.documents += len(documents)
-        self.bytes += sum(sizes)
-        flat = np.concatenate(documents).astype(self._dtype)
+        sizes.astype(_END).tofile(self._sizes)
+        self.documents += len(sizes)
+        self.bytes += int(sizes.sum())
+        flat = flat.astype(self._dtype)
         while len(flat):
             within = self.tokens % SHARD_TOKENS
             if self._shard is None or within == 0:

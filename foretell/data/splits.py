@@ -10,11 +10,13 @@ a line. For few, long documents, where hashing would give splits of wild sizes. 
 
 from __future__ import annotations
 
-import bisect
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+import numpy as np
+
+from foretell.data import dedup
 from foretell.data.intake import Text
 from foretell.data.shards import SPLITS
 from foretell.errors import DataError
@@ -33,9 +35,12 @@ class Rule:
         return asdict(self)
 
 
-def position(digest: bytes) -> float:
-    """A document's place in [0, 1), uniform over digests."""
-    return int.from_bytes(digest[:6], "big") / (1 << 48)
+def positions(digests: list[bytes]) -> np.ndarray:
+    """Each document's place in [0, 1), uniform over digests: its first six bytes."""
+    raw = np.frombuffer(b"".join(digests), np.uint8).reshape(-1, dedup.DIGEST_BYTES)
+    padded = np.zeros((len(raw), 8), np.uint8)
+    padded[:, 2:] = raw[:, :6]
+    return padded.view(">u8")[:, 0] / float(1 << 48)
 
 
 @dataclass
@@ -49,14 +54,14 @@ class Tally:
     lowest: list[float] = field(default_factory=list)  # the two lowest of all
     above: list[float] = field(default_factory=list)  # the lowest at or above test_fraction
 
-    def add(self, text: Text) -> None:
-        self.documents += 1
-        self.bytes += len(text.data)
-        at = position(text.digest)
-        bisect.insort(self.lowest, at)
-        del self.lowest[2:]
-        if at >= self.test_fraction:
-            self.above = [min([at, *self.above])]
+    def add(self, block: list[Text]) -> None:
+        self.documents += len(block)
+        self.bytes += sum(len(t.data) for t in block)
+        places = np.array([*self.lowest, *self.above, *positions([t.digest for t in block])])
+        places.sort()
+        # What was kept may stand twice, which does no harm: `lowest` and `above` are only compared.
+        self.lowest = np.unique(places)[:2].tolist()
+        self.above = places[places >= self.test_fraction][:1].tolist()
 
     def rule(self, kind: str) -> Rule:
         """The rule for `auto`, `hash` or `tail`. DataError when there is too little text to divide."""
@@ -92,16 +97,30 @@ def _just_above(place: float) -> float:
     return place + 2.0**-49
 
 
-def parts(text: Text, start: int, rule: Rule, split_of: Callable[[str], str] | None) -> list[tuple[str, bytes]]:
-    """A document's bytes with their split; up to three parts where `tail` cuts it. `start`: place of its first byte."""
-    if split_of is not None:
-        split = split_of(text.source)
-        if split not in SPLITS:
-            raise DataError(f"split_of gave `{split}` for {text.source}; it must be one of {', '.join(SPLITS)}")
-        return [(split, text.data)]
-    if rule.kind == "hash":
-        at = position(text.digest)
-        return [("test" if at < rule.bounds[0] else "valid" if at < rule.bounds[1] else "train", text.data)]
+def divided(
+    block: list[Text], start: int, rule: Rule, split_of: Callable[[str], str] | None = None
+) -> tuple[list[bytes], np.ndarray]:
+    """The block's texts, and the number in `SPLITS` of each. `start`: place of the first byte in all text.
+
+    One text more for each place where `tail` cuts a document.
+    """
+    if split_of is None and rule.kind == "hash":
+        order = np.array([SPLITS.index(s) for s in ("test", "valid", "train")])
+        places = positions([t.digest for t in block])
+        return [t.data for t in block], order[np.searchsorted(rule.bounds, places, "right")]
+    texts: list[bytes] = []
+    of_split: list[int] = []
+    for text in block:
+        for split, data in [(split_of(text.source), text.data)] if split_of else _cut(text, start, rule):
+            if split not in SPLITS:
+                raise DataError(f"split_of gave `{split}` for {text.source}; it must be one of {', '.join(SPLITS)}")
+            texts.append(data)
+            of_split.append(SPLITS.index(split))
+        start += len(text.data)
+    return texts, np.array(of_split, np.int64)
+
+
+def _cut(text: Text, start: int, rule: Rule) -> list[tuple[str, bytes]]:
     reach = int(rule.bounds[1] - rule.bounds[0]) // 2  # so that the two cuts cannot meet
     cuts = [0, *(_line_start(text.data, int(b) - start, reach) for b in rule.bounds), len(text.data)]
     spans = zip(SPLITS, cuts, cuts[1:], strict=False)

@@ -27,31 +27,32 @@ from foretell.errors import DataError
 from foretell.tokenizer import Tokenizer
 
 Block = TypeVar("Block")
+Encoded = tuple[np.ndarray, np.ndarray]
 _LENGTH = np.dtype("<u4")
 _START = "import sys; sys.path.insert(0, sys.argv[1]); from foretell.data import workers; workers.serve(sys.argv[2])"
 
 
 def encode(
     blocks: Iterable[tuple[Block, list[bytes]]], own: Tokenizer, file: Path, workers: int
-) -> Iterator[tuple[Block, list[np.ndarray]]]:
-    """For each (block, texts) the block and one uint32 array a text, in order. `file` is the tokenizer's JSON."""
+) -> Iterator[tuple[Block, Encoded]]:
+    """For each (block, texts) the block and `Tokenizer.encode_flat` of the texts, in order. `file`: tokenizer.json."""
     if workers <= 1:
         for block, texts in blocks:
-            yield block, own.encode_batch([t.decode() for t in texts])
+            yield block, own.encode_flat([t.decode() for t in texts])
         return
     idle: queue.SimpleQueue[subprocess.Popen[bytes]] = queue.SimpleQueue()
     processes = [_spawn(file) for _ in range(workers)]
     for process in processes:
         idle.put(process)
 
-    def task(texts: list[bytes]) -> list[np.ndarray]:
+    def task(texts: list[bytes]) -> Encoded:
         process = idle.get()
         try:
             return _ask(process, texts)
         finally:
             idle.put(process)
 
-    waiting: deque[tuple[Block, Future[list[np.ndarray]]]] = deque()
+    waiting: deque[tuple[Block, Future[Encoded]]] = deque()
     try:
         with ThreadPoolExecutor(workers) as threads:
             for block, texts in blocks:
@@ -81,17 +82,16 @@ def _spawn(file: Path) -> subprocess.Popen[bytes]:
     )
 
 
-def _ask(process: subprocess.Popen[bytes], texts: list[bytes]) -> list[np.ndarray]:
+def _ask(process: subprocess.Popen[bytes], texts: list[bytes]) -> Encoded:
     assert process.stdin  # both are pipes
     assert process.stdout
     try:
         _write(process.stdin, [len(t) for t in texts], b"".join(texts))
-        counts = _read_lengths(process.stdout)
-        flat = np.frombuffer(_exactly(process.stdout, 4 * int(counts.sum())), "<u4")
+        lengths = _read_lengths(process.stdout).astype(np.int64)
+        return np.frombuffer(_exactly(process.stdout, 4 * int(lengths.sum())), _LENGTH), lengths
     except (OSError, EOFError):
         code = process.wait()
         raise DataError(f"a tokenising process ended with code {code} (out of memory?); try workers=1") from None
-    return np.split(flat, np.cumsum(counts, dtype=np.int64)[:-1]) if len(counts) else []
 
 
 def serve(file: str) -> None:
@@ -107,8 +107,8 @@ def serve(file: str) -> None:
         except EOFError:
             return
         texts = [data[e - n : e].decode() for e, n in zip(ends.tolist(), lengths.tolist(), strict=True)]
-        arrays = own.encode_batch(texts)
-        _write(sink, [len(a) for a in arrays], b"".join(a.astype("<u4").tobytes() for a in arrays))
+        flat, counts = own.encode_flat(texts)
+        _write(sink, counts.tolist(), flat.astype(_LENGTH).tobytes())
 
 
 def _write(sink: IO[bytes], lengths: list[int], payload: bytes) -> None:
