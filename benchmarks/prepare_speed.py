@@ -6,7 +6,7 @@ The text is that of FOLDER (default: the Python standard library) as JSON lines,
 that it does not count as duplicate, until it has the wanted size. Peer: the text cut into 2,000-character pieces,
 already in memory, encoded in one call a megabyte with all of the library's threads; nothing is read, counted, written
 or kept. `prepare` is timed from files to renamed output with the tokenizer given, so it reads twice, decodes, removes
-duplicates, splits, encodes, writes and hashes. Both take turns, five times; the ratio is that of the best times.
+duplicates, splits, encodes, writes and hashes. Both take turns, three times; the ratio is that of the best times.
 """
 
 from __future__ import annotations
@@ -66,8 +66,8 @@ def prepare_seconds(folder: Path, out: Path, tokenizer_file: Path) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", nargs="?", default=sysconfig.get_path("stdlib") + "/*.py")
-    parser.add_argument("--megabytes", type=float, default=50)
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--megabytes", type=float, default=100)
+    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--out", type=Path, default=Path("prepare_speed.json"))
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:

@@ -74,7 +74,7 @@ def draw(
     dots = "".join(_dots(n, x.scale, y.scale) for n in lines if n.look == "dots")
     marked = "".join(_mark(m, x.scale, y.scale) for m in marks)
     return (
-        f'<figure class="chart" id="{key}"><figcaption id="{key}-t"><h3>{title}</h3>{_legend(lines, bands, marks)}'
+        f'<figure class="chart" id="{key}"><figcaption id="{key}-t"><h3>{title}{_unit_names(y)}</h3>{_legend(lines, bands, marks)}'
         "</figcaption>"
         f'<div class="frame" tabindex="0" role="img" aria-labelledby="{key}-t" data-chart="{_data(lines, x, y, height)}">'
         f'<svg class="plot" width="100%" height="{height + 30}" aria-hidden="true" focusable="false">'
@@ -141,16 +141,24 @@ def _axes(x: Axis, y: Axis, height: int) -> str:
             )
     for i, unit in enumerate(x.units):
         shown = Scale(x.scale.low * unit.factor, x.scale.high * unit.factor)
-        for value in curve.ticks(shown, 5):
+        unit_name = "" if unit.key == "bytes" else f" {html(unit.name, 'tspan')}"
+        values = curve.ticks(shown, 5)
+        for value in values:
             at = _percent(shown.at(value))
             anchor = "start" if shown.at(value) < 0.04 else "end" if shown.at(value) > 0.96 else "middle"
             label = numbers.size(value) if unit.key == "bytes" and value else _tick(value)
             parts.append(
                 f'<g class="tick {_unit_class("x", i, unit)}"><text x="{at}" y="{height + 20}" '
-                f'text-anchor="{anchor}">{label}</text></g>'
+                f'text-anchor="{anchor}">{label}{unit_name if value == values[-1] else ""}</text></g>'
             )
     parts.append(f'<line class="base" x1="0" x2="100%" y1="{height}" y2="{height}"/>')
     return "".join(parts)
+
+
+def _unit_names(y: Axis) -> str:
+    """The unit of the upright axis after the title, where it has a name."""
+    named = [(i, u) for i, u in enumerate(y.units) if pick(u.name).en]
+    return "".join(f'<span class="unit {_unit_class("y", i, u)}">, {html(u.name)}</span>' for i, u in named)
 
 
 def _unit_class(axis: str, i: int, unit: Unit) -> str:

@@ -73,9 +73,11 @@ def _alone(name: str, forecast: dict, measured: dict) -> Check:
     return Check(name, number(at(forecast, name)), low, high, number(at(measured, name)))
 
 
-def badge(held: bool | None) -> str:
-    """Held or missed, in a sign, a word and a colour."""
-    kind, sign = {True: ("held", "✓"), False: ("missed", "✕"), None: ("open", "·")}[held]
+def badge(check: Check) -> str:
+    """Held or missed, in a sign, a word and a colour. What needed no interval is exact, or is not."""
+    kind, sign = {True: ("held", "✓"), False: ("missed", "✕"), None: ("open", "·")}[check.held]
+    if check.held is None and check.predicted is not None and check.predicted == check.measured:
+        kind, sign = "exact", "="
     return f'<span class="badge {kind}"><span aria-hidden="true">{sign}</span> {say("verdict." + kind)}</span>'
 
 
@@ -83,6 +85,8 @@ def error(check: Check) -> str:
     if check.error_percent is None:
         return ""
     value = check.error_percent
+    if abs(value) < 0.05:
+        return "0.0%"
     return f"{value:+,.1f}%".replace("-", "−") if abs(value) < 1e6 else "> 10⁶%"
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -28,19 +29,28 @@ def thin(points: list[Point], most: int = MOST_POINTS) -> list[Point]:
 
 
 def smooth(points: list[Point], share: float = 0.02) -> list[Point]:
-    """Exponential moving average over about `share` of the points, corrected for its start."""
-    keep = 1 - 1 / max(1.0, share * len(points))
-    total = weight = 0.0
+    """Mean over a window centred on each point: `share` of the points to each side, fewer towards the start.
+
+    Centred, because a trailing average lags where the loss falls fast, and would draw a run outside a band it is inside of.
+    Taken twice over half the window, so that a spike leaves a hill and not a box.
+    """
+    return _mean(_mean(points, share / 2), share / 2)
+
+
+def _mean(points: list[Point], share: float) -> list[Point]:
+    sums = [0.0, *itertools.accumulate(y for _, y in points)]
+    widest = share * len(points)
     out = []
-    for x, y in points:
-        total, weight = keep * total + (1 - keep) * y, keep * weight + (1 - keep)
-        out.append((x, total / weight))
+    for i, (x, _) in enumerate(points):
+        half = int(min(widest, i / 10))
+        low, high = i - half, min(len(points), i + half + 1)
+        out.append((x, (sums[high] - sums[low]) / (high - low)))
     return out
 
 
 @dataclass(frozen=True)
 class Scale:
-    """Maps [low, high] to [0, 1], linearly or by logarithm."""
+    """Maps [low, high] to [0, 1], linearly or by logarithm; what lies far outside is held just outside."""
 
     low: float
     high: float
@@ -48,8 +58,10 @@ class Scale:
 
     def at(self, value: float) -> float:
         if self.log:
-            return math.log(max(value, 1e-300) / self.low) / math.log(self.high / self.low)
-        return (value - self.low) / (self.high - self.low)
+            share = math.log(max(value, 1e-60) / self.low) / math.log(self.high / self.low)
+        else:
+            share = (value - self.low) / (self.high - self.low)
+        return min(2.0, max(-1.0, share))
 
 
 def scale(values: Iterable[float], *, log: bool = False, zero: bool = False, pad: float = 0.05) -> Scale:

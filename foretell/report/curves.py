@@ -91,7 +91,7 @@ def _loss(runs: list[Run], x: Axis) -> str:
 
 def _named(runs: list[Run], run: Run, what: str) -> Both:
     words = text(what)
-    return words if len(runs) == 1 else Both(f"{run.name}: {words.en}", f"{run.name}:{words.zh}")
+    return words if len(runs) == 1 else Both(f"{run.name}: {words.en}", f"{run.name}\uff1a{words.zh}")
 
 
 def _loss_values(lines: list[Line], bands: list[Band], marks: list[Mark], end: float) -> list[float]:
@@ -162,7 +162,7 @@ def _small(
     values = [y for n in lines for _, y in n.points] + [
         v for b in bands for _, low, high in b.edges for v in (low, high)
     ]
-    y = Axis(scale(values, log=log, zero=not log), (Unit("own", text(f"chart.{key}"), 1.0, "%" if percent else ""),))
+    y = Axis(scale(values, log=log, zero=not log), (Unit("own", "", 1.0, "%" if percent else ""),))
     return chart.draw(key.replace("_", "-"), say(f"chart.{key}"), lines, bands, [], x, y, 150)
 
 

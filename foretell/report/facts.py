@@ -20,21 +20,21 @@ def funnel(run: Run) -> str:
     f = table(run.get("data.funnel"))
     total, out = number(f.get("documents_in")), number(f.get("documents_out"))
     parts = []
-    if total and out is not None:
+    if total and total > 0 and out is not None:
         lost = {str(k): number(v) or 0 for k, v in table(f.get("dropped")).items()}
         lost = dict(sorted(lost.items(), key=lambda kv: -kv[1]))
         if len(lost) > MOST_REASONS:
             rest = list(lost)[MOST_REASONS:]
             lost["other"] = lost.get("other", 0) + sum(lost.pop(k) for k in rest if k != "other")
         steps = [(text("funnel.quarantined"), number(f.get("quarantined")) or 0)]
-        steps += [(label(k), n) for k, n in lost.items()]
+        steps += [(label(k, "reason"), n) for k, n in lost.items()]
         parts.append(_waterfall(total, out, [s for s in steps if s[1] > 0]))
         sizes = [number(f.get(k)) for k in ("bytes_in", "bytes_out")]
         if sizes[0] is not None and sizes[1] is not None:
             told = {"before": numbers.size(sizes[0]), "after": numbers.size(sizes[1])}
             parts.append(f'<p class="small">{say("funnel.bytes", **told)}</p>')
     splits = {k: number(at(v, "tokens")) for k, v in table(run.get("data.splits")).items()}
-    shares = [(label(f"split_{k}") if k in {"train", "valid", "test"} else k, n) for k, n in splits.items() if n]
+    shares = [(label(k, "split"), n) for k, n in splits.items() if n]
     if shares:
         parts.append(f"<h3>{say('funnel.splits')}</h3>{_shares(shares)}")
     parts.append(_quarantine(f))

@@ -37,6 +37,8 @@ def size(x: float) -> str:
 
 
 def _scaled(x: float, base: int, units: tuple[str, ...]) -> str:
+    if x == 0:
+        return f"0 {units[0]}".strip()
     power = min(len(units) - 1, max(0, math.floor(math.log(abs(x), base))))
     if abs(x) / base**power >= base - 0.5 and power < len(units) - 1:
         power += 1

@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import re
+from datetime import datetime
 from importlib import resources
 from pathlib import Path
 
@@ -76,13 +77,21 @@ def _digest(content: str) -> str:
 
 def _one(run: Run, found: list[Check]) -> str:
     created = at(run.files, "plan.created")
-    when = f" · <time>{escape(created[:40])}</time>" if isinstance(created, str) else ""
+    when = f" · <time>{escape(_moment(created))}</time>" if isinstance(created, str) else ""
     return (
         f'<header class="top"><p class="over">{say("page.over")} <b>{escape(run.name)}</b>{when}</p>'
         f"<h1>{sections.sentence(found)}</h1>{sections.status(run, found)}{sections.cards(found)}</header>"
         + section("curves", curves.figures([run]), 0)
         + _details(run, found, 0)
     )
+
+
+def _moment(created: str) -> str:
+    """2026-03-02 10:14, in the time zone it was written in."""
+    try:
+        return datetime.fromisoformat(created).strftime("%Y-%m-%d %H:%M %Z").strip()
+    except ValueError:
+        return created[:40]
 
 
 def _details(run: Run, found: list[Check], i: int) -> str:

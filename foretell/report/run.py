@@ -50,24 +50,25 @@ class Run:
     @property
     def planned_steps(self) -> float | None:
         for value in (at(self.config, "train.steps"), self.get("plan.steps"), self.get("measured.steps")):
-            if number(value):
-                return number(value)
-        tokens, batch = self.number("plan.tokens"), number(at(self.config, "train.global_batch_tokens"))
+            if positive(value):
+                return positive(value)
+        tokens, batch = positive(self.get("plan.tokens")), positive(at(self.config, "train.global_batch_tokens"))
         return tokens / batch if tokens and batch else None
 
     @property
     def tokens_per_step(self) -> float | None:
         for event in reversed(self.steps):
-            if number(event.get("tokens")):
-                return event["tokens"] / event["step"]
-        return number(at(self.config, "train.global_batch_tokens"))
+            tokens = positive(event.get("tokens"))
+            if tokens:
+                return tokens / event["step"]
+        return positive(at(self.config, "train.global_batch_tokens"))
 
     @property
     def bytes_per_token(self) -> float | None:
         for path in ("data.bytes_per_token", "data.corpus.bytes_per_token", "plan.corpus.bytes_per_token"):
-            if self.number(path):
-                return self.number(path)
-        size, tokens = self.number("data.splits.train.bytes"), self.number("data.splits.train.tokens")
+            if positive(self.get(path)):
+                return positive(self.get(path))
+        size, tokens = (positive(self.get(f"data.splits.train.{k}")) for k in ("bytes", "tokens"))
         return size / tokens if size and tokens else None
 
     @property
@@ -75,9 +76,10 @@ class Run:
         """What turns this run's nats per token into bits per byte: measured together where possible."""
         pairs = [(e.get("bits_per_byte"), e.get("loss")) for e in reversed(self.evals)]
         pairs += [(self.number(f"{f}.bits_per_byte"), self.number(f"{f}.loss")) for f in ("measured", "plan")]
-        for bits, nats in pairs:
-            if (number(bits) or 0) > 0 and (number(nats) or 0) > 0:
-                return number(bits) / number(nats)  # type: ignore[operator]
+        for pair in pairs:
+            bits, nats = positive(pair[0]), positive(pair[1])
+            if bits and nats:
+                return bits / nats
         size = self.bytes_per_token
         return 1 / (math.log(2) * size) if size else None
 
@@ -89,9 +91,18 @@ def number(value: Any) -> float | None:
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
     try:
-        return float(value) if math.isfinite(value) else None
+        size = abs(float(value))
     except OverflowError:
         return None
+    if not size <= 1e60:  # beyond any quantity here, and products of two still have a logarithm
+        return None
+    return float(value) if size >= 1e-60 else 0.0
+
+
+def positive(value: Any) -> float | None:
+    """As `number`, but None unless above zero."""
+    found = number(value)
+    return found if found is not None and found > 0 else None
 
 
 def interval(value: Any) -> tuple[float, float] | None:

@@ -41,7 +41,7 @@ def sentence(found: list[Check]) -> str:
         "got_time": shown(time, "measured"),
         "got_bits": shown(bits, "measured"),
     }
-    return stress("headline." + key[forecast, measured], **values)
+    return stress("headline." + key[forecast, measured], light=("low", "high"), **values)
 
 
 def status(run: Run, found: list[Check]) -> str:
@@ -77,7 +77,7 @@ def cards(found: list[Check]) -> str:
         sub = (
             say("card.against", value=c.show(c.predicted)) if c.measured is not None and c.predicted is not None else ""
         )
-        verdict = badge(c.held) if c.measured is not None else ""
+        verdict = badge(c) if c.measured is not None else ""
         out.append(
             f'<div class="card"><p class="what">{html(label(c.name))} <span class="which">{say("card." + which)}</span></p>'
             f'<p class="big">{big}</p><p class="sub">{sub} {span(c)}</p>{gauge(c)}'
@@ -89,13 +89,18 @@ def cards(found: list[Check]) -> str:
 def against(found: list[Check]) -> str:
     """The table of every quantity that was both forecast and measured."""
     body = "".join(
-        f'<tr><th scope="row">{html(label(c.name))}</th><td class="n">{html(c.show(c.predicted))}</td>'
-        f'<td class="interval">{span(c)}{gauge(c)}</td><td class="n">{html(c.show(c.measured))}</td>'
-        f'<td class="n">{error(c)}</td><td>{badge(c.held)}</td></tr>'
+        f'<tr><th scope="row">{html(label(c.name))}</th><td class="n">{_aside("forecast")}{html(c.show(c.predicted))}</td>'
+        f'<td class="interval">{span(c)}{gauge(c)}</td><td class="n">{_aside("measured")}{html(c.show(c.measured))}</td>'
+        f'<td class="n">{_aside("error")}{error(c)}</td><td class="v">{badge(c)}</td></tr>'
         for c in found
         if c.predicted is not None and c.measured is not None
     )
     return _table("against", ("quantity", "forecast", "interval", "measured", "error", "verdict"), body) if body else ""
+
+
+def _aside(column: str) -> str:
+    """The column's name inside the cell, for screens too narrow for columns."""
+    return f'<small class="aside">{say("column." + column)}</small>'
 
 
 def _table(key: str, columns: tuple[str, ...], body: str) -> str:
@@ -202,5 +207,5 @@ def comparison(runs: list[Run], found: list[list[Check]]) -> str:
 def _compared(c: Check) -> str:
     measured = html(c.show(c.measured))
     forecast = say("card.against", value=c.show(c.predicted)) if c.predicted is not None else ""
-    verdict = badge(c.held) if c.held is not None else ""
+    verdict = badge(c) if c.held is not None else ""
     return f'<td class="n"><b>{measured}</b><br><span class="small">{forecast} {span(c)}</span><br>{verdict}</td>'

@@ -59,15 +59,20 @@ def say(key: str, **values: object) -> str:
     return html(text(key, **values))
 
 
-def stress(key: str, **values: object) -> str:
-    """As `say`, with the values that were filled in set in bold."""
+def stress(key: str, *, light: tuple[str, ...] = (), **values: object) -> str:
+    """As `say`, with the values that were filled in set in bold, except those named in `light`."""
     parts = []
     for i, (name, lang) in enumerate((("en", "en"), ("zh", "zh-CN"))):
-        filled = {k: f"<b>{escape(pick(v)[i])}</b>" for k, v in values.items()}
+        filled = {k: _weigh(pick(v)[i], k not in light) for k, v in values.items()}
         parts.append(f'<span class="{name}" lang="{lang}">{escape(words()[key][i]).format(**filled)}</span>')
     return "".join(parts)
 
 
-def label(name: str) -> Both:
-    """A field name in words; the name itself where there are no words for it."""
-    return words().get(f"field.{name}", Both(name.replace("_", " "), name.replace("_", " ")))
+def _weigh(value: str, bold: bool) -> str:
+    return f"<b>{escape(value)}</b>" if bold else escape(value)
+
+
+def label(name: str, kind: str = "field") -> Both:
+    """A field name, or a `reason`, in words; the name itself where there are no words for it."""
+    plain = name.replace("_", " ")
+    return words().get(f"{kind}.{name}", Both(plain, plain))

@@ -71,6 +71,11 @@ def train(
     show({"event": "evaluating", "split": "valid"})
     measured = _measured(run, config, data, model, forecast, outcome, peak)
     hf.save(model, data.tokenizer, run / "model")
+    if data.index["splits"].get("test", {}).get("tokens"):
+        show({"event": "evaluating", "split": "test"})
+        c = config.train
+        scores = evaluate.evaluate_split(model, data, "test", context=c.context, batch_size=c.micro_batch_size)
+        _write_json(run / "eval.json", {"split": "test", **scores})
     _write_json(run / "measured.json", measured)
     return {k: measured.get(k) for k in RESULT_FIELDS}
 
@@ -205,7 +210,7 @@ def _measured(
     """measured.json: the forecast's fields as they came out, and the result of the verb."""
     c = config.train
     scores = evaluate.evaluate_split(
-        model, data, "valid", max_tokens=None, context=c.context, batch_size=c.micro_batch_size
+        model, data, "valid", context=c.context, batch_size=c.micro_batch_size
     )
     steps = [e for e in run_log.read(run / "log.jsonl") if e["event"] == "step"]
     rates = sorted(e["tokens_per_second"] for e in steps)

@@ -1,0 +1,278 @@
+"""The verbs. The only place that sees the whole config; each verb calls one function of the package it is named after.
+
+Imports that bring torch stay inside the verbs, so that `foretell --help` answers at once. stdout is for results (one JSON
+object with --json), stderr for progress. Exit codes: 0 done, 2 the user can mend it, 3 a check failed, 130 and 143
+interrupted with everything saved.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from foretell import __version__, config, errors
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    help="Foretell: train a language model you own, and know beforehand what it will cost and how good it will be.",
+)
+
+Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout; progress on stderr.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")]
+RunToml = Annotated[
+    list[str] | None, typer.Argument(metavar="[RUN.toml] [key=value ...]", help="A config file, and overrides of it.")
+]
+Out = Annotated[Path, typer.Option("--out", help="The folder that holds run folders.")]
+
+
+def main() -> None:
+    """The `foretell` command."""
+    if len(sys.argv) > 1 and sys.argv[1] in {"train", "demo"} and not {"--help", "-h"} & set(sys.argv):
+        from foretell import runtime
+
+        runtime.tune_process()
+    as_json = "--json" in sys.argv
+    try:
+        app(standalone_mode=False)
+    except errors.ForetellError as e:
+        _fail(str(e), e.exit_code, as_json)
+    except typer.Exit as e:
+        sys.exit(e.exit_code)
+    except (typer.Abort, KeyboardInterrupt):
+        _fail("interrupted", 130, as_json)
+    except BrokenPipeError:
+        sys.stderr.close()
+        sys.exit(141)
+    except Exception as e:
+        # typer's own usage errors carry their exit code and know how to show themselves.
+        if hasattr(e, "show") and hasattr(e, "exit_code"):
+            e.show()
+            sys.exit(2)
+        raise
+
+
+def _fail(message: str, code: int, as_json: bool) -> None:
+    if as_json:
+        print(json.dumps({"error": message, "exit_code": code}, ensure_ascii=False))
+    print(f"foretell: {message}", file=sys.stderr)
+    sys.exit(code)
+
+
+def console() -> Console:
+    from rich.console import Console
+
+    return Console(stderr=True)
+
+
+def emit(result: dict[str, Any], as_json: bool, render: Callable[[dict[str, Any]], Any] | None = None) -> None:
+    """The verb's result on stdout: JSON, or what `render` makes of it."""
+    if as_json:
+        print(json.dumps(result, ensure_ascii=False))
+    elif render is not None:
+        from rich.console import Console
+
+        Console().print(render(result), highlight=False)
+
+
+def read_config(arguments: list[str] | None) -> config.RunConfig:
+    """The config of `[RUN.toml] [key=value ...]`."""
+    words = list(arguments or [])
+    path = Path(words.pop(0)) if words and "=" not in words[0] else None
+    return config.load(path, words)
+
+
+@app.callback(invoke_without_command=True)
+def root(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
+    if version:
+        print(__version__)
+        raise typer.Exit
+
+
+@app.command()
+def demo(
+    budget: Annotated[str, typer.Option(help="Training time.")] = "4m",
+    out: Out = Path("runs"),
+    name: Annotated[str | None, typer.Option(help="Name of the run folder.")] = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """The main job, forecast to report, on the text every Python installation carries. Nothing is downloaded."""
+    from foretell import demo as main_job
+    from foretell.cli.display import Display
+
+    with Display(console(), quiet) as display:
+        result = main_job.demo(budget, out, name, display)
+    emit(result, as_json, lambda r: r["closing"])
+
+
+@app.command()
+def prepare(
+    sources: Annotated[list[str], typer.Argument(help="Files, folders, globs, - for stdin, hf://name; key=value.")],
+    out: Annotated[Path, typer.Option("--out", help="The folder to make.")],
+    workers: Annotated[int | None, typer.Option(help="Processes; one a core when not given.")] = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Turn text into a tokenizer and token shards, with a funnel of what was kept, dropped and why."""
+    from foretell import data
+    from foretell.cli.display import Display
+
+    overrides = [s for s in sources if re.match(r"(tokenizer|data)\.\w+=", s)]
+    c = config.load(None, overrides)
+    kept = [s for s in sources if s not in overrides]
+    with Display(console(), quiet) as display:
+        result = data.prepare(kept, out, c.tokenizer, c.data, workers=workers, progress=display.prepare)
+    emit(result, as_json, data.render_funnel)
+
+
+@app.command()
+def plan(
+    arguments: RunToml = None,
+    source: Annotated[str | None, typer.Option("--data", help="Text, or a prepared folder.")] = None,
+    budget: Annotated[str | None, typer.Option(help="10m, 2h, 90s, or 1e15 FLOPs.")] = None,
+    out: Out = Path("runs"),
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Forecast a run on this machine: parameters, FLOPs, memory, time and final loss. Trains nothing."""
+    from foretell import plan as forecasting
+    from foretell.cli.display import Display
+    from foretell.cli.steps import machine, prepared
+
+    c = _with_options(read_config(arguments), source, budget)
+    with Display(console(), quiet) as display:
+        record = machine(display)
+        corpus = prepared(c, out, display).corpus if c.data.source else None
+    forecast = forecasting.forecast(c, machine=record, corpus=corpus)
+    emit(forecast, as_json, forecasting.render)
+
+
+@app.command()
+def train(
+    arguments: RunToml = None,
+    source: Annotated[str | None, typer.Option("--data", help="Text, or a prepared folder.")] = None,
+    budget: Annotated[str | None, typer.Option(help="10m, 2h, 90s, or 1e15 FLOPs: sizes the model by itself.")] = None,
+    name: Annotated[str | None, typer.Option(help="Name of the run folder; from the data when not given.")] = None,
+    out: Out = Path("runs"),
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run of that name.")] = False,
+    allow_drift: Annotated[bool, typer.Option("--allow-drift", help="Resume on another execution path.")] = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Forecast, then train, then compare. Ctrl-C saves; --resume goes on bit for bit."""
+    from foretell.cli.display import Display
+    from foretell.cli.steps import train_and_report
+
+    c = _with_options(read_config(arguments), source, budget)
+    with Display(console(), quiet) as display:
+        result = train_and_report(c, out, name, resume, allow_drift, display)
+    emit(result, as_json, lambda r: r["closing"])
+
+
+@app.command()
+def verify(run: Annotated[Path, typer.Argument(help="A run folder.")], as_json: Json = False) -> None:
+    """Forecast beside measurement with signed errors. Exit 3 when a headline fell outside its 90% interval."""
+    from foretell import plan as forecasting
+
+    files = [run / "plan.json", run / "measured.json"]
+    for f in files:
+        if not f.exists():
+            raise errors.ConfigError(f"{f}: no such file; `foretell verify` needs a finished run folder")
+    predicted, measured = (json.loads(f.read_text(encoding="utf-8")) for f in files)
+    result = forecasting.verify(predicted, measured)
+    emit(result, as_json, forecasting.render_verify)
+    if not result["headline_held"]:
+        raise typer.Exit(3)
+
+
+@app.command()
+def evaluate(
+    model: Annotated[Path, typer.Argument(help="A run folder or a Hugging Face folder.")],
+    source: Annotated[list[str], typer.Option("--data", help="Text to score; may be given again.")],
+    context: Annotated[int | None, typer.Option(help="Window in tokens; the model's when not given.")] = None,
+    stride: Annotated[int | None, typer.Option(help="Tokens between windows; context when not given.")] = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Perplexity, bits per byte and next-token accuracy on text, each with an interval."""
+    from foretell import data
+    from foretell import evaluate as scoring
+    from foretell.cli.steps import load_model
+
+    loaded, tokenizer = load_model(model)
+    result = scoring.evaluate(loaded, tokenizer, data.texts(source), context=context, stride=stride)
+    emit(result, as_json, scoring.render)
+
+
+@app.command()
+def generate(
+    model: Annotated[Path, typer.Argument(help="A run folder or a Hugging Face folder.")],
+    prompt: Annotated[str | None, typer.Option(help="Text to go on from; asked for when not given.")] = None,
+    max_new_tokens: Annotated[int, typer.Option(help="Longest completion.")] = 128,
+    temperature: Annotated[float, typer.Option(help="0 takes the likeliest token.")] = 0.8,
+    top_k: Annotated[int, typer.Option(help="Only the k likeliest; 0 all.")] = 0,
+    top_p: Annotated[float, typer.Option(help="Only the likeliest that sum to p.")] = 0.95,
+    min_p: Annotated[float, typer.Option(help="Only those at least p times the likeliest.")] = 0.0,
+    repetition_penalty: Annotated[float, typer.Option(help="Above 1 discourages repetition.")] = 1.0,
+    stop: Annotated[list[str] | None, typer.Option(help="End at this text; may be given again.")] = None,
+    seed: Annotated[int, typer.Option(help="Same seed, same text.")] = 0,
+    as_json: Json = False,
+) -> None:
+    """Complete a prompt, streaming; without --prompt, ask for prompts until an empty line."""
+    from foretell.cli.steps import complete, load_model
+
+    loaded, tokenizer = load_model(model)
+    options = {
+        "max_new_tokens": max_new_tokens,
+        "temperature": temperature,
+        "top_k": top_k,
+        "top_p": top_p,
+        "min_p": min_p,
+        "repetition_penalty": repetition_penalty,
+        "stop": tuple(stop or ()),
+        "seed": seed,
+    }
+    complete(loaded, tokenizer, prompt, options, as_json)
+
+
+@app.command()
+def report(
+    runs: Annotated[list[Path], typer.Argument(help="Run folders; several are compared.")],
+    out: Annotated[Path | None, typer.Option("--out", help="The page to write; RUN/report.html when not given.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Write a run's page: self-contained, opens offline, in English and Chinese."""
+    from foretell import report as pages
+
+    path = pages.write(runs, out)
+    emit({"report": str(path)}, as_json, lambda r: r["report"])
+
+
+@app.command()
+def calibrate(as_json: Json = False, quiet: Quiet = False) -> None:
+    """Measure this machine anew: product rates, bandwidth, overheads. Forecasts read the record."""
+    from foretell import calibrate as measuring
+    from foretell.cli.display import Display
+
+    with Display(console(), quiet) as display:
+        display.say("measuring this machine …")
+        record = measuring.record(renew=True)
+    emit(record, as_json, measuring.render)
+
+
+def _with_options(c: config.RunConfig, source: str | None, budget: str | None) -> config.RunConfig:
+    if source is not None:
+        c = config.updated(c, data={"source": source})
+    return config.updated(c, train={"budget": budget}) if budget is not None else c

@@ -1,0 +1,112 @@
+"""What several verbs do on the way: find the machine record, the prepared text, the model."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+from foretell import config, errors
+from foretell.cli.display import Display
+from foretell.config import RunConfig
+
+
+def machine(display: Display) -> dict[str, Any]:
+    """The record of this machine, measured now where there is none yet."""
+    from foretell import calibrate
+
+    if calibrate.stored() is None:
+        display.say("  [dim]measuring this machine, once …[/]")
+    return calibrate.record()
+
+
+def sources_of(c: RunConfig) -> list[str]:
+    source = c.data.source
+    if source is None:
+        raise errors.ConfigError("no text to train on: give --data FOLDER, or data.source in the config")
+    return [source] if isinstance(source, str) else source
+
+
+def prepared(c: RunConfig, out: Path, display: Display) -> Any:
+    """The prepared data of `c.data.source`: opened where it is prepared already, else prepared beside the runs."""
+    from foretell import data
+
+    sources = sources_of(c)
+    if len(sources) == 1 and (Path(sources[0]) / "index.json").exists():
+        return data.open_data(Path(sources[0]))
+    key = json.dumps([sources, c.tokenizer.model_dump(), c.data.model_dump(exclude={"source", "packing"})])
+    folder = out / "data" / f"{label(sources)}-{hashlib.sha256(key.encode()).hexdigest()[:8]}"
+    display.say(f"preparing {', '.join(sources)} in {folder}")
+    data.prepare(sources, folder, c.tokenizer, c.data, workers=None, progress=display.prepare)
+    return data.open_data(folder)
+
+
+def label(sources: list[str]) -> str:
+    """A folder name from the first source: letters, digits and dashes, Chinese ones too."""
+    stem = Path(sources[0].removeprefix("hf://")).name.split(".")[0] if sources[0] != "-" else "stdin"
+    return re.sub(r"[^\w-]+", "-", stem).strip("-") or "run"
+
+
+def train_and_report(
+    c: RunConfig, out: Path, name: str | None, resume: bool, allow_drift: bool, display: Display
+) -> dict[str, Any]:
+    """`foretell train`: prepare, measure, train, report. Returns train's fields, the report's path and a closing line."""
+    from foretell import report
+    from foretell.train import train
+
+    if resume and name is None and c.data.source is None:
+        raise errors.ConfigError("--resume needs the --name of the run to go on with")
+    run = out / (name or label(sources_of(c)))
+    if resume and c.data.source is None and (run / "config.toml").exists():
+        c = config.updated(c, data={"source": config.load(run / "config.toml").data.source})
+    if run.name == "data":
+        raise errors.ConfigError(f"{run} is where prepared text is kept; choose another --name")
+    if not resume and run.exists() and any(run.iterdir()):
+        raise errors.ConfigError(f"{run} exists already; go on with it by --resume, or choose another --name")
+    data = prepared(c, out, display)
+    result = train(
+        c, data, run, machine=machine(display), resume=resume, allow_drift=allow_drift, display=display
+    )
+    page = report.write([run])
+    return {**result, "report": str(page), "closing": report.closing(run)}
+
+
+def load_model(path: Path) -> tuple[Any, Any]:
+    """The model and tokenizer of a run folder or a Hugging Face folder."""
+    from foretell.models import hf
+
+    if (path / "config.toml").exists():
+        if not (path / "model" / "config.json").exists():
+            raise errors.ModelError(
+                f"{path} has no finished model yet; finish it with: "
+                f"foretell train --name {path.name} --out {path.parent} --resume"
+            )
+        path = path / "model"
+    return hf.load(path)
+
+
+def complete(model: Any, tokenizer: Any, prompt: str | None, options: dict[str, Any], as_json: bool) -> None:
+    """`foretell generate`: one prompt, or one after another from the terminal."""
+    from foretell import generate
+
+    if as_json:
+        if prompt is None:
+            raise errors.ConfigError("generate --json needs a --prompt")
+        print(json.dumps(generate.generate(model, tokenizer, [prompt], **options)[0], ensure_ascii=False))
+        return
+    interactive = prompt is None
+    while True:
+        if interactive:
+            print("> " if sys.stdin.isatty() else "", end="", file=sys.stderr, flush=True)
+            prompt = sys.stdin.readline().rstrip("\n")
+            if not prompt:
+                return
+        print(prompt, end="", flush=True)
+        for piece in generate.stream(model, tokenizer, prompt or "", **options):
+            print(piece, end="", flush=True)
+        print()
+        if not interactive:
+            return
