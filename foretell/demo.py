@@ -65,12 +65,19 @@ def demo(budget: str, out: Path, name: str | None, display: Any) -> dict[str, An
     for p in paths:
         digest.update(p.read_bytes())
     size = sum(p.stat().st_size for p in paths)
-    display.say(f"[bold]1  The text[/]: the library of Python {platform.python_version()}, {len(paths):,} files, "
-                f"{size:,} bytes, sha256 {digest.hexdigest()[:16]}")
+    display.say(
+        f"[bold]1  The text[/]: the library of Python {platform.python_version()}, {len(paths):,} files, "
+        f"{size:,} bytes, sha256 {digest.hexdigest()[:16]}"
+    )
     folder = out / "data" / f"python-library-{digest.hexdigest()[:8]}"
     funnel = data.prepare(
-        [str(p) for p in paths], folder, run_config.TokenizerConfig(), run_config.DataConfig(),
-        workers=None, progress=display.prepare, split_of=module_split,
+        [str(p) for p in paths],
+        folder,
+        run_config.TokenizerConfig(),
+        run_config.DataConfig(),
+        workers=None,
+        progress=display.prepare,
+        split_of=module_split,
     )
     display.say(data.render_funnel(funnel))
     display.say("[bold]2  The machine[/]")

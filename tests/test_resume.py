@@ -32,7 +32,10 @@ from foretell.train import loop, trial
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """About 30 kB of made-up sentences as bytes."""
     r = random.Random(1)
-    words = "the a small large red old quick run of plan step cat house river sees keeps loses finds and".split()
+    words = [
+        *("the", "a", "small", "large", "red", "old", "quick", "run", "of", "plan", "step", "cat", "house"),
+        *("river", "sees", "keeps", "loses", "finds", "and"),
+    ]
     sentences = (" ".join(r.choices(words, k=r.randrange(4, 12))).capitalize() + "." for _ in range(900))
     source = tmp_path_factory.mktemp("text") / "text.txt"
     source.write_text("\n".join(sentences))

@@ -1,7 +1,7 @@
 """Training sessions in processes of their own, forked from one server that has torch loaded already.
 
-A session is `foretell.train.train` on a tiny model, which can be told to die at a given step. It leaves its result, or the
-message and exit code that the command line would give, in a file.
+A session is `foretell.train.train` on a tiny model, which can be told to die at a given step. It leaves its result, or
+the message and exit code that the command line would give, in a file.
 """
 
 import json
@@ -21,11 +21,21 @@ from foretell.errors import ForetellError
 
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(["torch._dynamo", "safetensors.torch", "foretell.train.loop", "training"])
-TINY = (
-    "model.hidden_size=64 model.num_hidden_layers=2 train.steps=40 train.context=32 train.micro_batch_size=4 "
-    "train.global_batch_tokens=256 train.save_every=5 train.eval_every=8 train.eval_tokens=256 train.dropout=0.1 "
-    "train.dtype=float32 train.compile=off train.seed=3"
-).split()
+TINY = [
+    "model.hidden_size=64",
+    "model.num_hidden_layers=2",
+    "train.steps=40",
+    "train.context=32",
+    "train.micro_batch_size=4",
+    "train.global_batch_tokens=256",
+    "train.save_every=5",
+    "train.eval_every=8",
+    "train.eval_tokens=256",
+    "train.dropout=0.1",
+    "train.dtype=float32",
+    "train.compile=off",
+    "train.seed=3",
+]
 MACHINE = {"processor": "a", "threads": 1, "torch": "b"}
 
 

@@ -1,7 +1,7 @@
 """The verbs. The only place that sees the whole config; each verb calls one function of the package it is named after.
 
-Imports that bring torch stay inside the verbs, so that `foretell --help` answers at once. stdout is for results (one JSON
-object with --json), stderr for progress. Exit codes: 0 done, 2 the user can mend it, 3 a check failed, 130 and 143
+Imports that bring torch stay inside the verbs, so that `foretell --help` answers at once. stdout is for results (one
+JSON object with --json), stderr for progress. Exit codes: 0 done, 2 the user can mend it, 3 a check failed, 130 and 143
 interrupted with everything saved.
 """
 
@@ -250,7 +250,7 @@ def generate(
 @app.command()
 def report(
     runs: Annotated[list[Path], typer.Argument(help="Run folders; several are compared.")],
-    out: Annotated[Path | None, typer.Option("--out", help="The page to write; RUN/report.html when not given.")] = None,
+    out: Annotated[Path | None, typer.Option("--out", help="The page; RUN/report.html when not given.")] = None,
     as_json: Json = False,
 ) -> None:
     """Write a run's page: self-contained, opens offline, in English and Chinese."""

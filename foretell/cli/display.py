@@ -16,7 +16,6 @@ from rich.text import Text
 from foretell.report.numbers import count, duration, size
 
 
-
 def clock(seconds: float | None) -> str:
     return "?" if seconds is None else duration(seconds).en
 
@@ -55,14 +54,21 @@ class Display:
         if handler is not None:
             handler(event)
 
-    def _on_prepare(self, event: dict[str, Any]) -> None:
-        now = time.monotonic()
-        line = f"  {event.get('stage', 'reading')}: {count(event.get('documents', 0))} documents, "
-        line += size(event.get("bytes", 0))
+    def prepare(self, event: dict[str, Any]) -> None:
+        """Progress of `data.prepare`: stage, bytes of bytes_total, documents, seconds."""
+        if self.quiet:
+            return
+        done, total = event["bytes"], event["bytes_total"] or 0
+        line = f"  {event['stage']}: {size(done)}"
+        if total:
+            left = event["seconds"] * (total - done) / done if done else None
+            line += f" of {size(total)}, {100 * done / total:.0f}%, {clock(left)} left"
+        line += f"; {count(event['documents'])} documents"
         if self.console.is_terminal:
-            self._show(Text(line, style="dim"))
-        elif now - self.last_line > _PLAIN_EVERY_SECONDS:
-            self.last_line = now
+            bar = ProgressBar(total=total or None, completed=done, width=60)
+            self._show(Group(Text(line, style="dim"), bar))
+        elif time.monotonic() - self.last_line > _PLAIN_EVERY_SECONDS:
+            self.last_line = time.monotonic()
             self.console.print(line, highlight=False)
 
     def _on_probing(self, event: dict[str, Any]) -> None:

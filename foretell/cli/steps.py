@@ -53,7 +53,7 @@ def label(sources: list[str]) -> str:
 def train_and_report(
     c: RunConfig, out: Path, name: str | None, resume: bool, allow_drift: bool, display: Display
 ) -> dict[str, Any]:
-    """`foretell train`: prepare, measure, train, report. Returns train's fields, the report's path and a closing line."""
+    """`foretell train`: prepare, measure, train, report. Returns train's fields, the report's path, a closing line."""
     from foretell import report
     from foretell.train import train
 
@@ -67,9 +67,7 @@ def train_and_report(
     if not resume and run.exists() and any(run.iterdir()):
         raise errors.ConfigError(f"{run} exists already; go on with it by --resume, or choose another --name")
     data = prepared(c, out, display)
-    result = train(
-        c, data, run, machine=machine(display), resume=resume, allow_drift=allow_drift, display=display
-    )
+    result = train(c, data, run, machine=machine(display), resume=resume, allow_drift=allow_drift, display=display)
     page = report.write([run])
     return {**result, "report": str(page), "closing": report.closing(run)}
 

@@ -88,6 +88,20 @@ class Data:
             for split, entry in self.index["splits"].items()
         }
 
+    @property
+    def corpus(self) -> dict[str, Any]:
+        """The facts of the training text that `plan` reads."""
+        split = self.index["splits"]["train"]
+        return {
+            "bytes": split["bytes"],
+            "tokens": split["tokens"],
+            "documents": split["documents"],
+            "unique_tokens": self.index["unique_tokens"],
+            "bytes_per_token": self.index["bytes_per_token"],
+            "xz_bits_per_byte": self.index["text_xz_bits_per_byte"],
+            "vocab_size": self.tokenizer.vocab_size,
+        }
+
     def tokens(self, split: str) -> Tokens:
         """All tokens of a split, memory-mapped."""
         self._entry(split)

@@ -1,5 +1,5 @@
 """Training: THE loop (`loop.py`), and what stands around it (`run.py`)."""
 
-from foretell.train.run import corpus, decide, train
+from foretell.train.run import decide, train
 
-__all__ = ["corpus", "decide", "train"]
+__all__ = ["decide", "train"]

@@ -1,7 +1,7 @@
 """Catches a bad step before the optimiser applies it: NaN, infinity, or a loss far above the recent ones.
 
-The spike rule is OLMo's (OLMo-core, skip-step optimiser): more than 6 standard deviations above the mean of the last 128
-losses. A bad step is skipped and counted; several in a row end the run with its last checkpoint whole.
+The spike rule is OLMo's (OLMo-core, skip-step optimiser): more than 6 standard deviations above the mean of the last
+128 losses. A bad step is skipped and counted; several in a row end the run with its last checkpoint whole.
 """
 
 from __future__ import annotations
@@ -42,5 +42,7 @@ class Guard:
             mean, deviation = statistics.fmean(self.losses), statistics.pstdev(self.losses)
             # Losses that scarcely differ give a deviation near zero; a hundredth of the mean is never called a spike.
             if loss > mean + max(SIGMAS * deviation, 0.01 * mean):
-                return f"the loss {loss:.4f} is over {SIGMAS:g} deviations above the last {len(self.losses)} ({mean:.4f})"
+                return (
+                    f"the loss {loss:.4f} is over {SIGMAS:g} deviations above the last {len(self.losses)} ({mean:.4f})"
+                )
         return None

@@ -16,7 +16,7 @@ from foretell.checkpoint import files
 
 
 class Log:
-    """Appends events to a run's log.jsonl; each line is complete or absent for a reader that ignores a partial last line."""
+    """Appends events to a run's log.jsonl. A reader that passes over a partial last line sees whole events only."""
 
     def __init__(self, path: Path) -> None:
         self.path = path

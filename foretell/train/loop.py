@@ -1,11 +1,11 @@
 """THE training loop: one for every model, objective and machine.
 
 An optimiser step takes a batch that is a pure function of (seed, step), forms the gradient in micro-batches, checks it,
-and applies it. Everything that a step depends on - weights, optimiser state, random state, the guard's memory - is in the
-checkpoint, so a run that was killed and resumed is bit-identical to one that was not.
+and applies it. Everything that a step depends on - weights, optimiser state, random state, the guard's memory - is in
+the checkpoint, so a run that was killed and resumed is bit-identical to one that was not.
 
-What changes the loss, the model or the gradient is passed in; nothing copies this loop. It knows nothing of sizes, budgets
-or forecasts (see `train/run.py`), and nothing of more than one process.
+What changes the loss, the model or the gradient is passed in; nothing copies this loop. It knows nothing of sizes,
+budgets or forecasts (see `train/run.py`), and nothing of more than one process.
 """
 
 from __future__ import annotations
@@ -128,14 +128,15 @@ def take_step(
 def run(model: Decoder, job: Job, *, resume: bool = False, display: Display | None = None) -> dict[str, Any]:
     """Train `model` in place to `job.config.steps`. Returns steps, tokens, seconds, stopped, resumed_from.
 
-    Raises Interrupted after saving when Ctrl-C or SIGTERM came, and ForetellError when too many steps in a row were bad.
+    Raises Interrupted after saving when Ctrl-C or SIGTERM came, and ForetellError when too many steps in a row were
+    bad.
     """
     c, show = job.config, display or (lambda event: None)
     checkpoints = job.folder / "checkpoints"
     optimizers = optim.build(model, c, job.dtype)
-    state, resumed_from = State(), None
+    state, resumed_from, damaged = State(), None, list[str]()
     if resume:
-        state, resumed_from = _restore(checkpoints, model, optimizers)
+        state, resumed_from, damaged = _restore(checkpoints, model, optimizers)
     run_log.rewind(job.folder / "log.jsonl", state.step)
     log = run_log.Log(job.folder / "log.jsonl")
     loss_of = loss_function(job, model)
@@ -148,7 +149,16 @@ def run(model: Decoder, job: Job, *, resume: bool = False, display: Display | No
         checkpoint.save(checkpoints, state.step, _tensors(model, optimizers), asdict(state), c.keep)
         show({"event": "save", "step": state.step})
 
-    show({"event": "start", "step": state.step, "steps": c.steps, "resumed_from": resumed_from})
+    show(
+        {
+            "event": "start",
+            "step": state.step,
+            "steps": c.steps,
+            "seconds": state.seconds,
+            "resumed_from": resumed_from,
+            "skipped_checkpoints": damaged,
+        }
+    )
     with runtime.StopRequest() as stop:
         while state.step < c.steps:
             step_started = time.perf_counter()
@@ -220,11 +230,11 @@ def _tensors(model: Decoder, optimizers: list[torch.optim.Optimizer]) -> dict[st
 @torch.no_grad()
 def _restore(
     checkpoints: Path, model: Decoder, optimizers: list[torch.optim.Optimizer]
-) -> tuple[State, int | None]:
-    """The newest good checkpoint's state, with model and optimisers loaded; a fresh State where nothing was saved."""
+) -> tuple[State, int | None, list[str]]:
+    """Load the newest good checkpoint: its state, its step, and why newer ones were passed over. Fresh where none is."""
     saved = checkpoint.load_latest(checkpoints)
     if saved is None:
-        return State(), None
+        return State(), None, []
     for name, p in model.named_parameters():
         value = saved.tensors.get(f"model.{name}")
         if value is None or value.shape != p.shape:
@@ -236,7 +246,7 @@ def _restore(
     if "random.cuda" in saved.tensors and runtime.device().type == "cuda":
         torch.cuda.set_rng_state(saved.tensors["random.cuda"])
     state = State(**{**saved.state, "guard": Guard(**saved.state["guard"])})
-    return state, state.step
+    return state, state.step, [str(s) for s in saved.skipped]
 
 
 def _hopeless(state: State, event: dict[str, Any], checkpoints: Path) -> str:

@@ -1,8 +1,8 @@
 """Next-token cross-entropy that need not hold all B x T x V logits.
 
-Full: logits in one piece, which a compiler can fuse. Chunked: a few thousand tokens at a time, and the gradients of hidden
-states and head are formed inside the forward pass, so that no chunk's logits outlive it and no product is computed twice
-(the idea of Liger's and Wijmans et al.'s (2024) fused linear cross-entropy, without a custom kernel).
+Full: logits in one piece, which a compiler can fuse. Chunked: a few thousand tokens at a time, and the gradients of
+hidden states and head are formed inside the forward pass, so that no chunk's logits outlive it and no product is
+computed twice (the idea of Liger's and Wijmans et al.'s (2024) fused linear cross-entropy, without a custom kernel).
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Optimisers: SGD with momentum and AdamW from torch; Muon for matrices, with AdamW for embeddings, head and norms.
 
-Muon (Jordan et al., 2024) orthogonalises the momentum of each matrix by a Newton-Schulz iteration. torch.optim.Muon takes
-one matrix at a time in bfloat16; here all matrices of one shape go through the iteration as one batched product, in the
-dtype the caller chose, because bfloat16 is slow on some processors and dozens of small products are slow on all
+Muon (Jordan et al., 2024) orthogonalises the momentum of each matrix by a Newton-Schulz iteration. torch.optim.Muon
+takes one matrix at a time in bfloat16; here all matrices of one shape go through the iteration as one batched product,
+in the dtype the caller chose, because bfloat16 is slow on some processors and dozens of small products are slow on all
 (docs/log.md has the comparison).
 """
 

@@ -1,8 +1,9 @@
-"""`foretell train`: from a config and prepared data to a run folder. Forecast first, then the loop, then the measurement.
+"""`foretell train`: from a config and prepared data to a run folder. Forecast, then the loop, then the measurement.
 
 Order of decisions, each written into config.toml so that the folder repeats the run: what the text is like (a short
-probe), how large the model is (`plan`), which execution path is fastest (a trial), how many steps fit (`plan` again). The
-number of steps is fixed before the first one; the clock does not end the run, except for a guard at 1.25 times a budget.
+probe), how large the model is (`plan`), which execution path is fastest (a trial), how many steps fit (`plan` again).
+The number of steps is fixed before the first one; the clock does not end the run, except for a guard at 1.25 times a
+budget.
 """
 
 from __future__ import annotations
@@ -30,8 +31,9 @@ GUARD = 1.25
 # Below this many seconds a run is not worth a probe or a trial.
 WORTH_PROBING_SECONDS = 60.0
 RESULT_FIELDS = (
-    "run model steps tokens seconds tokens_per_second mfu loss perplexity train_loss bits_per_byte resumed_from stopped"
-).split()
+    *("run", "model", "steps", "tokens", "seconds", "tokens_per_second", "mfu", "loss", "perplexity", "train_loss"),
+    *("bits_per_byte", "resumed_from", "stopped"),
+)
 
 
 def train(
@@ -80,25 +82,9 @@ def train(
     return {k: measured.get(k) for k in RESULT_FIELDS}
 
 
-def corpus(data: Data) -> dict[str, Any]:
-    """The facts of the training text that `plan` reads."""
-    split = data.index["splits"]["train"]
-    return {
-        "bytes": split["bytes"],
-        "tokens": split["tokens"],
-        "documents": split["documents"],
-        "unique_tokens": data.index["unique_tokens"],
-        "bytes_per_token": data.index["bytes_per_token"],
-        "xz_bits_per_byte": data.index["text_xz_bits_per_byte"],
-        "vocab_size": data.tokenizer.vocab_size,
-    }
-
-
-def decide(
-    config: RunConfig, data: Data, machine: dict[str, Any], show: Display
-) -> tuple[RunConfig, dict[str, Any]]:
+def decide(config: RunConfig, data: Data, machine: dict[str, Any], show: Display) -> tuple[RunConfig, dict[str, Any]]:
     """Every open choice closed: sizes, path, steps. Returns the complete config and its forecast."""
-    text = corpus(data)
+    text = data.corpus
     budget = plan.parse_budget(config.train.budget) if config.train.budget else None
     measured_probe = None
     if budget is not None and budget.is_worth_a_probe:
@@ -135,9 +121,7 @@ def _claim(run: Path, resume: bool) -> None:
     run.mkdir(parents=True, exist_ok=True)
 
 
-def _stored_config(
-    run: Path, given: RunConfig, data: Data, machine: dict[str, Any], allow_drift: bool
-) -> RunConfig:
+def _stored_config(run: Path, given: RunConfig, data: Data, machine: dict[str, Any], allow_drift: bool) -> RunConfig:
     """The folder's own config, after checking that nothing that decides the numbers has changed."""
     stored = run_config.load(run / "config.toml")
     drift = []
@@ -165,14 +149,12 @@ def _stored_config(
     return run_config.updated(stored, train=changed) if drift and changed else stored
 
 
-def _write_folder(
-    run: Path, config: RunConfig, forecast: dict[str, Any], data: Data, machine: dict[str, Any]
-) -> None:
+def _write_folder(run: Path, config: RunConfig, forecast: dict[str, Any], data: Data, machine: dict[str, Any]) -> None:
     """plan.json before the run. config.toml comes last: where it is, the folder can be resumed."""
     _write_json(run / "plan.json", {"format_version": run_config.FORMAT_VERSION, **forecast})
     _write_json(run / "machine.json", machine)
     keys = ("fingerprint", "splits", "funnel", "text_xz_bits_per_byte", "bytes_per_token", "unique_tokens")
-    _write_json(run / "data.json", {k: data.index[k] for k in keys} | {"corpus": corpus(data)})
+    _write_json(run / "data.json", {k: data.index[k] for k in keys} | {"corpus": data.corpus})
     files.write_atomic(run / "config.toml", run_config.dumps(config).encode())
 
 
@@ -180,9 +162,7 @@ def _write_json(path: Path, value: dict[str, Any]) -> None:
     files.write_atomic(path, (json.dumps(value, ensure_ascii=False, indent=1) + "\n").encode())
 
 
-def _job(
-    config: RunConfig, data: Data, run: Path, machine: dict[str, Any], forecast: dict[str, Any]
-) -> Job:
+def _job(config: RunConfig, data: Data, run: Path, machine: dict[str, Any], forecast: dict[str, Any]) -> Job:
     budget = plan.parse_budget(config.train.budget) if config.train.budget else None
     limit = budget.seconds * GUARD if budget is not None and budget.seconds is not None else None
     return Job(
@@ -209,9 +189,7 @@ def _measured(
 ) -> dict[str, Any]:
     """measured.json: the forecast's fields as they came out, and the result of the verb."""
     c = config.train
-    scores = evaluate.evaluate_split(
-        model, data, "valid", context=c.context, batch_size=c.micro_batch_size
-    )
+    scores = evaluate.evaluate_split(model, data, "valid", context=c.context, batch_size=c.micro_batch_size)
     steps = [e for e in run_log.read(run / "log.jsonl") if e["event"] == "step"]
     rates = sorted(e["tokens_per_second"] for e in steps)
     median_rate = rates[len(rates) // 2]

@@ -1,8 +1,8 @@
 """Short trainings before the run: the probe measures the text, the trial measures the machine.
 
 The probe trains one fixed small model for a fixed number of tokens; its loss is the covariate through which a new text
-enters the loss law (`plan/scaling.py`). The trial takes a few real steps of the chosen shape on each execution path that
-could pay, and so decides dtype and compilation by measurement and gives the time forecast its step time.
+enters the loss law (`plan/scaling.py`). The trial takes a few real steps of the chosen shape on each execution path
+that could pay, and so decides dtype and compilation by measurement and gives the time forecast its step time.
 
 Both use throwaway models and leave nothing behind but their numbers.
 """
@@ -71,7 +71,9 @@ def probe(data: Data) -> dict[str, Any]:
 def paths(config: RunConfig, machine: dict[str, Any], run_seconds: float) -> list[tuple[str, bool]]:
     """The execution paths (dtype, compiled) worth a trial: those the config allows and the machine record favours."""
     t = config.train
-    rates = {k: v.get("peak", 0.0) if isinstance(v, dict) else v for k, v in machine.get("flops_per_second", {}).items()}
+    rates = {
+        k: v.get("peak", 0.0) if isinstance(v, dict) else v for k, v in machine.get("flops_per_second", {}).items()
+    }
     dtypes = ["float32", "bfloat16"] if t.dtype == "auto" else [t.dtype]
     if t.dtype == "auto" and rates.get("bfloat16", 0.0) < 1.2 * rates.get("float32", 1.0):
         dtypes = ["float32"]
@@ -88,9 +90,7 @@ def trial(config: RunConfig, data: Data, dtype: str, compiled: bool, steps: int 
     """
     model = built(config.model, config.train.dropout, config.train.seed)
     with tempfile.TemporaryDirectory() as folder:
-        job = Job(
-            config.train, data, Path(folder), config.data.packing, runtime.dtype(dtype), compiled, 0.0, 1.0
-        )
+        job = Job(config.train, data, Path(folder), config.data.packing, runtime.dtype(dtype), compiled, 0.0, 1.0)
         try:
             seconds = _timed_steps(job, model, steps + 2)
         except Exception as e:  # a compiler that fails is a path that is not there, whatever it raises
