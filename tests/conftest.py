@@ -1,9 +1,16 @@
-"""Shared fixtures. Full data sets are found through FORETELL_DATA; tests that want them say so when it is not set."""
+"""Shared fixtures, and the order of the slow tests when time is short.
 
+Full data sets are found through FORETELL_DATA; tests that want them say so when it is not set.
+"""
+
+import hashlib
 import os
+import time
 from pathlib import Path
 
 import pytest
+
+LAST_RUN = "foretell/last_run"
 
 
 @pytest.fixture(scope="session")
@@ -22,3 +29,47 @@ def small_files(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(folder, "SHARD_BYTES", 400)
     monkeypatch.setattr(files, "_CHUNK_BYTES", 256)
+
+
+class Hourglass:
+    """`--minutes N`: the least recently run first, and none is started once the minutes are over."""
+
+    def __init__(self, config: pytest.Config, minutes: float) -> None:
+        self.cache, self.shuffle = config.cache, config.getoption("--shuffle")
+        self.last_run: dict[str, float] = self.cache.get(LAST_RUN, {}) if self.cache else {}
+        self.ends = time.monotonic() + 60 * minutes
+        self.left_out: list[str] = []
+
+    def _turn(self, item: pytest.Item) -> tuple[float, str]:
+        digest = hashlib.sha256(f"{self.shuffle} {item.nodeid}".encode()).hexdigest()
+        return self.last_run.get(item.nodeid, 0.0), digest
+
+    @pytest.hookimpl(trylast=True)
+    def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
+        items.sort(key=self._turn)
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_runtest_setup(self, item: pytest.Item) -> None:
+        if time.monotonic() > self.ends:
+            self.left_out.append(item.nodeid)
+            pytest.skip("left out: the minutes are over")
+        self.last_run[item.nodeid] = time.time()
+        if self.cache:
+            self.cache.set(LAST_RUN, self.last_run)
+
+    def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
+        terminalreporter.line(f"left out: {len(self.left_out)} tests")
+        for name in self.left_out:
+            terminalreporter.line(f"  {name}")
+        terminalreporter.line("")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--minutes", type=float, help="start no test after this many minutes; least recently run first")
+    parser.addoption("--shuffle", default="", help="with --minutes: decides among tests that have never run")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    minutes = config.getoption("--minutes")
+    if minutes is not None:
+        config.pluginmanager.register(Hourglass(config, minutes))
