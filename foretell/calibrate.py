@@ -1,0 +1,171 @@
+"""Measures the machine in a few seconds: product rates, bandwidth, cost of an operator, of a process, of a checkpoint.
+
+Forecasts read the record, so a wrong figure here is a wrong forecast. Each measurement grows its problem until it takes long
+enough to be timed and stops after a second at the most: on some processors a dtype runs hundreds of times slower than
+another. The record is keyed by processor, threads and torch version (`runtime.machine_key`), and dated.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from foretell import runtime
+from foretell.checkpoint import files
+from foretell.errors import ConfigError
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+FORMAT_VERSION = 1
+DTYPES = ("float32", "bfloat16")
+# Timing is taken over at least this long, and a dtype never gets more than that.
+LEAST_SECONDS = 0.08
+MOST_SECONDS = 1.0
+LARGEST_SIDE = 1024
+# Products like those of training: tokens x width x feed-forward width.
+TRAINING_SHAPES = ((2048, 256, 704), (4096, 384, 1024), (4096, 256, 4096))
+
+
+def path() -> Path:
+    """Where this machine's record is kept."""
+    return runtime.cache_dir() / f"machine-{runtime.machine_key()}.json"
+
+
+def stored() -> dict[str, Any] | None:
+    """The record of this machine, or None where there is none or it cannot be read."""
+    try:
+        record = json.loads(path().read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    if not isinstance(record, dict):
+        return None
+    version = record.get("format_version")
+    if isinstance(version, int) and version > FORMAT_VERSION:
+        raise ConfigError(f"{path()}: format_version {version} is newer than this Foretell reads ({FORMAT_VERSION})")
+    return record
+
+
+def record(renew: bool = False) -> dict[str, Any]:
+    """The stored record; measured, and stored, where there is none or `renew` is on."""
+    known = None if renew else stored()
+    if known is not None:
+        return known
+    measured = measure()
+    try:
+        path().parent.mkdir(parents=True, exist_ok=True)
+        files.write_atomic(path(), (json.dumps(measured, indent=1) + "\n").encode())
+    except OSError:
+        pass  # a home that cannot be written to costs a few seconds each time, not the run
+    return measured
+
+
+def measure() -> dict[str, Any]:
+    """Measure now. Takes a few seconds."""
+    import torch
+
+    torch.set_num_threads(runtime.threads())
+    started = time.perf_counter()
+    rates = {d: product_rates(d) for d in DTYPES}
+    return {
+        "format_version": FORMAT_VERSION,
+        **runtime.machine_facts(),
+        "key": runtime.machine_key(),
+        "flops_per_second": rates,
+        "memory_bytes_per_second": bandwidth(),
+        "op_seconds": op_seconds(),
+        "process_bytes": process_bytes(),
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "seconds": time.perf_counter() - started,
+    }
+
+
+def timed(work: Callable[[], object], least: float = LEAST_SECONDS) -> float:
+    """Median seconds of one call, over repeats that take `least` seconds together."""
+    seconds: list[float] = []
+    while sum(seconds) < least or len(seconds) < 3:
+        begin = time.perf_counter()
+        work()
+        seconds.append(time.perf_counter() - begin)
+        if sum(seconds) > MOST_SECONDS / 2:
+            break
+    return statistics.median(seconds)
+
+
+def product_rates(dtype: str) -> dict[str, float]:
+    """FLOP/s of square products, grown until they are slow enough, as `peak`; and of shapes like those of training."""
+    import torch
+
+    kind = runtime.dtype(dtype)
+    rates: dict[str, float] = {}
+    begin = time.perf_counter()
+    side, best = 128, 0.0
+    while side <= LARGEST_SIDE and time.perf_counter() - begin < MOST_SECONDS / 2:
+        a = torch.randn(side, side).to(kind)
+        seconds = timed(lambda a=a: a @ a, 0.03)  # type: ignore[misc]
+        best = max(best, 2 * side**3 / seconds)
+        if seconds > LEAST_SECONDS:
+            break
+        side *= 2
+    for m, k, n in TRAINING_SHAPES:
+        if 3 * 2 * m * k * n / best > MOST_SECONDS / 8:
+            continue
+        a, b = torch.randn(m, k).to(kind), torch.randn(k, n).to(kind)
+        rates[f"{m}x{k}x{n}"] = 2 * m * k * n / timed(lambda a=a, b=b: a @ b)  # type: ignore[misc]
+    return {"peak": max(best, *rates.values()) if rates else best, **rates}
+
+
+def bandwidth() -> dict[str, float]:
+    """Bytes per second: copying counts what is read and what is written; reading what is read."""
+    import torch
+
+    a, b = torch.ones(16 << 20), torch.empty(16 << 20)
+    size = a.numel() * a.element_size()
+    return {"copy": 2 * size / timed(lambda: b.copy_(a)), "read": size / timed(lambda: a.sum())}
+
+
+def op_seconds() -> float:
+    """Seconds that one small operator costs, forward and recorded for backward."""
+    import torch
+
+    x = torch.ones(64, requires_grad=True)
+
+    def many() -> None:
+        y = x
+        for _ in range(200):
+            y = y * 1.0
+        y.sum().backward()
+
+    return timed(many) / 400
+
+
+def process_bytes() -> float:
+    """Resident bytes of an interpreter that has loaded what training loads and run one small product."""
+    code = (
+        "import torch, foretell.checkpoint, foretell.data, foretell.models.decoder, foretell.runtime as r;"
+        "torch.set_num_threads(r.threads()); x = torch.ones(64, 64, requires_grad=True); (x @ x).sum().backward();"
+        "print(r.peak_memory_bytes())"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    return float(done.stdout.strip() or 0) or float(runtime.peak_memory_bytes())
+
+
+def render(measured: dict[str, Any]) -> Table:
+    """The record as a table for the terminal."""
+    from rich.table import Table
+
+    table = Table(box=None, show_header=False, padding=(0, 2))
+    table.add_row("processor", f"{measured['processor']}, {measured['threads']} threads")
+    for dtype, rates in measured["flops_per_second"].items():
+        table.add_row(f"{dtype} products", f"{rates['peak'] / 1e9:,.1f} GFLOP/s")
+    speeds = measured["memory_bytes_per_second"]
+    table.add_row("memory", f"copy {speeds['copy'] / 1e9:.1f} GB/s, read {speeds['read'] / 1e9:.1f} GB/s")
+    table.add_row("an operator", f"{1e6 * measured['op_seconds']:.1f} µs")
+    return table

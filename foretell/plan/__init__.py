@@ -1,0 +1,22 @@
+"""Forecasts without torch: what a run costs and how good it gets, before it is made; and the verdict afterwards."""
+
+from foretell.plan.budget import Budget, parse_budget
+from foretell.plan.outlook import forecast, plan
+from foretell.plan.size import completed, size_for_budget, steps_for_budget
+from foretell.plan.tables import render, render_verify
+from foretell.plan.time import peak_flops_per_second
+from foretell.plan.verdict import verify
+
+__all__ = [
+    "Budget",
+    "completed",
+    "forecast",
+    "parse_budget",
+    "peak_flops_per_second",
+    "plan",
+    "render",
+    "render_verify",
+    "size_for_budget",
+    "steps_for_budget",
+    "verify",
+]

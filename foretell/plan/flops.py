@@ -1,0 +1,101 @@
+"""Parameters and FLOPs of the decoder, counted exactly from its config.
+
+Convention, named in every plan: a product of (m, k) and (k, n) costs 2 m n k; every matrix product of the model counts, the
+output head too, the embedding lookup not; the backward pass costs twice the forward pass. Attention is counted twice over:
+`full` as if every query met all T keys, which is what an operator-level counter sees with the plain kernel, and `causal`
+exactly, (T + 1) / 2 keys a query. The headline `flops_per_token` is causal, so that the share of the machine's peak (MFU)
+is not flattered by products that no kernel need do. `6n` is the rule of thumb of Kaplan et al. (2020), for comparison.
+
+Not counted: norms, activations, softmax, the optimiser's own products (`optimizer_flops` has those of Muon; they are time,
+not model FLOPs) and what attention kernels compute again in the backward pass.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from foretell.config import ModelConfig
+from foretell.errors import PlanError
+
+NEWTON_SCHULZ_STEPS = 5
+
+
+def sizes(model: ModelConfig) -> tuple[int, int, int, int, int, int, int]:
+    """D, L, H, K, E, F, V of a resolved config."""
+    values = (
+        model.hidden_size,
+        model.num_hidden_layers,
+        model.num_attention_heads,
+        model.num_key_value_heads,
+        model.head_dim,
+        model.intermediate_size,
+        model.vocab_size,
+    )
+    if any(v is None for v in values):
+        raise PlanError("the model's sizes are not resolved; complete the config first (foretell.plan.completed)")
+    return values  # type: ignore[return-value]
+
+
+def layer_matrices(model: ModelConfig) -> Iterator[tuple[str, int, int]]:
+    """(name, rows, columns) of each weight matrix of one layer."""
+    D, _, H, K, E, F, _ = sizes(model)
+    yield "self_attn.q_proj", H * E, D
+    yield "self_attn.k_proj", K * E, D
+    yield "self_attn.v_proj", K * E, D
+    yield "self_attn.o_proj", D, H * E
+    yield "mlp.gate_proj", F, D
+    yield "mlp.up_proj", F, D
+    yield "mlp.down_proj", D, F
+
+
+def parameters(model: ModelConfig) -> dict[str, int]:
+    """Parameters by place; `total` is their sum. `non_embedding` leaves out the embedding and an untied head."""
+    D, L, _, _, E, _, V = sizes(model)
+    matrices = list(layer_matrices(model))
+    count = {
+        "embedding": V * D,
+        "attention": L * sum(r * c for n, r, c in matrices if n.startswith("self_attn")),
+        "feed_forward": L * sum(r * c for n, r, c in matrices if n.startswith("mlp")),
+        "norms": L * (2 * D + 2 * E) + D,
+        "head": 0 if model.tie_word_embeddings else V * D,
+    }
+    total = sum(count.values())
+    return {
+        "total": total,
+        "non_embedding": total - count["embedding"] - count["head"],
+        "per_rank": total,
+        **count,
+    }
+
+
+def forward_flops_per_token(model: ModelConfig, context: int) -> dict[str, float]:
+    """FLOPs of one token's forward pass: `matrices`, `head`, and attention `attention_full` or `attention_causal`."""
+    D, L, H, _, E, _, V = sizes(model)
+    return {
+        "matrices": 2 * L * sum(r * c for _, r, c in layer_matrices(model)),
+        "head": 2 * D * V,
+        "attention_full": 4 * L * H * E * context,
+        "attention_causal": 4 * L * H * E * (context + 1) / 2,
+    }
+
+
+def flops_per_token(model: ModelConfig, context: int) -> dict[str, float]:
+    """FLOPs to train on one token, forward and backward, under each convention."""
+    f = forward_flops_per_token(model, context)
+    return {
+        "causal": 3 * (f["matrices"] + f["head"] + f["attention_causal"]),
+        "full": 3 * (f["matrices"] + f["head"] + f["attention_full"]),
+        "without_head": 3 * (f["matrices"] + f["attention_causal"]),
+        "6n": 6 * parameters(model)["total"],
+    }
+
+
+def optimizer_flops(model: ModelConfig, optimizer: str) -> float:
+    """FLOPs of matrix products in one optimiser step: Newton-Schulz over every matrix where the optimiser is Muon."""
+    if optimizer != "muon":
+        return 0.0
+    flops = 0.0
+    for _, rows, columns in layer_matrices(model):
+        m, n = min(rows, columns), max(rows, columns)
+        flops += NEWTON_SCHULZ_STEPS * (4 * m * m * n + 2 * m**3)
+    return flops * sizes(model)[1]

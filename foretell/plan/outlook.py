@@ -1,0 +1,85 @@
+"""The forecast itself: one dict, the content of plan.json, with the field names that measured.json will carry."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from foretell import config as run_config
+from foretell.config import RunConfig
+from foretell.plan import flops, memory, scaling, size, time
+from foretell.plan.budget import parse_budget
+
+MEMORY_SPREAD = 0.12
+CONVENTION = "all matrix products with the head, attention causal-exact, backward twice forward"
+
+
+def plan(
+    config: RunConfig,
+    *,
+    machine: dict[str, Any],
+    corpus: dict[str, Any] | None,
+    probe: dict[str, Any] | None = None,
+    trial: dict[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Forecast a completed config on a machine and a text. Each quantity with an interval is {value, low, high}."""
+    m, t = config.model, config.train
+    batch, steps = t.global_batch_tokens or t.context, t.steps or 1
+    tokens = batch * steps
+    per_token = flops.flops_per_token(m, t.context)
+    count = flops.parameters(m)
+    peak_rate = time.peak_flops_per_second(machine)
+    step = time.step_seconds(config, machine, trial)
+    seconds = time.run_seconds(config, machine, trial)
+    used = memory.memory_bytes(config, machine.get("process_bytes"))
+    room = float(machine.get("memory_bytes") or math.inf)
+    result: dict[str, Any] = {
+        "model": m.model_dump(),
+        "parameters": count,
+        "flops_per_token": per_token["causal"],
+        "flops_convention": CONVENTION,
+        "flops_per_token_by_convention": per_token,
+        "flops_total": per_token["causal"] * tokens,
+        "steps": steps,
+        "tokens": tokens,
+        "global_batch_tokens": batch,
+        "micro_batch_size": t.micro_batch_size,
+        "context": t.context,
+        "dtype": t.dtype if t.dtype != "auto" else time.working_dtype(config, machine),
+        "compile": t.compile,
+        "peak_flops_per_second": peak_rate,
+        "step_seconds": step,
+        "seconds": seconds,
+        "tokens_per_second": _inverse(seconds, tokens),
+        "mfu": _inverse(step, batch * per_token["causal"] / peak_rate),
+        "memory_bytes": {**used, "peak": time.spread(used["peak"], MEMORY_SPREAD)},
+        "fits": used["peak"] <= room,
+        "corpus": corpus,
+        "probe": probe,
+        "trial": trial,
+    }
+    if corpus:
+        bits = scaling.bits_per_byte(count["non_embedding"], tokens, corpus, probe)
+        nats = math.log(2) * corpus["bytes_per_token"]
+        result["bits_per_byte"] = bits
+        result["loss"] = {k: v * nats for k, v in bits.items()}
+        result["epochs"] = tokens / max(1, corpus["tokens"])
+    return result
+
+
+def forecast(config: RunConfig, *, machine: dict[str, Any], corpus: dict[str, Any] | None = None) -> dict[str, Any]:
+    """`foretell plan`: size and complete the config, then forecast it. Trains nothing."""
+    if config.train.budget is not None and config.train.steps is None:
+        budget = parse_budget(config.train.budget)
+        config = size.size_for_budget(budget, machine=machine, corpus=corpus, probe=None, config=config)
+    config = size.completed(config, corpus, machine)
+    return plan(config, machine=machine, corpus=corpus)
+
+
+def chosen(config: RunConfig) -> dict[str, Any]:
+    """The sizes a person asks about first."""
+    return run_config.updated(config).model.model_dump(include={"hidden_size", "num_hidden_layers", "vocab_size"})
+
+
+def _inverse(time_: dict[str, float], amount: float) -> dict[str, float]:
+    return {"value": amount / time_["value"], "low": amount / time_["high"], "high": amount / time_["low"]}
