@@ -44,8 +44,13 @@ def tune_process() -> None:
         return
     sys.stdout.flush()
     sys.stderr.flush()
-    environment = {**os.environ, **_ALLOCATOR, _EXECUTED: "1"}
-    os.execve(sys.executable, [sys.executable, *_interpreter_flags(), "-m", "foretell.cli", *sys.argv[1:]], environment)
+    arguments = [sys.executable, *_interpreter_flags(), "-m", "foretell.cli", *sys.argv[1:]]
+    os.execve(sys.executable, arguments, tuned_environment())
+
+
+def tuned_environment() -> dict[str, str]:
+    """This process's environment with the allocator settings that `tune_process` starts the interpreter with."""
+    return {**os.environ, **_ALLOCATOR, _EXECUTED: "1"}
 
 
 def _interpreter_flags() -> list[str]:
