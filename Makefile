@@ -11,7 +11,8 @@ VENV ?= .venv
 SHELL := /bin/sh
 BIN := $(VENV)/bin
 # The constraint holds torch at one version: without it pip may take another, and gigabytes with it.
-PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check --no-input
+# Twice quiet: errors only.
+PIP := $(BIN)/python -m pip -qq --disable-pip-version-check --no-input
 INSTALL := $(PIP) install -c constraints.txt
 PINS := pyproject.toml constraints.txt
 
@@ -42,7 +43,7 @@ $(BIN)/python:
 	  echo "Name another one: make PY=python3.12 $(MAKECMDGOALS)" >&2; exit 1; }
 	@echo "making $(VENV) with $$($(PY) --version)"
 	@$(PY) -m venv $(VENV) >/dev/null 2>&1 || { rm -f $@; \
-	  $(PY) -m venv --without-pip $(VENV) && $(PY) -m pip --quiet --python $@ install 'pip>=25.1'; } || { rm -f $@; exit 1; }
+	  $(PY) -m venv --without-pip $(VENV) && $(PY) -m pip -qq --python $@ install 'pip>=25.1'; } || { rm -f $@; exit 1; }
 
 # `--group` came with pip 25.1.
 $(VENV)/.pip: | $(BIN)/python

@@ -1,8 +1,8 @@
 """The configuration of a run: one frozen pydantic model per TOML table, `key=value` overrides, nearest-key errors.
 
 Why one file: a run is its config. `config.toml` in a run folder is this model written out, with every value that was
-derived or measured filled in, so that the same file repeats the run. The module imports neither torch nor numpy, because
-`foretell plan` and `foretell --help` read it. It does not decide sizes: `plan` does (see `foretell.plan`).
+derived or measured filled in, so that the same file repeats the run. The module imports neither torch nor numpy,
+because `foretell plan` and `foretell --help` read it. It does not decide sizes: `plan` does (see `foretell.plan`).
 """
 
 from __future__ import annotations
@@ -23,6 +23,8 @@ FORMAT_VERSION = 1
 
 
 class Table(BaseModel):
+    """One table of the file: frozen, and without unknown keys."""
+
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
 
 
@@ -115,13 +117,15 @@ class TrainConfig(Table):
     loss_chunk_tokens: int | None = Field(None, gt=0, description="tokens a cross-entropy chunk; unset: from memory")
     objective: Literal["next_token"] = Field("next_token", description="what is learned")
     optimizer: Literal["muon", "adamw", "sgd"] = Field("muon", description="muon: matrices by Muon, the rest by AdamW")
-    lr: float | None = Field(None, gt=0, description="peak learning rate of the matrices; a rule per optimiser when unset")
+    lr: float | None = Field(None, gt=0, description="peak learning rate of the matrices; unset: a rule")
     embedding_lr: float | None = Field(None, gt=0, description="with muon: peak rate of everything AdamW updates")
     weight_decay: float = Field(0.01, ge=0, description="decoupled weight decay of the matrices")
     momentum: float = Field(0.95, ge=0, lt=1, description="momentum of SGD and Muon")
     beta1: float = Field(0.9, ge=0, lt=1, description="AdamW, first moment")
     beta2: float = Field(0.95, ge=0, lt=1, description="AdamW, second moment")
-    schedule: Literal["wsd", "cosine", "constant"] = Field("wsd", description="warm-up, then stable and decay, or cosine")
+    schedule: Literal["wsd", "cosine", "constant"] = Field(
+        "wsd", description="after warm-up: stable and decay, or cosine"
+    )
     warmup_fraction: float = Field(0.02, ge=0, lt=1, description="share of the steps that warm up")
     decay_fraction: float = Field(0.5, ge=0, le=1, description="wsd: share of the steps that decay to zero")
     grad_clip: float = Field(1.0, ge=0, description="gradient norm at which gradients are scaled down; 0 never")

@@ -1,7 +1,7 @@
 """The errors a user can meet, each with the exit code the command line returns for it.
 
-A message says what is wrong, the numbers involved, and what to do. Anything that is not a `ForetellError` is a defect of
-ours and keeps its traceback.
+A message says what is wrong, the numbers involved, and what to do. Anything that is not a `ForetellError` is a defect
+of ours and keeps its traceback.
 """
 
 

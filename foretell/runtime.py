@@ -1,11 +1,12 @@
 """Device, dtype, threads, seed, signals and folders: everything about the machine, decided in one place.
 
-This is the only module that reads the environment, and the only one that names a device. It imports torch lazily, so that
-`foretell --help` and `foretell plan` stay fast.
+This is the only module that reads the environment, and the only one that names a device. It imports torch lazily, so
+that `foretell --help` and `foretell plan` stay fast.
 """
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import os
@@ -35,9 +36,9 @@ _EXECUTED = "FORETELL_TUNED"
 def tune_process() -> None:
     """Restart this interpreter once with allocator settings that must be in the environment before it starts.
 
-    `os.execve` keeps the process id, so a killed parent never leaves a trainer behind. Only the command line calls this,
-    only for `train`, `demo` and `ladder`, and only before torch is imported. Does nothing outside glibc Linux, on a second
-    call, or where the user set the same variables.
+    `os.execve` keeps the process id, so a killed parent never leaves a trainer behind. Only the command line calls
+    this, only for `train`, `demo` and `ladder`, and only before torch is imported. Does nothing outside glibc Linux,
+    on a second call, or where the user set the same variables.
     """
     already = _EXECUTED in os.environ or "torch" in sys.modules or any(k in os.environ for k in _ALLOCATOR)
     if already or sys.platform != "linux" or platform.libc_ver()[0] != "glibc" or not sys.argv[0]:
@@ -79,6 +80,7 @@ def device() -> torch.device:
 
 
 def dtype(name: str) -> torch.dtype:
+    """The torch type of that name. Raises ConfigError for one not known."""
     import torch
 
     known = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -88,6 +90,7 @@ def dtype(name: str) -> torch.dtype:
 
 
 def rank() -> int:
+    """Number of this process among those of a run; 0 where it is alone."""
     return int(os.environ.get("RANK", "0"))
 
 
@@ -152,7 +155,13 @@ def cache_dir() -> Path:
     return Path(home) if home else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "foretell"
 
 
+def tokenize_in_one_thread() -> None:
+    """For this process, from before the tokenizers library first encodes: no threads of the library's own."""
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+
+
 def offline() -> bool:
+    """Whether the user forbids the network."""
     return os.environ.get("HF_HUB_OFFLINE", "") in {"1", "true", "TRUE", "yes"}
 
 
@@ -174,10 +183,8 @@ def machine_key() -> str:
     import hashlib
 
     flags = ""
-    try:
+    with contextlib.suppress(OSError, StopIteration):
         flags = next(s for s in Path("/proc/cpuinfo").read_text().splitlines() if s.startswith(("flags", "Features")))
-    except (OSError, StopIteration):
-        pass
     facts = {"processor": processor(), "flags": flags, "threads": threads(), "torch": metadata.version("torch")}
     digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:12]
     name = "".join(c if c.isalnum() else "-" for c in processor().lower()).strip("-")[:40]
@@ -185,6 +192,7 @@ def machine_key() -> str:
 
 
 def machine_facts() -> dict[str, Any]:
+    """What a machine record and a run folder say of the machine."""
     return {
         "processor": processor(),
         "threads": threads(),
@@ -203,7 +211,7 @@ def has_compiler() -> bool:
 
 
 class StopRequest:
-    """While it is entered, Ctrl-C and SIGTERM are noted in `signum` instead of ending the process; a second one ends it.
+    """While it is entered, Ctrl-C and SIGTERM are noted in `signum` and end nothing; a second one ends the process.
 
     Outside the main thread, where Python delivers no signals, it notes nothing.
     """

@@ -42,6 +42,7 @@ def sync(fd: int) -> None:
 
 
 def close(fd: int) -> None:
+    """Close a descriptor."""
     os.close(fd)
 
 
@@ -55,6 +56,7 @@ def open_existing(path: Path) -> int:
 
 
 def size_bytes(fd: int) -> int:
+    """The size of an open file."""
     return os.fstat(fd).st_size
 
 
@@ -70,14 +72,17 @@ def forget_cached(fd: int) -> None:
 
 
 def rename(old: Path, new: Path) -> None:
+    """Rename within one file system: the old name or the new one, never neither."""
     os.rename(old, new)
 
 
 def make_folder(path: Path) -> None:
+    """Make one folder; its parent must exist."""
     os.mkdir(path)
 
 
 def unlink(path: Path) -> None:
+    """Remove a file."""
     os.unlink(path)
 
 

@@ -81,6 +81,7 @@ def _paragraph_end(text: str) -> int:
 
 
 def json_lines(blocks: Iterator[bytes], source: str, text_key: str | None) -> Iterator[Record]:
+    """A record from each line of JSON; a line that is none is rejected by itself."""
     decoder = Decoder()
     for run in byte_runs(blocks, longest=RECORD_BYTES):
         for offset, line, reason in decoded_lines(run, decoder):

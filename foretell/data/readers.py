@@ -43,6 +43,8 @@ class Entry:
 
 @dataclass(frozen=True)
 class Inputs:
+    """The files that the sources come to, in the order they are read."""
+
     entries: list[Entry]
     hidden: int  # files and folders of folders, not read because their name begins with a dot
 

@@ -27,6 +27,7 @@ _END = np.dtype("<i8")
 
 
 def token_dtype(vocab_size: int) -> np.dtype:
+    """Two bytes a token where the vocabulary fits into them, else four; little-endian."""
     return np.dtype("<u2" if vocab_size <= 1 << 16 else "<u4")
 
 
@@ -164,6 +165,7 @@ def read_index(path: Path) -> dict[str, Any]:
 
 
 def file_digest(path: Path) -> str:
+    """SHA-256 of a file, in hexadecimal."""
     with path.open("rb") as f:
         return hashlib.file_digest(f, "sha256").hexdigest()
 

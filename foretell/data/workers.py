@@ -9,7 +9,6 @@ tokens back).
 from __future__ import annotations
 
 import contextlib
-import os
 import queue
 import subprocess
 import sys
@@ -22,7 +21,7 @@ from typing import IO, TypeVar
 import numpy as np
 
 import foretell
-from foretell import tokenizer
+from foretell import runtime, tokenizer
 from foretell.errors import DataError
 from foretell.tokenizer import Tokenizer
 
@@ -96,7 +95,7 @@ def _ask(process: subprocess.Popen[bytes], texts: list[bytes]) -> Encoded:
 
 def serve(file: str) -> None:
     """What a worker process runs."""
-    os.putenv("TOKENIZERS_PARALLELISM", "false")  # the library's threads would compete: one process, one core
+    runtime.tokenize_in_one_thread()  # the library's threads would compete: one process, one core
     own = tokenizer.load(Path(file))
     source, sink = sys.stdin.buffer, sys.stdout.buffer
     while True:

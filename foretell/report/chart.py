@@ -1,9 +1,9 @@
 """Charts as SVG written by hand. They are complete without JavaScript; the script only adds a read-out.
 
-Curves live in an inner SVG of 2000 x 2000 units that stretches with the page, with strokes that do not; labels live in the
-outer one at percent positions, so that text keeps its size from 380 pixels to print. An axis may be read in several units
-(steps, tokens, bytes; bits per byte, nats) that are proportional to each other: the curve is drawn once and every unit
-brings its own ticks, of which the style sheet shows one set.
+Curves live in an inner SVG of 2000 x 2000 units that stretches with the page, with strokes that do not; labels live in
+the outer one at percent positions, so that text keeps its size from 380 pixels to print. An axis may be read in
+several units (steps, tokens, bytes; bits per byte, nats) that are proportional to each other: the curve is drawn once
+and every unit brings its own ticks, of which the style sheet shows one set.
 """
 
 from __future__ import annotations
@@ -62,6 +62,8 @@ class Unit:
 
 @dataclass(frozen=True)
 class Axis:
+    """One axis: where values fall, and the units a reader may choose from."""
+
     scale: Scale
     units: tuple[Unit, ...]
 
@@ -74,12 +76,14 @@ def draw(
     dots = "".join(_dots(n, x.scale, y.scale) for n in lines if n.look == "dots")
     marked = "".join(_mark(m, x.scale, y.scale) for m in marks)
     return (
-        f'<figure class="chart" id="{key}"><figcaption id="{key}-t"><h3>{title}{_unit_names(y)}</h3>{_legend(lines, bands, marks)}'
-        "</figcaption>"
-        f'<div class="frame" tabindex="0" role="img" aria-labelledby="{key}-t" data-chart="{_data(lines, x, y, height)}">'
+        f'<figure class="chart" id="{key}"><figcaption id="{key}-t"><h3>{title}{_unit_names(y)}</h3>'
+        f"{_legend(lines, bands, marks)}</figcaption>"
+        f'<div class="frame" tabindex="0" role="img" aria-labelledby="{key}-t" '
+        f'data-chart="{_data(lines, x, y, height)}">'
         f'<svg class="plot" width="100%" height="{height + 30}" aria-hidden="true" focusable="false">'
         f"{_axes(x, y, height)}"
-        f'<svg width="100%" height="{height}" viewBox="0 0 {BOX} {BOX}" preserveAspectRatio="none" class="curves">{inner}</svg>'
+        f'<svg width="100%" height="{height}" viewBox="0 0 {BOX} {BOX}" preserveAspectRatio="none" class="curves">'
+        f"{inner}</svg>"
         f'<svg width="100%" height="{height}" class="over">{dots}{marked}</svg>'
         f'<g class="cursor"><line y1="0" y2="{height}"/></g></svg></div>'
         f'<output class="readout" for="{key}"></output></figure>'

@@ -82,6 +82,7 @@ def badge(check: Check) -> str:
 
 
 def error(check: Check) -> str:
+    """The signed error as a reader sees it; empty where nothing was measured."""
     if check.error_percent is None:
         return ""
     value = check.error_percent

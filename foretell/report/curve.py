@@ -1,4 +1,4 @@
-"""What lies between a log and a line on paper: thinning, smoothing, scales and ticks. Plain lists in, plain lists out."""
+"""What lies between a log and a line on paper: thinning, smoothing, scales, ticks. Plain lists in, plain lists out."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ def thin(points: list[Point], most: int = MOST_POINTS) -> list[Point]:
 def smooth(points: list[Point], share: float = 0.02) -> list[Point]:
     """Mean over a window centred on each point: `share` of the points to each side, fewer towards the start.
 
-    Centred, because a trailing average lags where the loss falls fast, and would draw a run outside a band it is inside of.
-    Taken twice over half the window, so that a spike leaves a hill and not a box.
+    Centred, because a trailing average lags where the loss falls fast, and would draw a run outside a band it is
+    inside of. Taken twice over half the window, so that a spike leaves a hill and not a box.
     """
     return _mean(_mean(points, share / 2), share / 2)
 
@@ -79,7 +79,7 @@ def scale(values: Iterable[float], *, log: bool = False, zero: bool = False, pad
 
 
 def ticks(s: Scale, most: int = 6) -> list[float]:
-    """Round values inside the scale: steps of 1, 2 or 5, and on a logarithmic scale 1, 2, 5 before the digits between."""
+    """Round values inside the scale: steps of 1, 2 or 5; on a logarithmic scale 1, 2, 5 before the digits between."""
     if s.log and s.high / s.low > 1.8:
         return _log_ticks(s, most)
     rough = (s.high - s.low) / most

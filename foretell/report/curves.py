@@ -1,7 +1,8 @@
 """Which curves a report shows: the loss inside its forecast band, and four small ones under it.
 
-Drawn in bits per byte where the run tells how its nats convert, so that runs with different tokenizers share an axis; the
-factor is the one between the two losses of the last validation, hence exact there and within the text's variation elsewhere.
+Drawn in bits per byte where the run tells how its nats convert, so that runs with different tokenizers share an axis;
+the factor is the one between the two losses of the last validation, hence exact there and within the text's variation
+elsewhere.
 """
 
 from __future__ import annotations

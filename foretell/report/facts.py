@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from foretell.report import numbers
@@ -57,12 +57,13 @@ def _bar(name: Both, shown: float, start: float, length: float, total: float, ki
     return (
         f"<dt>{html(name)}</dt><dd><svg width='100%' height='20' aria-hidden='true'>"
         f'<rect class="rest" width="100%" height="20" rx="3"/>'
-        f'<rect class="{kind}" x="{100 * start / total:.2f}%" width="{100 * length / total:.2f}%" height="20" rx="3"/></svg>'
+        f'<rect class="{kind}" x="{100 * start / total:.2f}%" width="{100 * length / total:.2f}%" height="20" rx="3"/>'
+        "</svg>"
         f'<span class="n">{value}</span> <span class="small n">{share}</span></dd>'
     )
 
 
-def _shares(parts: list[tuple[Both | str, float]]) -> str:
+def _shares(parts: Sequence[tuple[Both | str, float]]) -> str:
     """One bar cut into named shares."""
     total = sum(n for _, n in parts) or 1.0
     at_, rects, names = 0.0, [], []
@@ -123,6 +124,7 @@ def _tokenizer(run: Run) -> dict[str, Any]:
 
 
 def machine(run: Run) -> str:
+    """The machine the run was on, as it was measured."""
     return _facts(dict(_flat(table(run.get("machine")))))
 
 
@@ -167,5 +169,6 @@ def repeat(run: Run) -> str:
     )
     out = f'<ul class="commands">{listed}</ul>'
     if run.config_text:
-        out += f"<details><summary>config.toml</summary><pre class='code'>{escape(run.config_text[:MOST_TEXT])}</pre></details>"
+        shown = escape(run.config_text[:MOST_TEXT])
+        out += f"<details><summary>config.toml</summary><pre class='code'>{shown}</pre></details>"
     return out

@@ -20,6 +20,7 @@ def significant(x: float, digits: int = 3) -> str:
 
 
 def scientific(x: float, digits: int = 3) -> str:
+    """1.23e18: `digits` significant ones."""
     mantissa, exponent = f"{x:.{digits - 1}e}".split("e")
     return f"{mantissa}e{int(exponent)}"
 
@@ -46,10 +47,12 @@ def _scaled(x: float, base: int, units: tuple[str, ...]) -> str:
 
 
 def flops(x: float) -> str:
+    """A number of floating-point operations with its unit."""
     return f"{scientific(x)} FLOPs" if x >= 1e6 else f"{count(x)} FLOPs"
 
 
 def percent(share: float, signed: bool = False) -> str:
+    """A share as a percentage: one decimal below 100%."""
     value = 100 * share
     places = 0 if abs(value) >= 100 else 1
     return f"{value:+.{places}f}%" if signed else f"{value:.{places}f}%"

@@ -1,7 +1,8 @@
 """Puts the page together: a skeleton, a style sheet and a script from files beside this one, by plain replacement.
 
-The content security policy names the digests of the one style sheet and the one script that the page has, so that even text
-which escaped badly could neither run nor load anything. Hence no `style` attributes and no `on...` handlers anywhere.
+The content security policy names the digests of the one style sheet and the one script that the page has, so that even
+text which escaped badly could neither run nor load anything. Hence no `style` attributes and no `on...` handlers
+anywhere.
 """
 
 from __future__ import annotations
@@ -27,8 +28,8 @@ MOST_RUNS = 8
 def write(runs: list[Path], out: Path | None = None) -> Path:
     """Write the report of one or several run folders and return its path.
 
-    Default place: report.html in the folder of a single run, or beside the first of several. Raises DataError where a folder
-    is no run folder or the page cannot be written.
+    Default place: report.html in the folder of a single run, or beside the first of several. Raises DataError where a
+    folder is no run folder or the page cannot be written.
     """
     if not 0 < len(runs) <= MOST_RUNS:
         raise DataError(f"a report shows 1 to {MOST_RUNS} runs, not {len(runs)}; name fewer run folders")
@@ -43,6 +44,12 @@ def write(runs: list[Path], out: Path | None = None) -> Path:
     except OSError as e:
         raise DataError(f"{out}: the report cannot be written there: {e.strerror or e}") from None
     return out
+
+
+def closing(folder: Path) -> str:
+    """One line in English for the terminal: forecast and measurement. Raises DataError where there is no run."""
+    key, values = sections.headline(checks(read(Path(folder))))
+    return text(key, **values).en
 
 
 def page(runs: list[Run]) -> str:
@@ -110,11 +117,13 @@ def _details(run: Run, found: list[Check], i: int) -> str:
 
 def _several(runs: list[Run], checked: list[list[Check]]) -> str:
     lines = "".join(
-        f'<li><i class="swatch hue{i}"></i><b>{escape(r.name)}</b><br>{sections.sentence(found)}{sections.status(r, found)}</li>'
+        f'<li><i class="swatch hue{i}"></i><b>{escape(r.name)}</b><br>'
+        f"{sections.sentence(found)}{sections.status(r, found)}</li>"
         for i, (r, found) in enumerate(zip(runs, checked, strict=True))
     )
     folded = "".join(
-        f'<details class="run"><summary><i class="swatch hue{i}"></i>{escape(r.name)}</summary>{_details(r, found, i)}</details>'
+        f'<details class="run"><summary><i class="swatch hue{i}"></i>{escape(r.name)}</summary>'
+        f"{_details(r, found, i)}</details>"
         for i, (r, found) in enumerate(zip(runs, checked, strict=True))
     )
     return (

@@ -1,8 +1,8 @@
 """A run folder as the report sees it: whatever is there, read tolerantly.
 
-A run may still be going or may have died at any moment, so every file may be missing, cut short or damaged. What cannot be
-read becomes a note on the page; nothing here raises because of a file's content. Numbers go through `number`, which turns
-everything that is not a finite number into None.
+A run may still be going or may have died at any moment, so every file may be missing, cut short or damaged. What
+cannot be read becomes a note on the page; nothing here raises because of a file's content. Numbers go through
+`number`, which turns everything that is not a finite number into None.
 """
 
 from __future__ import annotations

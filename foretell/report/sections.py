@@ -19,11 +19,18 @@ def section(key: str, body: str, number_of_run: int) -> str:
     if not body:
         return ""
     name = f"{key}-{number_of_run}"
-    return f'<section id="{name}" aria-labelledby="{name}-h"><h2 id="{name}-h">{say("section." + key)}</h2>{body}</section>'
+    title = say("section." + key)
+    return f'<section id="{name}" aria-labelledby="{name}-h"><h2 id="{name}-h">{title}</h2>{body}</section>'
 
 
 def sentence(found: list[Check]) -> str:
     """The headline: forecast and measurement in one line."""
+    key, values = headline(found)
+    return stress(key, light=("low", "high"), **values)
+
+
+def headline(found: list[Check]) -> tuple[str, dict[str, Both | str]]:
+    """The key of the headline's words and the values that fill it: of time and bits per byte."""
     by_name = {c.name: c for c in found}
     time, bits = by_name.get("seconds"), by_name.get("bits_per_byte")
 
@@ -41,7 +48,7 @@ def sentence(found: list[Check]) -> str:
         "got_time": shown(time, "measured"),
         "got_bits": shown(bits, "measured"),
     }
-    return stress("headline." + key[forecast, measured], light=("low", "high"), **values)
+    return "headline." + key[forecast, measured], values
 
 
 def status(run: Run, found: list[Check]) -> str:
@@ -70,6 +77,7 @@ def status(run: Run, found: list[Check]) -> str:
 
 
 def cards(found: list[Check]) -> str:
+    """The headlines in large figures: measured, or forecast where nothing was measured yet."""
     out = []
     for c in (c for c in found if c.name in HEADLINES):
         big = html(c.show(c.measured if c.measured is not None else c.predicted, 3))
@@ -79,7 +87,8 @@ def cards(found: list[Check]) -> str:
         )
         verdict = badge(c) if c.measured is not None else ""
         out.append(
-            f'<div class="card"><p class="what">{html(label(c.name))} <span class="which">{say("card." + which)}</span></p>'
+            f'<div class="card"><p class="what">{html(label(c.name))} '
+            f'<span class="which">{say("card." + which)}</span></p>'
             f'<p class="big">{big}</p><p class="sub">{sub} {span(c)}</p>{gauge(c)}'
             f'<p class="verdict">{verdict} <span class="error">{error(c)}</span></p></div>'
         )
@@ -89,8 +98,10 @@ def cards(found: list[Check]) -> str:
 def against(found: list[Check]) -> str:
     """The table of every quantity that was both forecast and measured."""
     body = "".join(
-        f'<tr><th scope="row">{html(label(c.name))}</th><td class="n">{_aside("forecast")}{html(c.show(c.predicted))}</td>'
-        f'<td class="interval">{span(c)}{gauge(c)}</td><td class="n">{_aside("measured")}{html(c.show(c.measured))}</td>'
+        f'<tr><th scope="row">{html(label(c.name))}</th>'
+        f'<td class="n">{_aside("forecast")}{html(c.show(c.predicted))}</td>'
+        f'<td class="interval">{span(c)}{gauge(c)}</td>'
+        f'<td class="n">{_aside("measured")}{html(c.show(c.measured))}</td>'
         f'<td class="n">{_aside("error")}{error(c)}</td><td class="v">{badge(c)}</td></tr>'
         for c in found
         if c.predicted is not None and c.measured is not None
@@ -200,7 +211,8 @@ def comparison(runs: list[Run], found: list[list[Check]]) -> str:
             body.append(f'<tr><th scope="row">{where}{html(label(name))}</th>{"".join(cells)}</tr>')
     return (
         f'<div class="scroll" tabindex="0" role="region" aria-label="{escape(text("section.comparison").en)}"><table>'
-        f'<thead><tr><th scope="col">{say("column.quantity")}</th>{head}</tr></thead><tbody>{"".join(body)}</tbody></table></div>'
+        f'<thead><tr><th scope="col">{say("column.quantity")}</th>{head}</tr></thead>'
+        f"<tbody>{''.join(body)}</tbody></table></div>"
     )
 
 

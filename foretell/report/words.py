@@ -1,7 +1,7 @@
 """Every word of the page, in English and in Chinese. Both stand in the page; the switch hides one of them.
 
-This is where text becomes HTML: everything that comes from a run passes through `escape` here or in the section that shows
-it. `Both` holds plain text; only `html`, `say` and `stress` return markup.
+This is where text becomes HTML: everything that comes from a run passes through `escape` here or in the section that
+shows it. `Both` holds plain text; only `html`, `say` and `stress` return markup.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ import json
 import re
 from importlib import resources
 from typing import NamedTuple
-
 
 _UNFIT = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff\ufdd0-\ufdef\ufffe\uffff]")
 
@@ -31,6 +30,7 @@ def escape(text: object) -> str:
 
 @functools.cache
 def words() -> dict[str, Both]:
+    """Every sentence of the page, by key, in both languages."""
     raw = json.loads(resources.files(__package__).joinpath("words.json").read_text(encoding="utf-8"))
     return {key: Both(*pair) for key, pair in raw.items()}
 
@@ -42,6 +42,7 @@ def text(key: str, **values: object) -> Both:
 
 
 def pick(value: object) -> Both:
+    """`value` in both languages; the same text twice where it has only one."""
     return value if isinstance(value, Both) else Both(str(value), str(value))
 
 
@@ -56,6 +57,7 @@ def html(value: object, tag: str = "span") -> str:
 
 
 def say(key: str, **values: object) -> str:
+    """The sentence `key` as markup, its places filled in."""
     return html(text(key, **values))
 
 
