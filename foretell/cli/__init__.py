@@ -16,10 +16,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from foretell import __version__, config, errors
+from foretell import __version__, errors
 
 if TYPE_CHECKING:
     from rich.console import Console
+
+    from foretell.config import RunConfig
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -86,8 +88,10 @@ def emit(result: dict[str, Any], as_json: bool, render: Callable[[dict[str, Any]
         Console().print(render(result), highlight=False)
 
 
-def read_config(arguments: list[str] | None) -> config.RunConfig:
+def read_config(arguments: list[str] | None) -> RunConfig:
     """The config of `[RUN.toml] [key=value ...]`."""
+    from foretell import config
+
     words = list(arguments or [])
     path = Path(words.pop(0)) if words and "=" not in words[0] else None
     return config.load(path, words)
@@ -126,7 +130,7 @@ def prepare(
     quiet: Quiet = False,
 ) -> None:
     """Turn text into a tokenizer and token shards, with a funnel of what was kept, dropped and why."""
-    from foretell import data
+    from foretell import config, data
     from foretell.cli.display import Display
 
     overrides = [s for s in sources if re.match(r"(tokenizer|data)\.\w+=", s)]
@@ -272,7 +276,9 @@ def calibrate(as_json: Json = False, quiet: Quiet = False) -> None:
     emit(record, as_json, measuring.render)
 
 
-def _with_options(c: config.RunConfig, source: str | None, budget: str | None) -> config.RunConfig:
+def _with_options(c: RunConfig, source: str | None, budget: str | None) -> RunConfig:
+    from foretell import config
+
     if source is not None:
         c = config.updated(c, data={"source": source})
     return config.updated(c, train={"budget": budget}) if budget is not None else c

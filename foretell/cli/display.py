@@ -45,7 +45,7 @@ class Display:
     def say(self, text: str) -> None:
         if not self.quiet:
             self._stop()
-            self.console.print(text, highlight=False)
+            self.console.print(text, highlight=False, soft_wrap=not self.console.is_terminal)
 
     def __call__(self, event: dict[str, Any]) -> None:
         if self.quiet:
@@ -69,7 +69,7 @@ class Display:
             self._show(Group(Text(line, style="dim"), bar))
         elif time.monotonic() - self.last_line > _PLAIN_EVERY_SECONDS:
             self.last_line = time.monotonic()
-            self.console.print(line, highlight=False)
+            self.console.print(line, highlight=False, soft_wrap=True)
 
     def _on_probing(self, event: dict[str, Any]) -> None:
         self.say("  [dim]probe: a small model reads a little of this text …[/]")
@@ -132,7 +132,7 @@ class Display:
             self._show(self._panel())
         elif time.monotonic() - self.last_line > _PLAIN_EVERY_SECONDS or self.step_event["step"] == self.steps:
             self.last_line = time.monotonic()
-            self.console.print("  " + self._line(), highlight=False)
+            self.console.print("  " + self._line(), highlight=False, soft_wrap=True)
 
     def _line(self) -> str:
         e, v = self.step_event, self.eval_event
