@@ -5,5 +5,6 @@ from foretell.data.loader import batch
 from foretell.data.readers import documents
 from foretell.data.records import Document
 from foretell.data.shards import Data, open_data
+from foretell.data.texts import texts
 
-__all__ = ["Data", "Document", "batch", "documents", "open_data", "prepare", "render_funnel"]
+__all__ = ["Data", "Document", "batch", "documents", "open_data", "prepare", "render_funnel", "texts"]

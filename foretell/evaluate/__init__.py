@@ -1,0 +1,6 @@
+"""How well a model predicts text: perplexity, bits per byte, accuracy, with intervals. See docs/evaluate.md."""
+
+from foretell.evaluate.evaluation import evaluate, evaluate_split
+from foretell.evaluate.result import render
+
+__all__ = ["evaluate", "evaluate_split", "render"]

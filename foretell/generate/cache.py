@@ -1,0 +1,37 @@
+"""Keys and values of the tokens already seen, in memory that is taken once.
+
+One tensor a layer for keys and one for values, (B, K, longest, E); appending writes into it and reading returns a view,
+so a step copies only its own token. Rows of finished prompts are dropped by `keep`.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from foretell.config import ModelConfig
+
+
+class KVCache:
+    """Implements `models.decoder.Cache`. `length` counts positions, padding on the left included."""
+
+    def __init__(self, c: ModelConfig, rows: int, longest: int, dtype: torch.dtype, device: torch.device) -> None:
+        shape = (rows, c.num_key_value_heads or 0, longest, c.head_dim or 0)
+        self._last = (c.num_hidden_layers or 0) - 1
+        self._keys = [torch.empty(shape, dtype=dtype, device=device) for _ in range(self._last + 1)]
+        self._values = [torch.empty(shape, dtype=dtype, device=device) for _ in range(self._last + 1)]
+        self.length = 0
+
+    def update(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        start, end = self.length, self.length + k.shape[2]
+        keys, values = self._keys[layer], self._values[layer]
+        keys[:, :, start:end] = k
+        values[:, :, start:end] = v
+        if layer == self._last:  # every layer of a step starts at the same place
+            self.length = end
+        return keys[:, :, :end], values[:, :, :end]
+
+    def keep(self, rows: Tensor) -> None:
+        """Keep only these rows, in this order."""
+        self._keys = [t[rows] for t in self._keys]
+        self._values = [t[rows] for t in self._values]

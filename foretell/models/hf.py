@@ -1,0 +1,256 @@
+"""Hugging Face model folders, in and out: config.json, model.safetensors, tokenizer.json.
+
+`save` writes what transformers, vLLM and llama.cpp load as Qwen3 without conversion; `load` reads such a folder, from
+us or from others: one safetensors file or several with an index, tied or untied, float32 from float32, bfloat16,
+float16 or float64. Formats: https://github.com/huggingface/safetensors and the Qwen3 model of transformers.
+
+Nothing of a folder is executed and nothing is allocated because a file says so: the shapes that config.json implies are
+compared with the headers of the weight files, which the safetensors library has compared with the files' sizes, before
+a tensor is made. Not handled: other families, RoPE scaling, sliding windows, quantised weights, pickled weights.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from foretell import tokenizer as tokenizers
+from foretell.config import ModelConfig
+from foretell.errors import ConfigError, ModelError
+from foretell.models import folders
+from foretell.models.decoder import Decoder, rotary_tables
+from foretell.tokenizer import Tokenizer
+
+WEIGHTS = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+# A longer context than any published model has; its rotary tables take 1 GB at head_dim 128.
+_LONGEST_CONTEXT = 1 << 20
+_TENSORS_OF_A_LAYER = 11
+_JSON_BYTES = 1 << 28  # an index of a million tensors is a fraction of it
+_SIZES = (
+    *("hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "intermediate_size"),
+    *("vocab_size", "max_position_embeddings"),
+)
+
+
+def load(folder: Path) -> tuple[Decoder, Tokenizer]:
+    """The model, in float32, on the CPU, in evaluation mode, and its tokenizer. ModelError says what does not fit."""
+    folder = Path(folder)
+    if not (folder / "config.json").is_file():
+        raise ModelError(f"{folder}: no config.json; give a run folder or a Hugging Face folder")
+    config = read_config(folder / "config.json")
+    try:
+        own = tokenizers.load(folder)
+    except ConfigError as e:
+        raise ModelError(str(e)) from None
+    if own.vocab_size > (config.vocab_size or 0):
+        raise ModelError(
+            f"{folder}: the tokenizer has {own.vocab_size:,} ids, the model's vocab_size is {config.vocab_size:,}; "
+            "take the tokenizer.json that belongs to the model"
+        )
+    return _built(folder, config).eval(), own
+
+
+def _built(folder: Path, config: ModelConfig) -> Decoder:
+    """The decoder with the folder's weights; made without memory first, so that shapes are compared before any is."""
+    place = _places(folder)
+    layers = config.num_hidden_layers or 0
+    if layers * _TENSORS_OF_A_LAYER > len(place):
+        raise ModelError(f"{folder}: num_hidden_layers is {layers:,}, but the weights are only {len(place):,} tensors")
+    try:
+        with torch.device("meta"):
+            model = Decoder(config.model_copy(update={"max_position_embeddings": 1}))
+    except (RuntimeError, OverflowError) as e:  # sides whose product overflows
+        raise ModelError(f"{folder}/config.json: sizes that cannot be: {str(e).splitlines()[0]}") from None
+    wanted = {name: tuple(p.shape) for name, p in model.named_parameters()}
+    _check_shapes(folder, wanted, place, tied=config.tie_word_embeddings)
+    tensors: dict[str, Tensor] = {}
+    for file in sorted({place[name][0] for name in wanted}):
+        with safe_open(file, framework="pt") as opened:
+            tensors |= {n: opened.get_tensor(n).float() for n in wanted if place[n][0] == file}
+    model.load_state_dict(tensors, strict=False, assign=True)
+    if config.tie_word_embeddings:
+        model.lm_head.weight = model.model.embed_tokens.weight
+    model.config = config
+    length, E = config.max_position_embeddings or 1, config.head_dim or 2
+    model.model.cos, model.model.sin = rotary_tables(length, E, config.rope_theta)
+    return model.requires_grad_(True)
+
+
+def _check_shapes(
+    folder: Path, wanted: dict[str, tuple[int, ...]], place: dict[str, tuple[Path, tuple[int, ...]]], tied: bool
+) -> None:
+    spare = {"lm_head.weight"} if tied else set[str]()  # some save the tied table twice
+    unknown = [n for n in place if n not in wanted and n not in spare and not n.endswith("rotary_emb.inv_freq")]
+    missing = [n for n in wanted if n not in place]
+    if missing or unknown:
+        parts = [f"{len(m):,} {what} ({m[0]})" for m, what in ((missing, "missing"), (unknown, "unknown")) if m]
+        raise ModelError(f"{folder}: the weights are not those of this config.json: {', '.join(parts)}")
+    for name, shape in wanted.items():
+        if place[name][1] != shape:
+            raise ModelError(f"{folder}: {name} is {list(place[name][1])}, config.json wants {list(shape)}")
+
+
+def _places(folder: Path) -> dict[str, tuple[Path, tuple[int, ...]]]:
+    """Of every tensor of the folder, its file and its shape. Reads headers only."""
+    place: dict[str, tuple[Path, tuple[int, ...]]] = {}
+    for file in _weight_files(folder):
+        try:
+            with safe_open(file, framework="pt") as opened:
+                for name in opened.keys():  # noqa: SIM118 - not a mapping
+                    if name in place:
+                        raise ModelError(f"{folder}: {name} stands in {place[name][0].name} and in {file.name}")
+                    part = opened.get_slice(name)
+                    if part.get_dtype() not in {"F64", "F32", "F16", "BF16"}:
+                        raise ModelError(
+                            f"{file}: {name} is {part.get_dtype()}; quantised weights cannot be read, only F64, F32, "
+                            "F16 and BF16"
+                        )
+                    place[name] = (file, tuple(part.get_shape()))
+        except (SafetensorError, OSError) as e:
+            raise ModelError(f"{file}: not a whole safetensors file: {e}") from None
+    return place
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    if (folder / WEIGHTS).exists():
+        return [folder / WEIGHTS]
+    if not (folder / INDEX).exists():
+        pickled = sorted(p.name for p in folder.glob("*.bin"))
+        also = f"; {pickled[0]} is a pickle, which Foretell never opens: convert it to safetensors" if pickled else ""
+        raise ModelError(f"{folder}: no {WEIGHTS} and no {INDEX}{also}")
+    listed = _read_json(folder / INDEX).get("weight_map")
+    if not isinstance(listed, dict) or not all(isinstance(n, str) for n in listed.values()):
+        raise ModelError(f"{folder / INDEX}: no weight_map of tensor and file names")
+    names = sorted(set(listed.values()))
+    for name in names:
+        if Path(name).name != name:
+            raise ModelError(f"{folder / INDEX}: {name!r} is not the name of a file in this folder")
+        if not (folder / name).is_file():
+            raise ModelError(f"{folder}: {name} is missing; {INDEX} names {len(names)} files")
+    return [folder / name for name in names]
+
+
+def read_config(path: Path) -> ModelConfig:
+    """The `[model]` table of a Qwen3 config.json. ModelError for another family, or what the decoder does not do."""
+    raw = _read_json(path)
+    if raw.get("model_type") != "qwen3":
+        raise ModelError(f"{path}: model_type {raw.get('model_type')!r} cannot be read; only 'qwen3' can")
+    _refuse_what_differs(raw, path)
+    sizes: dict[str, Any] = {}
+    for key in _SIZES:
+        sizes[key] = _count(raw.get(key), key, path)
+    sizes["head_dim"] = _count(raw.get("head_dim") or 128, "head_dim", path)
+    if sizes["max_position_embeddings"] > _LONGEST_CONTEXT:
+        raise ModelError(
+            f"{path}: max_position_embeddings is {sizes['max_position_embeddings']:,}; at most {_LONGEST_CONTEXT:,}"
+        )
+    H, K, E = (sizes[k] for k in ("num_attention_heads", "num_key_value_heads", "head_dim"))
+    if H % K or E % 2:
+        raise ModelError(f"{path}: {H} heads must be a multiple of {K} KV heads, and head_dim ({E}) even")
+    rope = raw.get("rope_parameters") or {}
+    return ModelConfig(
+        **sizes,
+        rope_theta=_number(rope.get("rope_theta") or raw.get("rope_theta", 10_000.0), "rope_theta", path),
+        rms_norm_eps=_number(raw.get("rms_norm_eps", 1e-6), "rms_norm_eps", path),
+        tie_word_embeddings=raw.get("tie_word_embeddings", False) is True,
+        initializer_range=_number(raw.get("initializer_range", 0.02), "initializer_range", path),
+    )
+
+
+def _refuse_what_differs(raw: dict[str, Any], path: Path) -> None:
+    rope = raw.get("rope_parameters") or raw.get("rope_scaling") or {}
+    kind = rope.get("rope_type", rope.get("type", "default")) if isinstance(rope, dict) else rope
+    layers = raw.get("layer_types") or []
+    refused = {
+        "hidden_act": raw.get("hidden_act", "silu") != "silu",
+        "attention_bias": bool(raw.get("attention_bias")),
+        "use_sliding_window": bool(raw.get("use_sliding_window")),
+        "layer_types": not isinstance(layers, list) or any(t != "full_attention" for t in layers),
+        "rope_parameters": not isinstance(rope, dict) or kind != "default",
+        "quantization_config": raw.get("quantization_config") is not None,
+    }
+    for key, differs in refused.items():
+        if differs:
+            value = json.dumps(rope if key == "rope_parameters" else raw.get(key))[:100]
+            raise ModelError(f"{path}: {key} = {value} is not supported by the decoder")
+
+
+def _count(value: Any, key: str, path: Path) -> int:
+    if type(value) is not int or not 0 < value < 1 << 31:
+        raise ModelError(f"{path}: {key} is {value!r}, not a count")
+    return value
+
+
+def _number(value: Any, key: str, path: Path) -> float:
+    if type(value) not in (int, float) or not 0 < value < math.inf:
+        raise ModelError(f"{path}: {key} is {value!r}, not a positive number")
+    return float(value)
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        if path.stat().st_size > _JSON_BYTES:
+            raise ModelError(f"{path}: {path.stat().st_size:,} bytes are too many for a JSON file of a model")
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, OSError, RecursionError) as e:
+        raise ModelError(f"{path}: not readable JSON: {e}") from None
+    if not isinstance(value, dict):
+        raise ModelError(f"{path}: not a JSON object")
+    return value
+
+
+def save(model: Decoder, tokenizer: Tokenizer, folder: Path) -> None:
+    """Write the folder, whole or not at all; one that is there is replaced. Weights are stored as float32."""
+    state = model.state_dict()
+    if model.config.tie_word_embeddings:
+        del state["lm_head.weight"]
+    tensors = {n: t.detach().to("cpu", torch.float32).contiguous() for n, t in state.items()}
+    with folders.replaced(Path(folder)) as partial:
+        save_file(tensors, partial / WEIGHTS, metadata={"format": "pt"})
+        tokenizer.save(partial / "tokenizer.json")
+        for name, value in _descriptions(model.config, tokenizer).items():
+            (partial / name).write_text(json.dumps(value, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
+
+
+def _descriptions(c: ModelConfig, tokenizer: Tokenizer) -> dict[str, dict[str, Any]]:
+    """The JSON files of the folder by name."""
+    ends = {"bos_token_id": tokenizer.bos_id, "eos_token_id": tokenizer.eot_id, "pad_token_id": tokenizer.eot_id}
+    ends = {k: v for k, v in ends.items() if v is not None}
+    of_id = {v: k for k, v in tokenizer.inner.get_vocab(with_added_tokens=True).items()}
+    config = {
+        "architectures": ["Qwen3ForCausalLM"],
+        "model_type": "qwen3",
+        **{k: getattr(c, k) for k in _SIZES},
+        "head_dim": c.head_dim,
+        "hidden_act": "silu",
+        "attention_bias": False,
+        "attention_dropout": 0.0,
+        "use_sliding_window": False,
+        "rms_norm_eps": c.rms_norm_eps,
+        # transformers 5 reads the first, everything older the second
+        "rope_parameters": {"rope_theta": c.rope_theta, "rope_type": "default"},
+        "rope_theta": c.rope_theta,
+        "tie_word_embeddings": c.tie_word_embeddings,
+        "initializer_range": c.initializer_range,
+        "torch_dtype": "float32",
+        "use_cache": True,
+        **ends,
+    }
+    return {
+        "config.json": config,
+        "generation_config.json": {"_from_model_config": True, **ends},
+        "tokenizer_config.json": {
+            "tokenizer_class": "PreTrainedTokenizerFast",
+            "model_max_length": c.max_position_embeddings,
+            "clean_up_tokenization_spaces": False,
+            **{k.removesuffix("_id"): of_id[v] for k, v in ends.items()},
+        },
+    }
