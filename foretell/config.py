@@ -13,7 +13,7 @@ import math
 import tomllib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -25,7 +25,7 @@ FORMAT_VERSION = 1
 class Table(BaseModel):
     """One table of the file: frozen, and without unknown keys."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=(), allow_inf_nan=False)
 
 
 class ModelConfig(Table):
@@ -165,11 +165,17 @@ def load(path: Path | None = None, overrides: Iterable[str] = ()) -> RunConfig:
             raw = tomllib.loads(Path(path).read_text(encoding="utf-8"))
         except FileNotFoundError:
             raise ConfigError(f"{path}: no such file") from None
+        except OSError as e:
+            raise ConfigError(f"{path}: cannot be read: {e.strerror}") from None
         except (tomllib.TOMLDecodeError, UnicodeDecodeError) as e:
             raise ConfigError(f"{path}: not valid TOML: {e}") from None
         version = raw.get("format_version", FORMAT_VERSION)
-        if not isinstance(version, int) or version > FORMAT_VERSION:
-            raise ConfigError(f"{path}: format_version {version} is newer than this Foretell reads ({FORMAT_VERSION})")
+        if type(version) is not int or version < 1:
+            raise ConfigError(f"{path}: format_version {version!r} is none; this Foretell writes {FORMAT_VERSION}")
+        if version > FORMAT_VERSION:
+            raise ConfigError(
+                f"{path}: format_version {version} is newer than {FORMAT_VERSION}, the newest this Foretell reads"
+            )
     for override in overrides:
         _set(raw, override)
     return validate(raw, where)
@@ -213,14 +219,26 @@ def _set(raw: dict[str, Any], override: str) -> None:
     parts = key.strip().split(".")
     if not eq or len(parts) != 2 or not all(parts):
         raise ConfigError(f"`{override}` is not an override; write table.key=value, for example train.lr=3e-3")
-    try:
-        value = tomllib.loads(f"v = {text.strip()}")["v"]
-    except tomllib.TOMLDecodeError:
-        value = text
     table = raw.setdefault(parts[0], {})
     if not isinstance(table, dict):
         raise ConfigError(f"`{parts[0]}` is a value, not a table")
-    table[parts[1]] = value
+    table[parts[1]] = _value(text.strip(), _holds_text(*parts))
+
+
+def _value(text: str, holds_text: bool) -> Any:
+    """What is written after the =: TOML, or a bare word. Where text belongs, a folder named 2024 stays its name."""
+    try:
+        parsed = tomllib.loads(f"v = {text}")
+    except tomllib.TOMLDecodeError:
+        return text
+    whole = len(parsed) == 1  # a line break could begin another key
+    return parsed["v"] if whole and (not holds_text or isinstance(parsed["v"], str | list)) else text
+
+
+def _holds_text(table: str, key: str) -> bool:
+    default = RunConfig.model_fields[table].default if table in RunConfig.model_fields else None
+    field = type(default).model_fields.get(key) if isinstance(default, Table) else None
+    return field is not None and str in get_args(field.annotation)
 
 
 def _explain(err: Any, where: str) -> str:
