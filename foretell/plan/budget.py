@@ -44,7 +44,7 @@ def parse_budget(text: str) -> Budget:
         if 1e6 <= flops < math.inf:
             return Budget(flops=flops)
         raise ConfigError(
-            f"budget `{text}` means {flops:g} FLOPs, which trains nothing; for time add a unit: {cleaned}m or {cleaned}s"
+            f"budget `{text}` means {flops:g} FLOPs, which trains nothing; for time add a unit, as in {cleaned}m"
         )
     elif _MONEY.search(cleaned):
         raise ConfigError(

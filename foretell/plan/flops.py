@@ -1,13 +1,14 @@
 """Parameters and FLOPs of the decoder, counted exactly from its config.
 
-Convention, named in every plan: a product of (m, k) and (k, n) costs 2 m n k; every matrix product of the model counts, the
-output head too, the embedding lookup not; the backward pass costs twice the forward pass. Attention is counted twice over:
-`full` as if every query met all T keys, which is what an operator-level counter sees with the plain kernel, and `causal`
-exactly, (T + 1) / 2 keys a query. The headline `flops_per_token` is causal, so that the share of the machine's peak (MFU)
-is not flattered by products that no kernel need do. `6n` is the rule of thumb of Kaplan et al. (2020), for comparison.
+Convention, named in every plan: a product of (m, k) and (k, n) costs 2 m n k; every matrix product of the model counts,
+the output head too, the embedding lookup not; the backward pass costs twice the forward pass. Attention is counted in
+two ways: `full` as if every query met all T keys, which is what an operator-level counter sees with the plain kernel,
+and `causal` exactly, (T + 1) / 2 keys a query. The headline `flops_per_token` is causal, so that the share of the
+machine's peak (MFU) is not flattered by products that no kernel need do. `6n` is the rule of thumb of Kaplan et al.
+(2020), for comparison.
 
-Not counted: norms, activations, softmax, the optimiser's own products (`optimizer_flops` has those of Muon; they are time,
-not model FLOPs) and what attention kernels compute again in the backward pass.
+Not counted: norms, activations, softmax, the optimiser's own products (`optimizer_flops` has those of Muon; they are
+time, not model FLOPs) and what attention kernels compute again in the backward pass.
 """
 
 from __future__ import annotations

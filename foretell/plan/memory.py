@@ -1,25 +1,30 @@
-"""Peak resident memory of training on the CPU: what stands in the process, the model's states, what backward needs, logits.
+"""Peak resident memory of training on the CPU: the process, the model's states, what backward needs, logits.
 
-Every term is a count of tensors that are alive at the peak, derived from the code of `models/decoder.py`, `train/loss.py`
-and `train/optim.py`, not a rule of thumb from another architecture:
+Every term is a count of tensors alive at the peak, derived from the code of `models/decoder.py`, `train/loss.py` and
+`train/optim.py` rather than a rule of thumb from another architecture:
 
 - states: weights, gradients, and the optimiser's tensors (Muon one momentum, AdamW two moments, SGD one momentum);
-- activations: what autograd saves for the backward pass of each layer, tensor by tensor (`saved_floats_per_token`);
-- logits: the full cross-entropy holds logits, their log-softmax and the gradient; the chunked one a chunk of two of them
-  and the gradients of hidden states and head;
+- activations: what autograd saves for the backward pass, tensor by tensor; a test counts them on the built model;
+- logits: the full cross-entropy holds three arrays of tokens x V at its peak (the log-softmax, its gradient and the
+  gradient of the logits), the chunked one two chunks, and twice the gradients of hidden states and head;
+- workspace: what the optimiser takes for a moment after the backward pass;
 - the process itself: interpreter, libraries and thread stacks, measured when the machine was calibrated.
 
-Not handled: other devices' allocators, dropout's masks beyond one byte an element.
+Two moments can be the peak: the loss, when all activations live and gradients only from the second micro-batch on; and
+the optimiser step, when all gradients live and no activations. Not handled: other devices' allocators.
 """
 
 from __future__ import annotations
 
-from foretell.config import ModelConfig, RunConfig, TrainConfig
+from foretell.config import ModelConfig, TrainConfig
 from foretell.plan.flops import layer_matrices, parameters, sizes
 
-FLOAT = 4
+FLOAT, HALF = 4, 2
 # Interpreter with torch and this package loaded, where no calibration has measured it.
-PROCESS_BYTES = 330e6
+PROCESS_BYTES = 3.0e8
+# torch.compile's own modules, graphs and code in this process; what its kernels save of the activations (docs/plan.md).
+COMPILER_BYTES = 2.5e8
+COMPILED_SHARE = 0.85
 
 
 def state_bytes(model: ModelConfig, optimizer: str) -> dict[str, int]:
@@ -31,64 +36,70 @@ def state_bytes(model: ModelConfig, optimizer: str) -> dict[str, int]:
     return {"weights": FLOAT * total, "gradients": FLOAT * total, "optimizer": FLOAT * kept}
 
 
-def saved_floats_per_token(model: ModelConfig) -> float:
-    """Numbers that autograd keeps of one token in one layer, the residual stream included."""
-    D, _, H, K, E, F, _ = sizes(model)
+def saved_bytes_per_token(model: ModelConfig, dtype: str, dropout: bool = False) -> int:
+    """Bytes that autograd keeps of one token, all layers and the last norm, up to the input of the head.
+
+    An RMSNorm keeps its input, its scaled input (D each) and one number. Under autocast, norms stay in float32 and each
+    product keeps its own copy of its input in the lower precision.
+    """
+    D, L, H, K, E, F, _ = sizes(model)
     q, kv = H * E, K * E
-    attention = (
-        2 * D  # the residual stream before the norm, and the normed input of the three projections
-        + q
-        + kv  # q and k before their norms
-        + 2 * (q + kv)  # normed and rotated; the rotation keeps neither, but its inputs live until the layer ends
-        + kv  # v
-        + q  # the attention's output
-        + H  # log-sum-exp of each head
-    )
-    feed_forward = 2 * D + 2 * F + 2 * F  # residual, normed, gate and up, silu(gate) and the product
-    return attention + feed_forward
+    norm = FLOAT * (2 * D + 1)
+    norms_of_heads = FLOAT * (2 * q + H + 2 * kv + K)
+    item, copies = (HALF, 3) if dtype == "bfloat16" else (FLOAT, 1)
+    attended = item * (q + 2 * kv + q) + FLOAT * H  # rotated q and k, v, the output; log-sum-exp of each head
+    attention = norm + item * copies * D + norms_of_heads + attended
+    feed_forward = norm + item * max(1, copies - 1) * D + item * 4 * F  # gate, up, silu(gate), their product
+    masks = (2 * L + 1) * D if dropout else 0
+    return L * (attention + feed_forward) + norm + item * D + masks
 
 
-def activation_bytes(model: ModelConfig, train: TrainConfig) -> int:
-    """Bytes kept for the backward pass of one micro-batch, all layers, without the logits."""
-    D, L, _, _, _, _, _ = sizes(model)
-    tokens = (train.micro_batch_size or 1) * train.context
-    item = 2 if train.dtype == "bfloat16" else FLOAT
-    dropout = 3 * D * L if train.dropout else 0
-    return int(tokens * (item * (L * saved_floats_per_token(model) + 2 * D) + dropout))
+def activation_bytes(model: ModelConfig, train: TrainConfig) -> float:
+    """Bytes kept for the backward pass of one micro-batch, without the logits."""
+    tokens = micro_batch_tokens(train)
+    kept = tokens * saved_bytes_per_token(model, train.dtype, train.dropout > 0)
+    cast = HALF * parameters(model)["total"] if train.dtype == "bfloat16" else 0
+    return kept * (COMPILED_SHARE if train.compile == "on" else 1.0) + cast
+
+
+def micro_batch_tokens(train: TrainConfig) -> int:
+    return (train.micro_batch_size or 1) * train.context
 
 
 def logit_bytes(model: ModelConfig, train: TrainConfig) -> int:
     """Bytes of the cross-entropy at its peak."""
     D, _, _, _, _, _, V = sizes(model)
-    tokens = (train.micro_batch_size or 1) * train.context
+    tokens = micro_batch_tokens(train)
     chunk = train.loss_chunk_tokens
     if chunk is None or chunk >= tokens:
         return FLOAT * 3 * tokens * V
-    return FLOAT * (2 * chunk * V + tokens * D + V * D)
+    return FLOAT * (2 * chunk * V + 2 * (tokens * D + V * D))
 
 
 def workspace_bytes(model: ModelConfig, optimizer: str) -> int:
-    """Bytes the optimiser step takes for a moment: Muon's batched iteration over the largest group of equal matrices."""
+    """Bytes the optimiser takes: Muon's iteration holds three of each matrix of a shape, and three squares."""
     if optimizer != "muon":
         return 0
     groups: dict[tuple[int, int], int] = {}
     for _, rows, columns in layer_matrices(model):
         groups[rows, columns] = groups.get((rows, columns), 0) + sizes(model)[1]
-    return max(FLOAT * n * (4 * rows * columns + 2 * min(rows, columns) ** 2) for (rows, columns), n in groups.items())
+    return max(FLOAT * 3 * n * (rows * columns + min(rows, columns) ** 2) for (rows, columns), n in groups.items())
 
 
-def memory_bytes(config: RunConfig, process_bytes: float | None = None) -> dict[str, float]:
+def memory_bytes(m: ModelConfig, t: TrainConfig, process_bytes: float | None = None) -> dict[str, float]:
     """states, activations, logits, workspace, process and peak of a completed config, in bytes."""
-    states = state_bytes(config.model, config.train.optimizer)
-    activations = activation_bytes(config.model, config.train)
-    logits = logit_bytes(config.model, config.train)
-    workspace = workspace_bytes(config.model, config.train.optimizer)
-    process = process_bytes or PROCESS_BYTES
+    states = state_bytes(m, t.optimizer)
+    activations, logits = activation_bytes(m, t), logit_bytes(m, t)
+    workspace = workspace_bytes(m, t.optimizer)
+    process = (process_bytes or PROCESS_BYTES) + (COMPILER_BYTES if t.compile == "on" else 0.0)
+    several = micro_batch_tokens(t) < (t.global_batch_tokens or 0)
+    at_loss = activations + logits + (states["gradients"] if several else 0)
+    at_step = states["gradients"] + workspace
     return {
         "states": sum(states.values()),
         "activations": activations,
         "logits": logits,
         "workspace": workspace,
         "process": process,
-        "peak": process + sum(states.values()) + max(activations + logits, workspace),
+        "peak": process + states["weights"] + states["optimizer"] + max(at_loss, at_step),
     }

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from foretell import config as run_config
 from foretell.config import RunConfig
 from foretell.plan import flops, memory, scaling, size, time
 from foretell.plan.budget import parse_budget
@@ -29,9 +28,9 @@ def plan(
     per_token = flops.flops_per_token(m, t.context)
     count = flops.parameters(m)
     peak_rate = time.peak_flops_per_second(machine)
-    step = time.step_seconds(config, machine, trial)
+    step = time.step_seconds(m, t, machine, trial)
     seconds = time.run_seconds(config, machine, trial)
-    used = memory.memory_bytes(config, machine.get("process_bytes"))
+    used = memory.memory_bytes(m, t, machine.get("process_bytes"))
     room = float(machine.get("memory_bytes") or math.inf)
     result: dict[str, Any] = {
         "model": m.model_dump(),
@@ -45,24 +44,25 @@ def plan(
         "global_batch_tokens": batch,
         "micro_batch_size": t.micro_batch_size,
         "context": t.context,
-        "dtype": t.dtype if t.dtype != "auto" else time.working_dtype(config, machine),
+        "dtype": t.dtype if t.dtype != "auto" else time.working_dtype(t, machine),
         "compile": t.compile,
         "peak_flops_per_second": peak_rate,
         "step_seconds": step,
         "seconds": seconds,
         "tokens_per_second": _inverse(seconds, tokens),
         "mfu": _inverse(step, batch * per_token["causal"] / peak_rate),
-        "memory_bytes": {**used, "peak": time.spread(used["peak"], MEMORY_SPREAD)},
+        "memory_bytes": {**used, "peak": scaling.spread(used["peak"], MEMORY_SPREAD)},
         "fits": used["peak"] <= room,
         "corpus": corpus,
         "probe": probe,
         "trial": trial,
     }
     if corpus:
-        bits = scaling.bits_per_byte(count["non_embedding"], tokens, corpus, probe)
+        bits = scaling.bits_per_byte(count["non_embedding"], tokens, batch, corpus, probe)
         nats = math.log(2) * corpus["bytes_per_token"]
         result["bits_per_byte"] = bits
         result["loss"] = {k: v * nats for k, v in bits.items()}
+        result["loss_curve"] = scaling.course(count["non_embedding"], steps, batch, corpus, probe)
         result["epochs"] = tokens / max(1, corpus["tokens"])
     return result
 
@@ -74,11 +74,6 @@ def forecast(config: RunConfig, *, machine: dict[str, Any], corpus: dict[str, An
         config = size.size_for_budget(budget, machine=machine, corpus=corpus, probe=None, config=config)
     config = size.completed(config, corpus, machine)
     return plan(config, machine=machine, corpus=corpus)
-
-
-def chosen(config: RunConfig) -> dict[str, Any]:
-    """The sizes a person asks about first."""
-    return run_config.updated(config).model.model_dump(include={"hidden_size", "num_hidden_layers", "vocab_size"})
 
 
 def _inverse(time_: dict[str, float], amount: float) -> dict[str, float]:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from typing import Any
 
 from foretell import config as run_config
-from foretell.config import ModelConfig, RunConfig
+from foretell.config import ModelConfig, RunConfig, TrainConfig
 from foretell.errors import ConfigError, PlanError
 from foretell.plan import flops, memory, scaling, time
 from foretell.plan.budget import Budget
@@ -16,11 +17,18 @@ AIM = 0.95
 SMALLEST_BATCH, LARGEST_BATCH = 2048, 1 << 19
 WIDTHS = range(64, 1025, 64)
 LAYERS = range(2, 25)
+# Width a layer: trained models of every size lie between these (Kaplan et al., 2020, fig. 5: a flat optimum).
+NARROWEST, WIDEST = 24, 128
+LEAST_STEPS = 40
 SHARE_OF_MEMORY = 0.7
+USUAL_MEMORY_BYTES = 4e9
 MOST_LOGIT_BYTES = 1e9
-CHUNK_BYTES = 64e6
+CHUNK_BYTES = 3.2e7
 SAVE_SECONDS = 60.0
 EVALUATIONS = 10
+# Validation while training costs about a thirtieth of it: a tenth of its tokens, forward only.
+EVALUATED_SHARE, FEWEST_EVALUATED, MOST_EVALUATED = 0.01, 8_192, 65_536
+USUAL_VOCABULARY = 4096
 
 
 def batch_tokens(tokens: float, context: int) -> int:
@@ -30,15 +38,19 @@ def batch_tokens(tokens: float, context: int) -> int:
 
 
 def _batch_for_steps(steps: int, context: int) -> int:
-    """The same rule where the number of steps is given: B = 0.58 (B S)^0.571 solved for B."""
+    """The same rule where the number of steps is given: B = 0.58 (B S)^0.571 solved for B, times S."""
     return batch_tokens((0.58 * steps) ** (1 / 0.429), context)
 
 
+def vocabulary(config: RunConfig, corpus: dict[str, Any] | None) -> int:
+    known = (corpus or {}).get("vocab_size") or config.model.vocab_size or config.tokenizer.vocab_size
+    return int(known or USUAL_VOCABULARY)
+
+
 def completed(config: RunConfig, corpus: dict[str, Any] | None, machine: dict[str, Any] | None = None) -> RunConfig:
-    """Sizes of model and batches, steps and intervals filled in; what is set stays. Raises ConfigError where they clash."""
+    """Sizes, batches, steps and intervals filled in; what is set stays. Raises ConfigError where they clash."""
     t = config.train
-    vocab = int((corpus or {}).get("vocab_size") or config.model.vocab_size or config.tokenizer.vocab_size or 4096)
-    model = config.model.resolved(vocab, t.context)
+    model = config.model.resolved(vocabulary(config, corpus), t.context)
     if t.steps is None and t.tokens is None:
         raise ConfigError("how long to train is not set: give --budget 10m, train.steps or train.tokens")
     batch = t.global_batch_tokens or (
@@ -47,48 +59,56 @@ def completed(config: RunConfig, corpus: dict[str, Any] | None, machine: dict[st
     if batch % t.context:
         near = max(1, round(batch / t.context)) * t.context
         raise ConfigError(
-            f"train.global_batch_tokens ({batch:,}) must be a multiple of train.context ({t.context:,}); nearest: {near:,}"
+            f"train.global_batch_tokens ({batch:,}) must be a multiple of train.context ({t.context:,}); "
+            f"nearest: {near:,}"
         )
     if t.global_batch_tokens is None and t.micro_batch_size:
         batch = max(1, round(batch / t.context / t.micro_batch_size)) * t.micro_batch_size * t.context
     steps = t.steps or max(1, round((t.tokens or 0) / batch))
     sequences = batch // t.context
-    micro = t.micro_batch_size or _micro_batch(config, model, sequences, machine)
+    micro = t.micro_batch_size or _micro_batch(model, t, sequences, machine or {})
     if sequences % micro:
         raise ConfigError(
             f"train.global_batch_tokens ({batch:,}) must be a multiple of micro_batch_size {micro} x context "
             f"{t.context:,} = {micro * t.context:,}; nearest: {max(1, round(sequences / micro)) * micro * t.context:,}"
         )
-    changes: dict[str, Any] = {"global_batch_tokens": batch, "steps": steps, "micro_batch_size": micro}
-    changes["loss_chunk_tokens"] = t.loss_chunk_tokens or _chunk(micro * t.context, model)
-    changes["eval_every"] = t.eval_every or math.ceil(steps / EVALUATIONS)
-    filled = run_config.updated(config, model=model.model_dump(), train=changes)
-    return run_config.updated(filled, train={"save_every": t.save_every or save_every(filled, machine or {}, None)})
+    evaluated = min(max(int(EVALUATED_SHARE * steps * batch), FEWEST_EVALUATED), MOST_EVALUATED)
+    train = t.model_copy(
+        update={
+            "global_batch_tokens": batch,
+            "steps": steps,
+            "micro_batch_size": micro,
+            "loss_chunk_tokens": t.loss_chunk_tokens or _chunk(micro * t.context, model),
+            "eval_every": t.eval_every or math.ceil(steps / EVALUATIONS),
+            "eval_tokens": t.eval_tokens or evaluated,
+        }
+    )
+    every = t.save_every or save_every(model, train, machine or {}, None)
+    return run_config.updated(config, model=model.model_dump(), train={**train.model_dump(), "save_every": every})
 
 
-def save_every(config: RunConfig, machine: dict[str, Any], trial: dict[str, Any] | None) -> int:
+def save_every(model: ModelConfig, train: TrainConfig, machine: dict[str, Any], trial: dict[str, Any] | None) -> int:
     """Steps in about a minute, and no more than the run has."""
-    seconds = time.step_seconds(config, machine, trial)["value"]
-    return max(1, min(config.train.steps or 1, round(SAVE_SECONDS / seconds)))
+    seconds = time.step_seconds(model, train, machine, trial)["value"]
+    return max(1, min(train.steps or 1, round(SAVE_SECONDS / seconds)))
 
 
 def _chunk(tokens: int, model: ModelConfig) -> int | None:
+    """Tokens a chunk of the cross-entropy where the logits would be large, else None: all at once."""
     V = flops.sizes(model)[-1]
     if 3 * memory.FLOAT * tokens * V <= MOST_LOGIT_BYTES:
         return None
     return max(64, int(CHUNK_BYTES / memory.FLOAT / V))
 
 
-def _micro_batch(config: RunConfig, model: ModelConfig, sequences: int, machine: dict[str, Any] | None) -> int:
-    """The largest divisor of the batch whose activations fit in memory."""
-    room = SHARE_OF_MEMORY * float((machine or {}).get("memory_bytes") or 4e9)
-    for micro in range(sequences, 0, -1):
-        if sequences % micro == 0:
-            chunk = config.train.loss_chunk_tokens or _chunk(micro * config.train.context, model)
-            changes = {"micro_batch_size": micro, "loss_chunk_tokens": chunk}
-            trial = run_config.updated(config, model=model.model_dump(), train=changes)
-            if memory.memory_bytes(trial)["peak"] <= room or micro == 1:
-                return micro
+def _micro_batch(model: ModelConfig, t: TrainConfig, sequences: int, machine: dict[str, Any]) -> int:
+    """The largest divisor of the batch that fits in memory, or 1."""
+    room = SHARE_OF_MEMORY * float(machine.get("memory_bytes") or USUAL_MEMORY_BYTES)
+    for micro in (m for m in range(sequences, 0, -1) if sequences % m == 0):
+        chunk = t.loss_chunk_tokens or _chunk(micro * t.context, model)
+        shape = {"micro_batch_size": micro, "loss_chunk_tokens": chunk, "global_batch_tokens": sequences * t.context}
+        if memory.memory_bytes(model, t.model_copy(update=shape), machine.get("process_bytes"))["peak"] <= room:
+            return micro
     return 1
 
 
@@ -102,65 +122,66 @@ def size_for_budget(
 ) -> RunConfig:
     """The width, depth, batch and steps of lowest forecast loss for a budget. What the config sets is kept.
 
-    Raises PlanError when nothing fits.
+    A config that says how long to train is left as it is, so that a finished run's config repeats the run. Raises
+    PlanError when nothing fits.
     """
-    best: tuple[float, RunConfig] | None = None
-    for candidate in _candidates(config):
-        sized = _within(budget, candidate, machine, corpus)
-        if sized is None:
+    if config.train.steps or config.train.tokens:
+        return config
+    best: tuple[float, ModelConfig, TrainConfig] | None = None
+    for model, train in _candidates(config, corpus, machine):
+        steps = _steps_within(budget, model, train, machine)
+        if steps < LEAST_STEPS:
             continue
-        n = flops.parameters(sized.model)["non_embedding"]
-        tokens = (sized.train.steps or 0) * (sized.train.global_batch_tokens or 0)
-        loss = scaling.bits_per_byte(n, tokens, corpus or {}, probe)["value"]
+        batch = train.global_batch_tokens or train.context
+        n = flops.parameters(model)["non_embedding"]
+        loss = scaling.bits_per_byte(n, steps * batch, batch, corpus or {}, probe)["value"]
         if best is None or loss < best[0]:
-            best = loss, sized
+            best = loss, model, train.model_copy(update={"steps": steps})
     if best is None:
         told = f"{budget.seconds:g} s" if budget.seconds is not None else f"{budget.flops:g} FLOPs"
-        raise PlanError(f"nothing that learns fits {told} on this machine; give a larger budget")
-    m, t = best[1].model, best[1].train
+        raise PlanError(f"nothing that learns fits {told} on this machine; give a larger budget, or a smaller model")
+    _, model, train = best
     return run_config.updated(
         config,
-        model={"hidden_size": m.hidden_size, "num_hidden_layers": m.num_hidden_layers},
-        train={"global_batch_tokens": t.global_batch_tokens, "steps": t.steps},
+        model={"hidden_size": model.hidden_size, "num_hidden_layers": model.num_hidden_layers},
+        train={"global_batch_tokens": train.global_batch_tokens, "steps": train.steps},
     )
 
 
-def _candidates(config: RunConfig) -> list[RunConfig]:
-    m = config.model
-    widths = [m.hidden_size] if m.hidden_size else list(WIDTHS)
-    depths = [m.num_hidden_layers] if m.num_hidden_layers else list(LAYERS)
+def _candidates(
+    config: RunConfig, corpus: dict[str, Any] | None, machine: dict[str, Any]
+) -> Iterator[tuple[ModelConfig, TrainConfig]]:
+    """Every shape worth a look that fits in memory: a resolved model, and a train table with its batches."""
+    m, t = config.model, config.train
+    widths = [m.hidden_size] if m.hidden_size else WIDTHS
+    depths = [m.num_hidden_layers] if m.num_hidden_layers else LAYERS
     free = not (m.hidden_size or m.num_hidden_layers)
-    return [
-        run_config.updated(config, model={"hidden_size": w, "num_hidden_layers": n})
-        for w in widths
-        for n in depths
-        # Between flat and deep: a width of 32 to 128 a layer, as trained models of every size have.
-        if not free or 32 <= w / n <= 128
-    ]
+    batches = [t.global_batch_tokens] if t.global_batch_tokens else [SMALLEST_BATCH << i for i in range(6)]
+    room = SHARE_OF_MEMORY * float(machine.get("memory_bytes") or USUAL_MEMORY_BYTES)
+    for width in widths:
+        for depth in depths:
+            if free and not NARROWEST <= width / depth <= WIDEST:
+                continue
+            sizes = {"hidden_size": width, "num_hidden_layers": depth}
+            model = m.model_copy(update=sizes).resolved(vocabulary(config, corpus), t.context)
+            for batch in batches:
+                sequences = max(1, round(batch / t.context))
+                micro = t.micro_batch_size or _micro_batch(model, t, sequences, machine)
+                if t.global_batch_tokens is None:
+                    batch = max(1, round(sequences / micro)) * micro * t.context
+                chunk = t.loss_chunk_tokens or _chunk(micro * t.context, model)
+                shape = {"global_batch_tokens": batch, "micro_batch_size": micro, "loss_chunk_tokens": chunk}
+                train = t.model_copy(update=shape)
+                if memory.memory_bytes(model, train, machine.get("process_bytes"))["peak"] <= room:
+                    yield model, train
 
 
-def _within(
-    budget: Budget, candidate: RunConfig, machine: dict[str, Any], corpus: dict[str, Any] | None
-) -> RunConfig | None:
-    """The candidate with as many steps as the budget holds, or None where fewer than 20 fit."""
-    t = candidate.train
-    guess = run_config.updated(candidate, train={"steps": 1000, "tokens": None})
-    for _ in range(2 if t.global_batch_tokens is None else 1):
-        full = completed(guess, corpus, machine)
-        batch = full.train.global_batch_tokens or t.context
-        if budget.flops is not None:
-            steps = budget.flops / flops.flops_per_token(full.model, t.context)["causal"] / batch
-        else:
-            seconds = time.run_seconds(full, machine, None)["value"] / (full.train.steps or 1)
-            steps = AIM * (budget.seconds or 0.0) / seconds
-        if steps < 20:
-            return None
-        wanted = t.global_batch_tokens or batch_tokens(steps * batch, t.context)
-        fixed = {"global_batch_tokens": wanted, "steps": max(1, int(steps * batch / wanted)), "tokens": None}
-        guess = run_config.updated(candidate, train=fixed)
-    final = completed(guess, corpus, machine)
-    room = SHARE_OF_MEMORY * float(machine.get("memory_bytes") or 4e9)
-    return final if memory.memory_bytes(final)["peak"] <= room else None
+def _steps_within(budget: Budget, model: ModelConfig, train: TrainConfig, machine: dict[str, Any]) -> int:
+    batch = train.global_batch_tokens or train.context
+    if budget.flops is not None:
+        return int(budget.flops / flops.flops_per_token(model, train.context)["causal"] / batch)
+    each = time.step_seconds(model, train, machine, None)["value"]
+    return int(AIM * (budget.seconds or 0.0) / (each * (1 + time.EVALUATION_SHARE * EVALUATED_SHARE * EVALUATIONS)))
 
 
 def steps_for_budget(
@@ -172,18 +193,25 @@ def steps_for_budget(
     trial: dict[str, Any] | None,
     config: RunConfig,
 ) -> RunConfig:
-    """The steps that the forecast puts at 0.95 of a time budget, now that a trial has timed a step."""
+    """A completed config with the steps that the forecast puts at 0.95 of a time budget, now that a trial timed one.
+
+    Intervals of validation and saving that the rules had set move along; others stay.
+    """
     if budget.seconds is None:
         return config
-    t = config.train
-    steps = t.steps or 1
     for _ in range(4):  # validations and checkpoints move with the steps
+        forecast = time.run_seconds(config, machine, trial)["value"]
+        steps = max(1, int((config.train.steps or 1) * AIM * budget.seconds / forecast))
         config = _with_steps(config, steps, machine, trial)
-        steps = max(1, int(steps * AIM * budget.seconds / time.run_seconds(config, machine, trial)["value"]))
-    return _with_steps(config, steps, machine, trial)
+    return config
 
 
 def _with_steps(config: RunConfig, steps: int, machine: dict[str, Any], trial: dict[str, Any] | None) -> RunConfig:
-    changes: dict[str, Any] = {"steps": steps, "eval_every": math.ceil(steps / EVALUATIONS)}
-    config = run_config.updated(config, train=changes)
-    return run_config.updated(config, train={"save_every": save_every(config, machine, trial)})
+    t = config.train
+    changes: dict[str, Any] = {"steps": steps}
+    if t.eval_every == math.ceil((t.steps or 1) / EVALUATIONS):
+        changes["eval_every"] = math.ceil(steps / EVALUATIONS)
+    after = t.model_copy(update=changes)
+    if t.save_every in {save_every(config.model, t, machine, tried) for tried in (None, trial)}:
+        changes["save_every"] = save_every(config.model, after, machine, trial)
+    return run_config.updated(config, train=changes)

@@ -23,8 +23,8 @@ QUANTITIES = (
 def verify(predicted: Mapping[str, Any], measured: Mapping[str, Any]) -> dict[str, Any]:
     """Compare plan.json with measured.json.
 
-    Returns `quantities`, each {name, predicted, low, high, measured, error_percent, held}; `held` is None where there was
-    no interval. `held_share` is over those with one. `headline_held` is False only when a headline fell outside its
+    Returns `quantities`, each {name, predicted, low, high, measured, error_percent, held}; `held` is None where there
+    was no interval. `held_share` is over those with one. `headline_held` is False only when a headline fell outside its
     interval, or the run was stopped for overrunning its time.
     """
     quantities = []
