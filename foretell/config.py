@@ -134,7 +134,7 @@ class TrainConfig(Table):
     save_every: int | None = Field(None, gt=0, description="steps between checkpoints; unset: about one a minute")
     keep: int = Field(2, gt=0, description="checkpoints kept")
     eval_every: int | None = Field(None, gt=0, description="steps between validations; unset: about 10 in a run")
-    eval_tokens: int = Field(65_536, gt=0, description="validation tokens scored while training")
+    eval_tokens: int | None = Field(None, gt=0, description="validation tokens each time; unset: 1% of the run's")
 
 
 class EvaluateConfig(Table):

@@ -93,7 +93,7 @@ def decide(config: RunConfig, data: Data, machine: dict[str, Any], show: Display
         show({"event": "probe", **measured_probe})
     if budget is not None:
         config = plan.size_for_budget(budget, machine=machine, corpus=text, probe=measured_probe, config=config)
-    config = plan.completed(config, text)
+    config = plan.completed(config, text, machine)
     first = plan.plan(config, machine=machine, corpus=text, probe=measured_probe)
     seconds = first["seconds"]["value"]
     measured_trial = None

@@ -30,7 +30,7 @@ PROBE_MODEL = ModelConfig(hidden_size=128, num_hidden_layers=2)
 PROBE_TRAIN = TrainConfig(
     steps=80, context=128, micro_batch_size=16, global_batch_tokens=2048, save_every=80, eval_every=80
 )
-PROBE_EVAL_TOKENS = 32_768
+PROBE_EVAL_TOKENS = 131_072
 # Seconds that compiling costs at the least; measured on two cores (docs/log.md).
 COMPILE_SECONDS = 40.0
 
