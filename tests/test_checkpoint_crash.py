@@ -51,15 +51,23 @@ def whole_steps(where: Path) -> list[int]:
     return steps
 
 
-@pytest.mark.parametrize("keep", [1, 2])
+@pytest.mark.parametrize(
+    ("keep", "saves"),
+    [
+        (1, (5, 10)),
+        (2, (5, 10)),
+        pytest.param(1, (5, 10, 15, 15), marks=pytest.mark.slow),
+        pytest.param(2, (5, 10, 15, 15), marks=pytest.mark.slow),
+    ],
+)
 def test_a_power_cut_behind_any_operation_costs_at_most_the_save_in_progress(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, keep: int
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, keep: int, saves: tuple[int, ...]
 ) -> None:
     root = tmp_path / "run"
     root.mkdir()
     recording, bounds = Recording(), [(0, 0, 0)]  # operations so far, last step saved, step in progress behind them
     with intercepted(recording.around):
-        for step in (5, 10, 15, 15):
+        for step in saves:
             bounds[-1] = (*bounds[-1][:2], step)
             save(root / "checkpoints", step, keep)
             bounds.append((len(recording.operations), step, step))
