@@ -29,6 +29,7 @@ EVALUATIONS = 10
 # Validation while training costs about a thirtieth of it: a tenth of its tokens, forward only.
 EVALUATED_SHARE, FEWEST_EVALUATED, MOST_EVALUATED = 0.01, 8_192, 65_536
 USUAL_VOCABULARY = 4096
+BYTE_VOCABULARY = 257  # every byte, and the end of a text
 
 
 def batch_tokens(tokens: float, context: int) -> int:
@@ -43,8 +44,8 @@ def _batch_for_steps(steps: int, context: int) -> int:
 
 
 def vocabulary(config: RunConfig, corpus: dict[str, Any] | None) -> int:
-    known = (corpus or {}).get("vocab_size") or config.model.vocab_size or config.tokenizer.vocab_size
-    return int(known or USUAL_VOCABULARY)
+    usual = BYTE_VOCABULARY if config.tokenizer.kind == "bytes" else config.tokenizer.vocab_size or USUAL_VOCABULARY
+    return int((corpus or {}).get("vocab_size") or config.model.vocab_size or usual)
 
 
 def completed(config: RunConfig, corpus: dict[str, Any] | None, machine: dict[str, Any] | None = None) -> RunConfig:
