@@ -37,7 +37,8 @@ def ratio_interval(
     rng = np.random.default_rng(seed)
     if n > _GROUPS:
         group = rng.permutation(n) % _GROUPS
-        top, bottom, n = np.bincount(group, top), np.bincount(group, bottom), _GROUPS
+        top, bottom = (np.bincount(group, values, _GROUPS) for values in (top, bottom))
+        n = _GROUPS
     tops, bottoms = [], []
     for size in _sizes(resamples, max(1, _DRAWS_AT_ONCE // n)):
         drawn = rng.integers(n, size=(size, n))

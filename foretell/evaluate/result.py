@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -53,7 +53,7 @@ def summary(
     of = dict(zip(Counts._fields, np.array(counts, np.float64).T, strict=True))
     spaced = of["unspaced"].sum() <= of["visible"].sum() / 2
     unit, units = ("word", of["words"]) if spaced else ("char", of["characters"])
-    metric = {
+    metric: dict[str, tuple[np.ndarray, np.ndarray, Callable[[float], float]]] = {
         "loss": (nll, tokens, float),
         "perplexity": (nll, tokens, _exp),
         f"{unit}_perplexity": (nll, units, _exp),

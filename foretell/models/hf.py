@@ -222,8 +222,8 @@ def save(model: Decoder, tokenizer: Tokenizer, folder: Path) -> None:
 
 def _descriptions(c: ModelConfig, tokenizer: Tokenizer) -> dict[str, dict[str, Any]]:
     """The JSON files of the folder by name."""
-    ends = {"bos_token_id": tokenizer.bos_id, "eos_token_id": tokenizer.eot_id, "pad_token_id": tokenizer.eot_id}
-    ends = {k: v for k, v in ends.items() if v is not None}
+    known = {"bos_token_id": tokenizer.bos_id, "eos_token_id": tokenizer.eot_id, "pad_token_id": tokenizer.eot_id}
+    ends = {k: v for k, v in known.items() if v is not None}
     of_id = {v: k for k, v in tokenizer.inner.get_vocab(with_added_tokens=True).items()}
     config = {
         "architectures": ["Qwen3ForCausalLM"],
