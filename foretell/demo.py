@@ -16,7 +16,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from foretell import calibrate, data, generate, plan, report, train
+from foretell import calibrate, data, generate, report, train
 from foretell import config as run_config
 from foretell.checkpoint import files
 from foretell.data import Data
@@ -100,7 +100,7 @@ def demo(budget: str, out: Path, name: str | None, display: Any) -> dict[str, An
 
 
 class _Chapters:
-    """Passes events on, with the demo's headings between them and the forecast printed when it stands."""
+    """Passes events on, with the demo's headings between them."""
 
     def __init__(self, display: Any) -> None:
         self.display = display
@@ -108,7 +108,6 @@ class _Chapters:
     def __call__(self, event: dict[str, Any]) -> None:
         self.display(event)
         if event["event"] == "plan":
-            self.display.say(plan.render(event["plan"]))
             self.display.say("[bold]4  Training[/]")
         elif event["event"] == "evaluating" and event["split"] == "valid":
             self.display.say("[bold]5  Held-out modules[/]")

@@ -13,6 +13,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from foretell import plan as forecasting
 from foretell.report.numbers import count, duration, size
 
 
@@ -42,7 +43,8 @@ class Display:
     def __exit__(self, *exc: object) -> None:
         self._stop()
 
-    def say(self, text: str) -> None:
+    def say(self, text: Any) -> None:
+        """Print markup or any renderable."""
         if not self.quiet:
             self._stop()
             self.console.print(text, highlight=False, soft_wrap=not self.console.is_terminal)
@@ -95,6 +97,7 @@ class Display:
 
     def _on_plan(self, event: dict[str, Any]) -> None:
         self.plan = event["plan"]
+        self.say(forecasting.render(event["plan"]))
 
     def _on_start(self, event: dict[str, Any]) -> None:
         self.steps, self.resumed = event["steps"], event["step"]
@@ -118,7 +121,7 @@ class Display:
         self._training()
 
     def _on_evaluating(self, event: dict[str, Any]) -> None:
-        self.say("  [dim]scoring the validation text …[/]")
+        self.say(f"  [dim]scoring the {'validation' if event['split'] == 'valid' else event['split']} text …[/]")
 
     def _seconds_left(self) -> float:
         e = self.step_event
