@@ -20,7 +20,7 @@ _A, _B, _C = 3.4445, -4.7750, 2.0315
 
 # Peak learning rates where the config names none. Measured on small models (docs/log.md).
 DEFAULT_LR = {"muon": 0.02, "adamw": 2e-3, "sgd": 0.1}
-DEFAULT_EMBEDDING_LR = 0.03
+DEFAULT_EMBEDDING_LR = 0.05
 
 
 def orthogonalise(g: Tensor, steps: int = 5, dtype: torch.dtype = torch.float32) -> Tensor:
