@@ -47,7 +47,7 @@ def main() -> None:
         runtime.tune_process()
     as_json = "--json" in sys.argv
     try:
-        app(standalone_mode=False)
+        sys.exit(app(standalone_mode=False))  # without standalone mode a verb's typer.Exit comes back as its code
     except errors.ForetellError as e:
         _fail(str(e), e.exit_code, as_json)
     except typer.Exit as e:
