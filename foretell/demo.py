@@ -157,6 +157,7 @@ def first_function_body(completion: str) -> str:
 
 
 def parses(source: str) -> bool:
+    """Whether `source` is Python."""
     try:
         ast.parse(source)
     except (SyntaxError, ValueError, RecursionError, MemoryError):

@@ -18,6 +18,7 @@ from foretell.report.numbers import count, duration, size
 
 
 def clock(seconds: float | None) -> str:
+    """A duration as the terminal shows it; a question mark where it is not known."""
     return "?" if seconds is None else duration(seconds).en
 
 

@@ -24,6 +24,7 @@ def machine(display: Display) -> dict[str, Any]:
 
 
 def sources_of(c: RunConfig) -> list[str]:
+    """The texts the config names. Raises ConfigError where it names none."""
     source = c.data.source
     if source is None:
         raise errors.ConfigError("no text to train on: give --data FOLDER, or data.source in the config")

@@ -37,6 +37,7 @@ class Counts(NamedTuple):
 
 
 def counted(text: str) -> Counts:
+    """What the quotients divide by: UTF-8 bytes, words, characters."""
     words = text.split()
     unspaced = 0 if text.isascii() else sum(map(len, _UNSPACED.findall("".join(words))))
     return Counts(len(text.encode()), len(words), len(text), sum(map(len, words)), unspaced)

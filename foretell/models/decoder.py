@@ -1,9 +1,9 @@
 """The default decoder: a Transformer that reads like its papers.
 
-RMSNorm before each branch (Zhang and Sennrich, 2019), rotary positions (Su et al., 2021), grouped queries (Ainslie et al.,
-2023), RMSNorm on queries and keys (Dehghani et al., 2023), SwiGLU (Shazeer, 2020), tied embeddings (Press and Wolf, 2017).
-This is the architecture and these are the parameter names of Qwen3 in Hugging Face transformers, so a trained model needs
-no conversion to be loaded there, in vLLM or in llama.cpp.
+RMSNorm before each branch (Zhang and Sennrich, 2019), rotary positions (Su et al., 2021), grouped queries (Ainslie et
+al., 2023), RMSNorm on queries and keys (Dehghani et al., 2023), SwiGLU (Shazeer, 2020), tied embeddings (Press and
+Wolf, 2017). This is the architecture and these are the parameter names of Qwen3 in Hugging Face transformers, so a
+trained model needs no conversion to be loaded there, in vLLM or in llama.cpp.
 
 Shapes: B batch, T time, S time of keys (cached and new), D hidden, H heads, K KV heads, E head dim, V vocabulary.
 Not handled here: masks other than what the caller passes, sliding windows, RoPE scaling, experts.
@@ -31,6 +31,8 @@ class Cache(Protocol):
 
 
 class RMSNorm(nn.Module):
+    """Scales each vector to unit root mean square, times a learned weight."""
+
     def __init__(self, dim: int, eps: float) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.ones(dim))
@@ -54,6 +56,8 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 class Attention(nn.Module):
+    """Causal attention with grouped queries, rotary positions and norms on queries and keys."""
+
     def __init__(self, c: ModelConfig, layer: int, dropout: float) -> None:
         super().__init__()
         D, H, K, E = c.hidden_size, c.num_attention_heads, c.num_key_value_heads, c.head_dim
@@ -81,6 +85,8 @@ class Attention(nn.Module):
 
 
 class MLP(nn.Module):
+    """SwiGLU: a gated feed-forward of width F."""
+
     def __init__(self, c: ModelConfig) -> None:
         super().__init__()
         self.gate_proj = nn.Linear(c.hidden_size, c.intermediate_size, bias=False)
@@ -92,6 +98,8 @@ class MLP(nn.Module):
 
 
 class Layer(nn.Module):
+    """Attention, then feed-forward, each added to what came in."""
+
     def __init__(self, c: ModelConfig, layer: int, dropout: float) -> None:
         super().__init__()
         self.self_attn = Attention(c, layer, dropout)
@@ -106,6 +114,8 @@ class Layer(nn.Module):
 
 
 class Transformer(nn.Module):
+    """Embedding, layers and the last norm: token ids (B, T) to hidden states (B, T, D)."""
+
     def __init__(self, c: ModelConfig, dropout: float) -> None:
         super().__init__()
         self.embed_tokens = nn.Embedding(c.vocab_size, c.hidden_size)
@@ -123,7 +133,7 @@ class Transformer(nn.Module):
         mask: Tensor | None = None,
         cache: Cache | None = None,
     ) -> Tensor:
-        B, T = input_ids.shape
+        T = input_ids.shape[1]
         if positions is None:
             start = cache.length if cache is not None else 0
             cos, sin = self.cos[start : start + T], self.sin[start : start + T]
@@ -156,8 +166,9 @@ class Decoder(nn.Module):
     ) -> Tensor:
         """Final hidden states (B, T, D), after the last norm and before the head.
 
-        input_ids: (B, T) integers. positions: (B, T), default 0..T-1 after what the cache holds. mask: (B or 1, 1, T, S)
-        boolean, True where a query may look; default causal. With a cache that already holds tokens and T > 1, pass a mask.
+        input_ids: (B, T) integers. positions: (B, T), default 0..T-1 after what the cache holds. mask: (B or 1, 1, T,
+        S) boolean, True where a query may look; default causal. With a cache that already holds tokens and T > 1, pass
+        a mask.
         """
         return self.model(input_ids, positions, mask, cache)
 
@@ -173,7 +184,7 @@ class Decoder(nn.Module):
 
     @torch.no_grad()
     def initialise(self, generator: torch.Generator) -> None:
-        """Embeddings normal(initializer_range), matrices normal(1/sqrt(fan in)), matrices that write to the residual zero.
+        """Embeddings normal(initializer_range), matrices normal(1/sqrt(fan in)), those that write to the residual 0.
 
         Zero outputs make every layer start as the identity, so the first steps may be large (Zhang et al., 2019, Fixup;
         Yang et al., 2022, muP).

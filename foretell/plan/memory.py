@@ -63,6 +63,7 @@ def activation_bytes(model: ModelConfig, train: TrainConfig) -> float:
 
 
 def micro_batch_tokens(train: TrainConfig) -> int:
+    """Tokens that one forward and backward pass holds at once."""
     return (train.micro_batch_size or 1) * train.context
 
 

@@ -44,6 +44,7 @@ def _batch_for_steps(steps: int, context: int) -> int:
 
 
 def vocabulary(config: RunConfig, corpus: dict[str, Any] | None) -> int:
+    """The vocabulary's size: the corpus' own, what the config sets, or a usual one."""
     usual = BYTE_VOCABULARY if config.tokenizer.kind == "bytes" else config.tokenizer.vocab_size or USUAL_VOCABULARY
     return int((corpus or {}).get("vocab_size") or config.model.vocab_size or usual)
 

@@ -27,6 +27,7 @@ def render(plan: dict[str, Any]) -> Table:
 
 
 def render_verify(verdict: dict[str, Any]) -> Table:
+    """The verdict as a table for the terminal."""
     from rich.table import Table
 
     table = Table(box=None, padding=(0, 2))

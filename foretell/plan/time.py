@@ -50,6 +50,7 @@ def peak_flops_per_second(machine: dict[str, Any]) -> float:
 
 
 def is_measured(machine: dict[str, Any]) -> bool:
+    """Whether the machine's rates were measured, or are guesses."""
     return bool(machine.get("flops_per_second"))
 
 

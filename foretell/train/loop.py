@@ -231,7 +231,7 @@ def _tensors(model: Decoder, optimizers: list[torch.optim.Optimizer]) -> dict[st
 def _restore(
     checkpoints: Path, model: Decoder, optimizers: list[torch.optim.Optimizer]
 ) -> tuple[State, int | None, list[str]]:
-    """Load the newest good checkpoint: its state, its step, and why newer ones were passed over. Fresh where none is."""
+    """Load the newest good checkpoint: its state, its step, and why newer ones were passed over; fresh if none is."""
     saved = checkpoint.load_latest(checkpoints)
     if saved is None:
         return State(), None, []
