@@ -1,0 +1,265 @@
+"""Hugging Face folders: transformers is the judge of what we write, and the author of what we read."""
+
+import json
+import os
+import struct
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tiny import CHINESE, ENGLISH, bpe, byte_level, model
+
+from foretell import tokenizer as tokenizers
+from foretell.errors import ModelError
+from foretell.models import folders, hf
+from foretell.models.decoder import Decoder
+
+SHAPES = pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"tie_word_embeddings": False, "rope_theta": 1e6, "rms_norm_eps": 1e-5},
+        {"num_attention_heads": 4, "num_key_value_heads": 4, "head_dim": 32, "intermediate_size": 96},
+        {"num_attention_heads": 4, "num_key_value_heads": 1},
+    ],
+    ids=["default", "untied", "wide heads", "one kv head and spare ids"],
+)
+
+
+def ids_for(m: Decoder, rows: int = 2) -> torch.Tensor:
+    c = m.config
+    generator = torch.Generator().manual_seed(1)
+    return torch.randint(0, c.vocab_size or 0, (rows, c.max_position_embeddings or 0), generator=generator)
+
+
+def agrees(ours: torch.Tensor, theirs: torch.Tensor) -> bool:
+    return bool((ours - theirs).abs().max() <= 1e-5 * theirs.abs().max())
+
+
+@SHAPES
+@torch.no_grad()
+def test_transformers_computes_the_same_logits(changes: dict[str, Any], tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers")
+    m = model(448 if "num_key_value_heads" in changes else bpe().vocab_size, **changes)
+    hf.save(m, bpe(), tmp_path / "m")
+    theirs, info = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "m", output_loading_info=True)
+    assert not info["missing_keys"]
+    assert not info["unexpected_keys"]
+    assert type(theirs).__name__ == "Qwen3ForCausalLM"
+    x = ids_for(m)
+    assert agrees(m(x), theirs(x).logits)
+    assert theirs.generation_config.eos_token_id == bpe().eot_id
+
+
+@SHAPES
+@torch.no_grad()
+def test_saved_and_loaded_is_bit_equal(changes: dict[str, Any], tmp_path: Path) -> None:
+    m = model(448 if "num_key_value_heads" in changes else bpe().vocab_size, **changes)
+    hf.save(m, bpe(), tmp_path / "m")
+    again, own = hf.load(tmp_path / "m")
+    assert again.config == m.config
+    assert own.digest == bpe().digest
+    assert not again.training
+    assert all(p.requires_grad and p.dtype == torch.float32 for p in again.parameters())
+    assert (again.lm_head.weight is again.model.embed_tokens.weight) == m.config.tie_word_embeddings
+    assert torch.equal(again(ids_for(m)), m(ids_for(m)))
+
+
+@pytest.mark.parametrize("own", [bpe(), byte_level()], ids=["bpe", "bytes"])
+def test_transformers_reads_the_tokenizer(own: tokenizers.Tokenizer, tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers")
+    hf.save(model(own.vocab_size), own, tmp_path / "m")
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / "m")
+    for text in (ENGLISH, CHINESE, "é\u00a0\t\t \n\n  x 12345 e\u0301 😀", ""):
+        assert theirs(text)["input_ids"] == own.encode(text)
+        assert theirs.decode(own.encode(text)) == text
+    assert theirs.eos_token_id == own.eot_id
+    assert theirs.model_max_length == 64
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("shard_size", ["20KB", "1GB"])
+@torch.no_grad()
+def test_a_qwen3_of_transformers_is_read(tied: bool, dtype: torch.dtype, shard_size: str, tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers")
+    config = transformers.Qwen3Config(
+        vocab_size=448,
+        hidden_size=64,
+        intermediate_size=96,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=24,
+        max_position_embeddings=64,
+        rope_parameters={"rope_theta": 5000.0, "rope_type": "default"},
+        tie_word_embeddings=tied,
+    )
+    torch.manual_seed(0)
+    theirs = transformers.Qwen3ForCausalLM(config).to(dtype)
+    for p in theirs.parameters():
+        p.add_(torch.randn_like(p) * 0.2)
+    theirs.save_pretrained(tmp_path, max_shard_size=shard_size)
+    assert len(list(tmp_path.glob("*.safetensors"))) == 1 or shard_size == "20KB"
+    bpe().save(tmp_path)
+    ours, _ = hf.load(tmp_path)
+    assert ours.config.rope_theta == 5000.0
+    # Loaded anew, because casting theirs would leave its rotary frequencies rounded.
+    theirs = transformers.Qwen3ForCausalLM.from_pretrained(tmp_path, dtype=torch.float32)
+    x = ids_for(ours)
+    assert agrees(ours(x), theirs(x).logits)
+
+
+def test_older_config_files_give_the_same(tmp_path: Path) -> None:
+    """transformers 4 wrote rope_theta at the top and rope_scaling beside it."""
+    m = model(bpe().vocab_size, rope_theta=12345.0)
+    hf.save(m, bpe(), tmp_path / "m")
+    edited(tmp_path / "m", lambda c: {**c, "rope_parameters": None, "rope_scaling": None})
+    assert hf.read_config(tmp_path / "m" / "config.json") == m.config
+
+
+def edited(folder: Path, change: Callable[[dict[str, Any]], Any]) -> None:
+    path = folder / "config.json"
+    path.write_text(json.dumps(change(json.loads(path.read_text()))))
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("model_type", "llama", "model_type 'llama' cannot be read"),
+        ("model_type", None, "model_type None"),
+        ("rope_parameters", {"rope_type": "yarn", "rope_theta": 1e6, "factor": 4}, "rope_parameters = .*yarn"),
+        ("attention_bias", True, "attention_bias = true"),
+        ("use_sliding_window", True, "use_sliding_window"),
+        ("layer_types", ["sliding_attention"], "layer_types"),
+        ("hidden_act", "gelu", "hidden_act"),
+        ("quantization_config", {"quant_method": "gptq"}, "quantization_config"),
+        ("hidden_size", 32, r"is \[.*\], config.json wants \["),
+        ("hidden_size", -1, "hidden_size is -1, not a count"),
+        ("hidden_size", "64", "hidden_size is '64'"),
+        ("hidden_size", True, "hidden_size is True"),
+        ("hidden_size", 2**31 - 1, "wants|cannot be"),
+        ("vocab_size", 10, "the tokenizer has"),
+        ("num_hidden_layers", 10**9, "num_hidden_layers is 1,000,000,000, but the weights are only 24 tensors"),
+        ("num_hidden_layers", 1, "unknown"),
+        ("num_key_value_heads", 3, "multiple"),
+        ("max_position_embeddings", 2**30, "at most 1,048,576"),
+        ("rms_norm_eps", -1.0, "not a positive number"),
+        ("rope_theta", "NaN", None),  # rope_parameters decides
+        ("head_dim", 15, "even"),
+        ("tie_word_embeddings", False, "missing .*lm_head"),
+    ],
+)
+def test_configs_that_do_not_fit_are_refused(key: str, value: Any, message: str | None, tmp_path: Path) -> None:
+    hf.save(model(bpe().vocab_size), bpe(), tmp_path / "m")
+    edited(tmp_path / "m", lambda c: {**c, key: value})
+    if message is None:
+        hf.load(tmp_path / "m")
+        return
+    with pytest.raises(ModelError, match=message):
+        hf.load(tmp_path / "m")
+
+
+def _header(data: bytes) -> tuple[dict[str, Any], bytes]:
+    n = struct.unpack("<Q", data[:8])[0]
+    return json.loads(data[8 : 8 + n]), data[8 + n :]
+
+
+def _with_header(header: dict[str, Any], rest: bytes) -> bytes:
+    head = json.dumps(header).encode()
+    return struct.pack("<Q", len(head)) + head + rest
+
+
+def _claims(data: bytes, **change: Any) -> bytes:
+    header, rest = _header(data)
+    header["model.norm.weight"] = {**header["model.norm.weight"], **change}
+    return _with_header(header, rest)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda d: d[:-1],
+        lambda d: d[:100],
+        lambda d: b"",
+        lambda d: struct.pack("<Q", 1 << 62) + d[8:],
+        lambda d: _claims(d, shape=[1 << 40]),
+        lambda d: _claims(d, data_offsets=[0, 1 << 50]),
+        lambda d: _claims(d, dtype="I32"),
+        lambda d: b"\x80\x04pickle" + d,
+    ],
+)
+def test_damaged_weights_are_refused(damage: Callable[[bytes], bytes], tmp_path: Path) -> None:
+    hf.save(model(bpe().vocab_size), bpe(), tmp_path / "m")
+    path = tmp_path / "m" / hf.WEIGHTS
+    path.write_bytes(damage(path.read_bytes()))
+    with pytest.raises(ModelError, match=r"model\.safetensors"):
+        hf.load(tmp_path / "m")
+
+
+def test_folders_that_are_none(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match=r"no config\.json"):
+        hf.load(tmp_path)
+    hf.save(model(bpe().vocab_size), bpe(), tmp_path / "m")
+    (tmp_path / "m" / hf.WEIGHTS).rename(tmp_path / "m" / "pytorch_model.bin")
+    with pytest.raises(ModelError, match=r"pytorch_model\.bin is a pickle"):
+        hf.load(tmp_path / "m")
+    index = {"weight_map": {"model.norm.weight": "../outside.safetensors"}}
+    (tmp_path / "m" / hf.INDEX).write_text(json.dumps(index))
+    with pytest.raises(ModelError, match="not the name of a file in this folder"):
+        hf.load(tmp_path / "m")
+    (tmp_path / "m" / hf.INDEX).write_text(json.dumps({"weight_map": {"a": "gone.safetensors"}}))
+    with pytest.raises(ModelError, match=r"gone\.safetensors is missing"):
+        hf.load(tmp_path / "m")
+    (tmp_path / "m" / "config.json").write_text("[" * 10_000)
+    with pytest.raises(ModelError, match="not readable JSON"):
+        hf.load(tmp_path / "m")
+
+
+def test_nothing_of_a_folder_is_executed(tmp_path: Path) -> None:
+    hf.save(model(bpe().vocab_size), bpe(), tmp_path / "m")
+    (tmp_path / "m" / "modeling_evil.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
+    edited(tmp_path / "m", lambda c: {**c, "auto_map": {"AutoModelForCausalLM": "modeling_evil.Evil"}})
+    hf.load(tmp_path / "m")
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize("exchange", [True, False], ids=["exchange", "two renames"])
+def test_a_folder_is_replaced_whole_or_not_at_all(
+    exchange: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not exchange:
+        monkeypatch.setattr(folders, "_exchanged", lambda a, b: False)
+    first, second = model(bpe().vocab_size, seed=1), model(bpe().vocab_size, seed=2)
+    hf.save(first, bpe(), tmp_path / "m")
+    x = ids_for(first)
+    with pytest.raises(FileNotFoundError), folders.replaced(tmp_path / "m") as partial:  # noqa: PT012
+        (partial / "config.json").write_text("half")
+        (partial / "absent").unlink()
+    assert os.listdir(tmp_path) == ["m"]
+    assert torch.equal(hf.load(tmp_path / "m")[0](x), first(x))
+    (tmp_path / ".m.partial").mkdir()  # of a process that was killed
+    hf.save(second, bpe(), tmp_path / "m")
+    assert os.listdir(tmp_path) == ["m"]
+    assert torch.equal(hf.load(tmp_path / "m")[0](x), second(x))
+
+
+def test_when_the_last_rename_fails_the_old_folder_stands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(folders, "_exchanged", lambda a, b: False)
+    m = model(bpe().vocab_size)
+    hf.save(m, bpe(), tmp_path / "m")
+    rename = os.rename
+
+    def failing(a: Path, b: Path) -> None:
+        if Path(a).name.endswith(".partial"):
+            raise OSError(5, "no")
+        rename(a, b)
+
+    monkeypatch.setattr(os, "rename", failing)
+    with pytest.raises(OSError, match="no"):
+        hf.save(model(bpe().vocab_size, seed=9), bpe(), tmp_path / "m")
+    monkeypatch.undo()
+    assert os.listdir(tmp_path) == ["m"]
+    assert torch.equal(hf.load(tmp_path / "m")[0](ids_for(m)), m(ids_for(m)))
