@@ -262,10 +262,10 @@ def test_the_end_of_text_ends() -> None:
 
 def test_rows_that_end_early_leave_the_others_as_they_are() -> None:
     m = model(byte_level().vocab_size, context=256)
-    prompts = [f"{'x' * n} prompt" for n in range(12)]
-    options: dict[str, Any] = {"max_new_tokens": 80, "temperature": 2.0, "stop": ("e", "t", "A"), "seed": 4}
+    prompts = [f"{'x' * n} prompt" for n in range(8)]
+    options: dict[str, Any] = {"max_new_tokens": 40, "temperature": 2.0, "stop": ("e", "t", "A"), "seed": 4}
     together = generate(m, byte_level(), prompts, **options, repetition_penalty=1.1)
-    assert len({t["tokens"] for t in together}) > 5
+    assert len({t["tokens"] for t in together}) > 3
     assert {t["finish_reason"] for t in together} == {"stop", "length"}
     for n, got in enumerate(together):
         alone = generate(m, byte_level(), ["?"] * n + [prompts[n]], **options, repetition_penalty=1.1)[n]
