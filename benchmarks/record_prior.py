@@ -45,23 +45,25 @@ PRIOR = PLACE / "prior.json"
 MOST_VALIDATION_TOKENS = 131_072
 
 # (width, layers, tokens, batch tokens or None for the rule)
-GRID = (
-    (64, 2, 500_000, None),
-    (128, 4, 250_000, None),
-    (128, 4, 1_000_000, None),
-    (192, 4, 500_000, None),
-    (256, 4, 250_000, None),
-)
-# Beyond the common grid, on some corpora: batches, repeats, and runs of the demo's own scale.
-MORE: dict[str, tuple[tuple[int, int, int, int | None], ...]] = {
-    "c4-mini": ((128, 4, 500_000, 2048), (128, 4, 500_000, 8192), (128, 4, 500_000, 16384)),
-    "sympy": ((128, 4, 500_000, 2048), (128, 4, 500_000, 8192), (128, 4, 500_000, 16384), (192, 4, 1_500_000, None)),
-    "tinyshakespeare": ((64, 2, 3_000_000, None), (192, 4, 1_000_000, None)),
-    "torch-python": ((256, 4, 1_000_000, None),),
+Shape = tuple[int, int, int, int | None]
+GRID: tuple[Shape, ...] = ((128, 4, 250_000, None), (64, 2, 500_000, None), (192, 4, 400_000, None))
+# Beyond the common grid, on some corpora: longer and wider runs, other batches, many repeats, the demo's own scale.
+_LONGER: Shape = (128, 4, 1_000_000, None)
+_WIDER: Shape = (256, 4, 250_000, None)
+_BATCHES: tuple[Shape, ...] = ((128, 4, 250_000, 4096), (128, 4, 250_000, 16_384))
+MORE: dict[str, tuple[Shape, ...]] = {
+    "sympy": (_LONGER, *_BATCHES, (192, 4, 1_500_000, None)),
+    "c4-mini": (_LONGER, *_BATCHES),
+    "tinyshakespeare": (_LONGER, (64, 2, 2_000_000, None)),
+    "torch-python": (_LONGER, _WIDER),
+    "hongloumeng": (_LONGER,),
+    "networkx": (_LONGER, _WIDER),
+    "wikitext2": (_WIDER,),
+    "tang-poetry": (_WIDER,),
 }
 SIZES = ("steps", "tokens", "budget", "global_batch_tokens", "micro_batch_size", "loss_chunk_tokens", "save_every")
 COURSE = ("eval_every", "eval_tokens", "keep", "dtype", "compile")
-TINY = ((64, 2, 8_192, None),)
+TINY: tuple[Shape, ...] = ((64, 2, 8_192, None),)
 
 
 def corpora(folder: Path, work: Path) -> dict[str, Callable[[], Data]]:
@@ -78,13 +80,11 @@ def corpora(folder: Path, work: Path) -> dict[str, Callable[[], Data]]:
         "wikitext2": text("lm-en/wikitext2", "valid.txt", "test.txt"),
         "c4-mini": text("lm-en/c4-mini", "train.jsonl", "validation.jsonl"),
         "hongloumeng": text("lm-zh/hongloumeng", "train.txt", "valid.txt", "test.txt"),
-        "sanguo": text("lm-zh/sanguo", "train.txt", "valid.txt", "test.txt"),
         "tang-poetry": text("lm-zh/tang-poetry", "train.jsonl", "test.jsonl"),
         "sympy": code("sympy", "sympy", "*.py"),
         "networkx": code("networkx", "networkx", "*.py", "algorithms", "generators", "drawing", "readwrite", "classes"),
         "numpy": code("numpy", "numpy", "*.py"),
         "torch-python": code("torch-python", "torch", "*.py", "distributed", "nn", "fx", "utils", "ao", "onnx"),
-        "torch-headers": code("torch-headers", "torch", "*.h", "include/c10", "include/torch"),
     }
 
 
@@ -196,10 +196,14 @@ def train_one(prepared: Data, width: int, layers: int, tokens: int, batch: int |
     }
 
 
-def jobs(names: list[str], tiny: bool) -> Iterator[tuple[str, tuple[int, int, int, int | None]]]:
-    for name in names:
-        for shape in TINY if tiny else (*GRID, *MORE.get(name, ())):
+def jobs(names: list[str], tiny: bool) -> Iterator[tuple[str, Shape]]:
+    """A shape on every corpus before the next shape, so that what is recorded is even at any moment."""
+    for shape in TINY if tiny else GRID:
+        for name in names:
             yield name, shape
+    for turn in range(0 if tiny else max(map(len, MORE.values()))):
+        for name in names:
+            yield from ((name, shape) for shape in MORE.get(name, ())[turn : turn + 1])
 
 
 def record(folder: Path, work: Path, only: list[str], tiny: bool) -> None:
@@ -248,8 +252,9 @@ def fitted() -> None:
         )
     print(
         f"\nRoot mean square {100 * _rms([e for o in out.values() for e in o['with_probe']]):.1f}%, without the probe "
-        f"{100 * _rms([e for o in out.values() for e in o['without_probe']]):.1f}%; 90% interval "
-        f"±{100 * law['spread']:.1f}%, without the probe ±{100 * law['spread_without_probe']:.1f}% (in the logarithm)."
+        f"{100 * _rms([e for o in out.values() for e in o['without_probe']]):.1f}%. "
+        f"Noise {100 * law['noise']:.1f}%, drift {100 * law['drift']:.1f}% of the way, without the probe "
+        f"{100 * law['without_probe']:.1f}%; the 90% interval is {law['quantile']:.2f} times that."
     )
 
 

@@ -35,7 +35,7 @@ _HUBER = 0.02
 
 
 def fit(rows: Rows) -> dict[str, Any]:
-    """The law's shape on all rows, with `probe_over_xz`; the spreads are not in it (see `spreads`)."""
+    """The law's shape on all rows, with `guess`; the spreads are not in it (see `spreads`)."""
     start = _packed(scaling.PROVISIONAL)
     pull = np.array([1 / s for s in _HELD.values()])
     weights = _weights(rows)
@@ -44,15 +44,22 @@ def fit(rows: Rows) -> dict[str, Any]:
         return np.concatenate([weights * _errors(_unpacked(x), rows) / _NOISE, pull * (x - start)])
 
     found = _least_squares(residuals, start, len(rows))
-    texts = {r["corpus"]: r for r in rows}.values()
-    ratios = [math.log(r["probe"]["bits_per_byte"] / r["text"]["xz_bits_per_byte"]) for r in texts]
+    texts = {r["corpus"]: r for r in rows}
     return {
         **_unpacked(found),
-        "probe_over_xz": math.exp(sum(ratios) / len(ratios)),
+        "guess": _guess(list(texts.values())),
         "runs": len(rows),
         "texts": len(texts),
         "recipe": rows[0].get("recipe"),
     }
+
+
+def _guess(texts: Rows) -> dict[str, float]:
+    """What the probe reaches on a text by its xz figure alone: probe = scale * xz^power."""
+    x = np.log([t["text"]["xz_bits_per_byte"] for t in texts])
+    y = np.log([t["probe"]["bits_per_byte"] for t in texts])
+    power = float(np.polyfit(x, y, 1)[0]) if np.ptp(x) > 0.1 else 1.0
+    return {"scale": math.exp(float(np.mean(y) - power * np.mean(x))), "power": power}
 
 
 def leave_one_out(rows: Rows) -> dict[str, dict[str, Any]]:
@@ -62,7 +69,7 @@ def leave_one_out(rows: Rows) -> dict[str, dict[str, Any]]:
         law = fit([r for r in rows if r["corpus"] != name])
         mine = [r for r in rows if r["corpus"] == name]
         text, reached = mine[0]["text"], mine[0]["probe"]["bits_per_byte"]
-        guessed = law["probe_over_xz"] * text["xz_bits_per_byte"]
+        guessed = scaling.guessed_probe(law, text["xz_bits_per_byte"])
         result[name] = {
             "text": text,
             "probe": reached,

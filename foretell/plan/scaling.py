@@ -38,7 +38,7 @@ PROVISIONAL: dict[str, Any] = {
     "floor_probe": 0.1,
     "repeat": 15.4,
     "critical_batch": 8000.0,
-    "probe_over_xz": 1.35,
+    "guess": {"scale": 1.4, "power": 0.63},
     "noise": 0.02,
     "drift": 0.15,
     "without_probe": 0.12,
@@ -78,6 +78,12 @@ def predicted(
     return floor + (reached - floor) * excess(law, parameters, tokens, batch, unique) / at_probe
 
 
+def guessed_probe(law: Mapping[str, Any], xz: float) -> float:
+    """What the probe would reach on a text, by its xz bits per byte alone: a text that nobody has probed."""
+    guess = law["guess"]
+    return float(guess["scale"] * xz ** guess["power"])
+
+
 def half_width(law: Mapping[str, float], value: float, reached: float, probed: bool) -> float:
     """Half of the 90% interval of the logarithm: noise, the way from the probe, and the probe where it is guessed."""
     variance = law["noise"] ** 2 + (law["drift"] * math.log(value / reached)) ** 2
@@ -93,7 +99,7 @@ def bits_per_byte(
     """
     law = prior()
     xz = corpus.get("xz_bits_per_byte") or USUAL_XZ
-    reached = probe["bits_per_byte"] if probe else law["probe_over_xz"] * xz
+    reached = probe["bits_per_byte"] if probe else guessed_probe(law, xz)
     value = predicted(law, parameters, tokens, batch, corpus.get("tokens") or math.inf, reached, xz)
     return spread(value, half_width(law, value, reached, probe is not None))
 
