@@ -392,6 +392,15 @@ def test_what_pyproject_names_exists() -> None:
         assert function in {f.name for f in functions(file)}
 
 
+def test_every_data_file_goes_into_the_wheel() -> None:
+    """tests/test_wheel.py looks into one; this tells at once when a new kind of file is not among the package's data."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    patterns = project["tool"]["setuptools"]["package-data"]["foretell"]
+    taken = {p for pattern in patterns for p in PACKAGE.glob(pattern)}
+    files = {p for p in PACKAGE.rglob("*") if p.is_file() and p.suffix != ".py" and "__pycache__" not in p.parts}
+    assert files - taken == set()
+
+
 def test_every_extra_an_error_names_exists() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
     extras = set(project["project"]["optional-dependencies"])
