@@ -393,7 +393,7 @@ def test_what_pyproject_names_exists() -> None:
 
 
 def test_every_data_file_goes_into_the_wheel() -> None:
-    """tests/test_wheel.py looks into one; this tells at once when a new kind of file is not among the package's data."""
+    """tests/test_wheel.py looks into one; this tells at once when a new kind of file is not package data."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
     patterns = project["tool"]["setuptools"]["package-data"]["foretell"]
     taken = {p for pattern in patterns for p in PACKAGE.glob(pattern)}
