@@ -109,7 +109,7 @@ def test_every_option_is_described(verb: str) -> None:
         told = described[names][1]
         if option.required:
             assert told == "required", names
-        elif option.default not in (None, False):
+        elif option.default is not None and option.default is not False:
             assert told == f"`{option.default}`", names
         else:
             assert not re.fullmatch(r"`[\d.]+`", told), names
