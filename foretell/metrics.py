@@ -37,7 +37,7 @@ def ratio_interval(
     rng = np.random.default_rng(seed)
     if n > _GROUPS:
         group = rng.permutation(n) % _GROUPS
-        top, bottom = (np.bincount(group, values, _GROUPS) for values in (top, bottom))
+        top, bottom = (np.bincount(group, values, _GROUPS).astype(np.float64) for values in (top, bottom))
         n = _GROUPS
     tops, bottoms = [], []
     for size in _sizes(resamples, max(1, _DRAWS_AT_ONCE // n)):

@@ -22,6 +22,7 @@ from foretell.tokenizer import Tokenizer
 
 # Beyond this a window costs more attention than it brings.
 _LONGEST_DEFAULT = 2048
+_BATCH_SIZE = 16
 _TEXTS_AT_ONCE, _CHARACTERS_AT_ONCE = 1024, 1 << 20
 
 
@@ -32,13 +33,13 @@ def evaluate(
     *,
     context: int | None = None,
     stride: int | None = None,
-    batch_size: int = 16,
+    batch_size: int | None = None,
 ) -> dict[str, Any]:
     """Score documents in float32: loss perplexity word_perplexity|char_perplexity bits_per_byte accuracy tokens bytes
     documents ci{metric: [low, high]}, and how it was done.
 
     context: window in tokens, the model's when None, at most 2,048 then. stride: tokens between windows, context when
-    None. batch_size: windows of full length at once; it does not move the result. A rejected record is counted as
+    None. batch_size: windows of full length at once, 16 when None; it does not move the result. A rejected record is counted as
     `quarantined`. Raises DataError when there is nothing to score.
     """
     context, stride = _window(model, context, stride)
@@ -51,7 +52,7 @@ def evaluate(
                 counts.append(counted(text))
                 yield from windows(len(counts) - 1, tokens, tokenizer.bos_id, context, stride)
 
-    sums = score(model, all_windows(), batch_size * context)
+    sums = score(model, all_windows(), (batch_size or _BATCH_SIZE) * context)
     told: dict[str, Any] = {"context": context, "stride": stride}
     if quarantined:
         told |= {"quarantined": len(quarantined), "first_quarantined": "{}, byte {}: {}".format(*quarantined[0])}
@@ -68,7 +69,7 @@ def evaluate_split(
     max_tokens: int | None = None,
     context: int | None = None,
     stride: int | None = None,
-    batch_size: int = 16,
+    batch_size: int | None = None,
 ) -> dict[str, Any]:
     """The same for a split of prepared data. max_tokens: score only the first so many tokens of it.
 
@@ -89,7 +90,7 @@ def evaluate_split(
             if left <= 0:
                 return
 
-    sums = score(model, all_windows(), batch_size * context)
+    sums = score(model, all_windows(), (batch_size or _BATCH_SIZE) * context)
     if max_tokens is None and len(counts) == len(ends):
         exact = data.document_bytes(split).tolist()
         counts = [c._replace(bytes=n) for c, n in zip(counts, exact, strict=True)]
