@@ -39,6 +39,7 @@ class Hourglass:
         self.last_run: dict[str, float] = self.cache.get(LAST_RUN, {}) if self.cache else {}
         self.ends = time.monotonic() + 60 * minutes
         self.left_out: list[str] = []
+        self.at_work: str | None = None
 
     def _turn(self, item: pytest.Item) -> tuple[float, str]:
         digest = hashlib.sha256(f"{self.shuffle} {item.nodeid}".encode()).hexdigest()
@@ -53,11 +54,17 @@ class Hourglass:
         if time.monotonic() > self.ends:
             self.left_out.append(item.nodeid)
             pytest.skip("left out: the minutes are over")
+        self.at_work = item.nodeid
         self.last_run[item.nodeid] = time.time()
         if self.cache:
             self.cache.set(LAST_RUN, self.last_run)
 
+    def pytest_runtest_logfinish(self) -> None:
+        self.at_work = None
+
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
+        if self.at_work:  # whoever started us ended us in the middle of it
+            self.left_out.insert(0, f"{self.at_work} (cut off)")
         terminalreporter.line(f"left out: {len(self.left_out)} tests")
         for name in self.left_out:
             terminalreporter.line(f"  {name}")
