@@ -39,8 +39,8 @@ def evaluate(
     documents ci{metric: [low, high]}, and how it was done.
 
     context: window in tokens, the model's when None, at most 2,048 then. stride: tokens between windows, context when
-    None. batch_size: windows of full length at once, 16 when None; it does not move the result. A rejected record is counted as
-    `quarantined`. Raises DataError when there is nothing to score.
+    None. batch_size: windows of full length at once, 16 when None; it does not move the result. A rejected record is
+    counted as `quarantined`. Raises DataError when there is nothing to score.
     """
     context, stride = _window(model, context, stride)
     counts: list[Counts] = []
