@@ -11,6 +11,7 @@ import json
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -33,6 +34,26 @@ MOST_SECONDS = 1.0
 LARGEST_SIDE = 1024
 # Products like those of training: tokens x width x feed-forward width.
 TRAINING_SHAPES = ((2048, 256, 704), (4096, 384, 1024), (4096, 256, 4096))
+# A child interpreter, so that what this one holds does not count. It loads what training loads.
+_TINY_TRAINING = """
+import torch
+from foretell import checkpoint, config, data, evaluate, runtime
+from foretell.models.decoder import Decoder
+from foretell.train import optim
+torch.set_num_threads(runtime.threads())
+model = Decoder(config.ModelConfig(hidden_size=64, num_hidden_layers=1).resolved(64, 16))
+model.initialise(torch.Generator().manual_seed(0))
+optimizers = optim.build(model, config.TrainConfig())
+for _ in range(2):
+    tokens = torch.zeros(2, 16, dtype=torch.int64)
+    torch.nn.functional.cross_entropy(model(tokens).flatten(0, 1), tokens.flatten()).backward()
+    torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0, foreach=True)
+    for optimizer in optimizers:
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+runtime.reset_peak_memory()
+print(runtime.resident_memory_bytes())
+"""
 
 
 def path() -> Path:
@@ -83,6 +104,7 @@ def measure() -> dict[str, Any]:
         "memory_bytes_per_second": bandwidth(),
         "op_seconds": op_seconds(),
         "process_bytes": process_bytes(),
+        "checkpoint_bytes_per_second": checkpoint_bytes_per_second(),
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "seconds": time.perf_counter() - started,
     }
@@ -153,14 +175,23 @@ def op_seconds() -> float:
 
 
 def process_bytes() -> float:
-    """Resident bytes of an interpreter that has loaded what training loads and run one small product."""
-    code = (
-        "import torch, foretell.checkpoint, foretell.data, foretell.models.decoder, foretell.runtime as r;"
-        "torch.set_num_threads(r.threads()); x = torch.ones(64, 64, requires_grad=True); (x @ x).sum().backward();"
-        "print(r.peak_memory_bytes())"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    return float(done.stdout.strip() or 0) or float(runtime.peak_memory_bytes())
+    """Resident bytes of a process of its own that has trained a tiny model for two steps and given its memory back."""
+    done = subprocess.run([sys.executable, "-c", _TINY_TRAINING], capture_output=True, text=True, check=False)
+    words = done.stdout.split()
+    return float(words[-1]) if done.returncode == 0 and words else float(runtime.resident_memory_bytes())
+
+
+def checkpoint_bytes_per_second() -> float:
+    """Bytes of a checkpoint saved a second: written, forced to the disk and read back."""
+    import torch
+
+    from foretell import checkpoint
+
+    tensors = {"a": torch.ones(4 << 20), "b": torch.ones(2 << 20)}
+    with tempfile.TemporaryDirectory() as folder:
+        begin = time.perf_counter()
+        checkpoint.save(Path(folder), 1, tensors, {}, 1)
+        return sum(t.numel() * t.element_size() for t in tensors.values()) / (time.perf_counter() - begin)
 
 
 def render(measured: dict[str, Any]) -> Table:

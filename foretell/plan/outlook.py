@@ -28,8 +28,8 @@ def plan(
     per_token = flops.flops_per_token(m, t.context)
     count = flops.parameters(m)
     peak_rate = time.peak_flops_per_second(machine)
-    step = time.step_seconds(m, t, machine, trial)
-    seconds = time.run_seconds(config, machine, trial)
+    step = time.step_seconds(m, t, machine, trial, probe)
+    seconds = time.run_seconds(config, machine, trial, probe)
     used = memory.memory_bytes(m, t, machine.get("process_bytes"))
     room = float(machine.get("memory_bytes") or math.inf)
     result: dict[str, Any] = {

@@ -26,7 +26,7 @@ from typing import Any
 # The probe (train/trial.py): parameters without the embedding, tokens, batch.
 PROBE_PARAMETERS = 393_728
 PROBE_TOKENS = 163_840
-PROBE_BATCH = 2048
+PROBE_BATCH, PROBE_CONTEXT = 2048, 128
 # Where a text came without its xz figure.
 USUAL_XZ = 2.2
 # Before anything was recorded: exponents of Besiroglu et al. (2024), the repeat constant of Muennighoff et al. (2023).

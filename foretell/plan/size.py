@@ -131,7 +131,7 @@ def size_for_budget(
         return config
     best: tuple[float, ModelConfig, TrainConfig] | None = None
     for model, train in _candidates(config, corpus, machine):
-        steps = _steps_within(budget, model, train, machine)
+        steps = _steps_within(budget, model, train, machine, probe)
         if steps < LEAST_STEPS:
             continue
         batch = train.global_batch_tokens or train.context
@@ -178,11 +178,13 @@ def _candidates(
                     yield model, train
 
 
-def _steps_within(budget: Budget, model: ModelConfig, train: TrainConfig, machine: dict[str, Any]) -> int:
+def _steps_within(
+    budget: Budget, model: ModelConfig, train: TrainConfig, machine: dict[str, Any], probe: dict[str, Any] | None
+) -> int:
     batch = train.global_batch_tokens or train.context
     if budget.flops is not None:
         return int(budget.flops / flops.flops_per_token(model, train.context)["causal"] / batch)
-    each = time.step_seconds(model, train, machine, None)["value"]
+    each = time.step_seconds(model, train, machine, None, probe)["value"]
     return int(AIM * (budget.seconds or 0.0) / (each * (1 + time.EVALUATION_SHARE * EVALUATED_SHARE * EVALUATIONS)))
 
 

@@ -16,7 +16,7 @@ from typing import Any
 from foretell.config import ModelConfig, RunConfig, TrainConfig
 from foretell.plan import flops, memory
 from foretell.plan.flops import sizes
-from foretell.plan.scaling import spread
+from foretell.plan.scaling import PROBE_CONTEXT, spread
 
 # Where the machine record lacks a figure (docs/plan.md says where these come from).
 GUESSED_FLOPS_PER_SECOND_AND_THREAD = 4e10
@@ -28,6 +28,7 @@ GUESSED_CHECKPOINT_BYTES_PER_SECOND = 2e8
 TRIAL_SPREAD = 0.12
 ROOFLINE_SPREAD = 0.45
 UNMEASURED_SPREAD = 1.2
+PROBED_SPREAD = 0.35
 
 # Seconds of a validation token against those of a training token: a forward pass, and the scores.
 EVALUATION_SHARE = 0.40
@@ -79,19 +80,37 @@ def roofline_step_seconds(m: ModelConfig, t: TrainConfig, machine: dict[str, Any
 
 
 def step_seconds(
-    m: ModelConfig, t: TrainConfig, machine: dict[str, Any], trial: dict[str, Any] | None
+    m: ModelConfig,
+    t: TrainConfig,
+    machine: dict[str, Any],
+    trial: dict[str, Any] | None,
+    probe: dict[str, Any] | None = None,
 ) -> dict[str, float]:
-    """Seconds of one optimiser step, with its interval."""
+    """Seconds of one optimiser step, with its interval: the trial's, or the roofline's corrected by the probe's."""
     if trial is not None:
         return spread(float(trial["step_seconds"]), TRIAL_SPREAD)
     value = roofline_step_seconds(m, t, machine)
+    if probe is not None and probe.get("step_seconds"):
+        return spread(value * _correction(m, t, machine, probe), PROBED_SPREAD)
     return spread(value, ROOFLINE_SPREAD if is_measured(machine) else UNMEASURED_SPREAD)
 
 
-def run_seconds(config: RunConfig, machine: dict[str, Any], trial: dict[str, Any] | None) -> dict[str, float]:
+def _correction(m: ModelConfig, t: TrainConfig, machine: dict[str, Any], probe: dict[str, Any]) -> float:
+    """The probe's measured step over the roofline's, within reason: it has another shape, and ran once."""
+    shape = {"hidden_size": probe["hidden_size"], "num_hidden_layers": probe["num_hidden_layers"]}
+    model = ModelConfig(vocab_size=m.vocab_size, **shape).resolved(m.vocab_size or 1, PROBE_CONTEXT)
+    batch = int(probe["tokens"] / probe["steps"])
+    small = {"context": PROBE_CONTEXT, "global_batch_tokens": batch, "micro_batch_size": None, "dtype": "float32"}
+    expected = roofline_step_seconds(model, t.model_copy(update=small), machine)
+    return min(max(float(probe["step_seconds"]) / expected, 0.4), 4.0)
+
+
+def run_seconds(
+    config: RunConfig, machine: dict[str, Any], trial: dict[str, Any] | None, probe: dict[str, Any] | None = None
+) -> dict[str, float]:
     """Seconds of all steps, validations and checkpoints of a completed config, with an interval."""
     m, t = config.model, config.train
-    step = step_seconds(m, t, machine, trial)
+    step = step_seconds(m, t, machine, trial, probe)
     steps = t.steps or 1
     evaluations = math.ceil(steps / (t.eval_every or steps))
     evaluated = (t.eval_tokens or 0) / (t.global_batch_tokens or t.context)

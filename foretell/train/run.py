@@ -85,17 +85,18 @@ def train(
 def decide(config: RunConfig, data: Data, machine: dict[str, Any], show: Display) -> tuple[RunConfig, dict[str, Any]]:
     """Every open choice closed: sizes, path, steps. Returns the complete config and its forecast."""
     text = data.corpus
-    budget = plan.parse_budget(config.train.budget) if config.train.budget else None
+    # A config that fixes its length, such as that of a finished run, is kept: its budget only sets the guard.
+    fixed = config.train.steps or config.train.tokens
+    budget = plan.parse_budget(config.train.budget) if config.train.budget and not fixed else None
     measured_probe = None
-    if budget is not None and budget.is_worth_a_probe:
+    if budget.is_worth_a_probe if budget else _seconds(config, text, machine) > WORTH_PROBING_SECONDS:
         show({"event": "probing"})
         measured_probe = trial.probe(data)
         show({"event": "probe", **measured_probe})
     if budget is not None:
         config = plan.size_for_budget(budget, machine=machine, corpus=text, probe=measured_probe, config=config)
     config = plan.completed(config, text, machine)
-    first = plan.plan(config, machine=machine, corpus=text, probe=measured_probe)
-    seconds = first["seconds"]["value"]
+    seconds = plan.plan(config, machine=machine, corpus=text, probe=measured_probe)["seconds"]["value"]
     measured_trial = None
     if seconds > WORTH_PROBING_SECONDS / 2:
         show({"event": "trying", "seconds": seconds})
@@ -109,8 +110,17 @@ def decide(config: RunConfig, data: Data, machine: dict[str, Any], show: Display
         config = plan.steps_for_budget(
             budget, machine=machine, corpus=text, probe=measured_probe, trial=measured_trial, config=config
         )
-    forecast = plan.plan(config, machine=machine, corpus=text, probe=measured_probe, trial=measured_trial)
+    runtime.reset_peak_memory()
+    held = max(runtime.resident_memory_bytes(), machine.get("process_bytes", 0))
+    here = {**machine, "process_bytes": held}
+    forecast = plan.plan(config, machine=here, corpus=text, probe=measured_probe, trial=measured_trial)
     return config, {**forecast, "created": datetime.now(UTC).isoformat(timespec="seconds")}
+
+
+def _seconds(config: RunConfig, text: dict[str, Any], machine: dict[str, Any]) -> float:
+    """The forecast before anything was tried."""
+    first = plan.plan(plan.completed(config, text, machine), machine=machine, corpus=text)
+    return float(first["seconds"]["value"])
 
 
 def _claim(run: Path, resume: bool) -> None:
