@@ -24,7 +24,7 @@ from importlib import resources
 from typing import Any
 
 # The probe (train/trial.py): parameters without the embedding, tokens, batch.
-PROBE_PARAMETERS = 393_728
+PROBE_PARAMETERS = 393_984
 PROBE_TOKENS = 163_840
 PROBE_BATCH, PROBE_CONTEXT = 2048, 128
 # Where a text came without its xz figure.
