@@ -55,9 +55,13 @@ def prepare_text(folder: Path, work: Path) -> None:
     for name, part in parts.items():
         (work / f"{name}.txt").write_text(part, encoding="utf-8", newline="")
     data.prepare(
-        [str(work / f"{name}.txt") for name in parts], work / "data", TokenizerConfig(kind="bytes"), DataConfig(test_fraction=0.0),
-        workers=1, split_of=which_split,
-    )  # fmt: skip
+        [str(work / f"{name}.txt") for name in parts],
+        work / "data",
+        TokenizerConfig(kind="bytes"),
+        DataConfig(test_fraction=0.0),
+        workers=1,
+        split_of=which_split,
+    )
 
 
 def run_foretell(work: Path, config: str, seed: int) -> dict[str, Any]:

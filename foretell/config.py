@@ -13,7 +13,7 @@ import math
 import tomllib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -26,6 +26,25 @@ class Table(BaseModel):
     """One table of the file: frozen, and without unknown keys."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=(), allow_inf_nan=False)
+
+    def needed(self, name: str) -> int:
+        """A size that must be decided by now. Raises ConfigError when it is not."""
+        value = getattr(self, name)
+        if value is None:
+            raise ConfigError(f"{name} is not set, and nothing has derived it; give it, or a --budget")
+        return int(value)
+
+
+class Sizes(NamedTuple):
+    """The sizes of a resolved model, by the letters that the shapes are written in."""
+
+    D: int
+    L: int
+    H: int
+    K: int
+    E: int
+    F: int
+    V: int
 
 
 class ModelConfig(Table):
@@ -43,6 +62,12 @@ class ModelConfig(Table):
     rms_norm_eps: float = Field(1e-6, gt=0, description="epsilon of RMSNorm")
     tie_word_embeddings: bool = Field(True, description="input and output embedding share one table")
     initializer_range: float = Field(0.02, gt=0, description="standard deviation of the initial embedding table")
+
+    @property
+    def sizes(self) -> Sizes:
+        """The sizes by their letters. Raises ConfigError where one is unset."""
+        names = ("hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "head_dim")
+        return Sizes(*(self.needed(n) for n in (*names, "intermediate_size", "vocab_size")))
 
     def resolved(self, vocab_size: int, context: int) -> ModelConfig:
         """Every size filled in. Raises ConfigError when they do not fit together."""
@@ -119,7 +144,9 @@ class TrainConfig(Table):
     optimizer: Literal["muon", "adamw", "sgd"] = Field("muon", description="muon: matrices by Muon, the rest by AdamW")
     lr: float | None = Field(None, gt=0, description="peak learning rate of the matrices; unset: a rule")
     embedding_lr: float | None = Field(None, gt=0, description="with muon: peak rate of everything AdamW updates")
-    weight_decay: float = Field(0.01, ge=0, description="decoupled weight decay of the matrices")
+    weight_decay: float = Field(
+        0.01, ge=0, description="weight decay of the matrices: decoupled, with sgd in the gradient"
+    )
     momentum: float = Field(0.95, ge=0, lt=1, description="momentum of SGD and Muon")
     beta1: float = Field(0.9, ge=0, lt=1, description="AdamW, first moment")
     beta2: float = Field(0.95, ge=0, lt=1, description="AdamW, second moment")

@@ -73,6 +73,7 @@ def _fail(message: str, code: int, as_json: bool) -> None:
 
 
 def console() -> Console:
+    """Where progress goes: stderr."""
     from rich.console import Console
 
     return Console(stderr=True)
@@ -98,7 +99,7 @@ def read_config(arguments: list[str] | None) -> RunConfig:
 
 
 @app.callback(invoke_without_command=True)
-def root(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
+def _root(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
     if version:
         print(__version__)
         raise typer.Exit
@@ -213,9 +214,12 @@ def evaluate(
     """Perplexity, bits per byte and next-token accuracy on text, each with an interval."""
     from foretell import data
     from foretell import evaluate as scoring
+    from foretell.cli.display import Display
     from foretell.cli.steps import load_model
 
     loaded, tokenizer = load_model(model)
+    with Display(console(), quiet) as display:
+        display.say(f"  [dim]scoring {', '.join(source)} …[/]")
     result = scoring.evaluate(loaded, tokenizer, data.texts(source), context=context, stride=stride)
     emit(result, as_json, scoring.render)
 

@@ -37,12 +37,30 @@ def prepared(c: RunConfig, out: Path, display: Display) -> Any:
 
     sources = sources_of(c)
     if len(sources) == 1 and (Path(sources[0]) / "index.json").exists():
-        return data.open_data(Path(sources[0]))
+        opened = data.open_data(Path(sources[0]))
+        for late in _late_settings(opened, c):
+            display.say(f"  [yellow]no effect on text that is prepared already:[/] {late}")
+        return opened
     key = json.dumps([sources, c.tokenizer.model_dump(), c.data.model_dump(exclude={"source", "packing"})])
     folder = out / "data" / f"{label(sources)}-{hashlib.sha256(key.encode()).hexdigest()[:8]}"
     display.say(f"preparing {', '.join(sources)} in {folder}")
     data.prepare(sources, folder, c.tokenizer, c.data, workers=None, progress=display.prepare)
     return data.open_data(folder)
+
+
+def _late_settings(opened: Any, c: RunConfig) -> list[str]:
+    """What the config asks of a text that is in tokens already, and so cannot have. Nothing is silently ignored."""
+    own, wanted, asked = opened.index["tokenizer"], c.tokenizer, c.data
+    late = []
+    if wanted.kind != own["kind"] and "kind" in wanted.model_fields_set:
+        late.append(f"tokenizer.kind={wanted.kind} (it is {own['kind']})")
+    if wanted.vocab_size not in (None, own["vocab_size"]):
+        late.append(f"tokenizer.vocab_size={wanted.vocab_size:,} (it is {own['vocab_size']:,})")
+    late += [f"tokenizer.path={wanted.path}"] if wanted.path else []
+    for key in ("valid_fraction", "test_fraction", "split", "text_key"):
+        if getattr(asked, key) != type(asked).model_fields[key].default:
+            late.append(f"data.{key}={getattr(asked, key)}")
+    return late
 
 
 def label(sources: list[str]) -> str:
@@ -62,7 +80,8 @@ def train_and_report(
         raise errors.ConfigError("--resume needs the --name of the run to go on with")
     run = out / (name or label(sources_of(c)))
     if resume and c.data.source is None and (run / "config.toml").exists():
-        c = config.updated(c, data={"source": config.load(run / "config.toml").data.source})
+        stored = config.load(run / "config.toml")
+        c = config.updated(c, data=stored.data.model_dump(), tokenizer=stored.tokenizer.model_dump())
     if run.name == "data":
         raise errors.ConfigError(f"{run} is where prepared text is kept; choose another --name")
     if not resume and run.exists() and any(run.iterdir()):
@@ -75,6 +94,7 @@ def train_and_report(
 
 def load_model(path: Path) -> tuple[Any, Any]:
     """The model and tokenizer of a run folder or a Hugging Face folder."""
+    from foretell import runtime
     from foretell.models import hf
 
     if (path / "config.toml").exists():
@@ -84,7 +104,8 @@ def load_model(path: Path) -> tuple[Any, Any]:
                 f"foretell train --name {path.name} --out {path.parent} --resume"
             )
         path = path / "model"
-    return hf.load(path)
+    model, tokenizer = hf.load(path)
+    return model.to(runtime.device()), tokenizer
 
 
 def complete(model: Any, tokenizer: Any, prompt: str | None, options: dict[str, Any], as_json: bool) -> None:

@@ -60,7 +60,7 @@ class Attention(nn.Module):
 
     def __init__(self, c: ModelConfig, layer: int, dropout: float) -> None:
         super().__init__()
-        D, H, K, E = c.hidden_size, c.num_attention_heads, c.num_key_value_heads, c.head_dim
+        D, _, H, K, E, _, _ = c.sizes
         self.layer, self.heads, self.kv_heads, self.head_dim, self.dropout = layer, H, K, E, dropout
         self.q_proj = nn.Linear(D, H * E, bias=False)
         self.k_proj = nn.Linear(D, K * E, bias=False)
@@ -89,9 +89,10 @@ class MLP(nn.Module):
 
     def __init__(self, c: ModelConfig) -> None:
         super().__init__()
-        self.gate_proj = nn.Linear(c.hidden_size, c.intermediate_size, bias=False)
-        self.up_proj = nn.Linear(c.hidden_size, c.intermediate_size, bias=False)
-        self.down_proj = nn.Linear(c.intermediate_size, c.hidden_size, bias=False)
+        hidden, inner = c.sizes.D, c.sizes.F
+        self.gate_proj = nn.Linear(hidden, inner, bias=False)
+        self.up_proj = nn.Linear(hidden, inner, bias=False)
+        self.down_proj = nn.Linear(inner, hidden, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
@@ -104,8 +105,8 @@ class Layer(nn.Module):
         super().__init__()
         self.self_attn = Attention(c, layer, dropout)
         self.mlp = MLP(c)
-        self.input_layernorm = RMSNorm(c.hidden_size, c.rms_norm_eps)
-        self.post_attention_layernorm = RMSNorm(c.hidden_size, c.rms_norm_eps)
+        self.input_layernorm = RMSNorm(c.sizes.D, c.rms_norm_eps)
+        self.post_attention_layernorm = RMSNorm(c.sizes.D, c.rms_norm_eps)
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | None, cache: Cache | None) -> Tensor:
@@ -116,13 +117,16 @@ class Layer(nn.Module):
 class Transformer(nn.Module):
     """Embedding, layers and the last norm: token ids (B, T) to hidden states (B, T, D)."""
 
+    cos: Tensor
+    sin: Tensor
+
     def __init__(self, c: ModelConfig, dropout: float) -> None:
         super().__init__()
-        self.embed_tokens = nn.Embedding(c.vocab_size, c.hidden_size)
-        self.layers = nn.ModuleList(Layer(c, i, dropout) for i in range(c.num_hidden_layers))
-        self.norm = RMSNorm(c.hidden_size, c.rms_norm_eps)
+        self.embed_tokens = nn.Embedding(c.sizes.V, c.sizes.D)
+        self.layers = nn.ModuleList(Layer(c, i, dropout) for i in range(c.sizes.L))
+        self.norm = RMSNorm(c.sizes.D, c.rms_norm_eps)
         self.dropout = nn.Dropout(dropout)
-        cos, sin = rotary_tables(c.max_position_embeddings, c.head_dim, c.rope_theta)
+        cos, sin = rotary_tables(c.needed("max_position_embeddings"), c.sizes.E, c.rope_theta)
         self.register_buffer("cos", cos, persistent=False)
         self.register_buffer("sin", sin, persistent=False)
 
@@ -153,7 +157,7 @@ class Decoder(nn.Module):
         super().__init__()
         self.config = config
         self.model = Transformer(config, dropout)
-        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.lm_head = nn.Linear(config.sizes.D, config.sizes.V, bias=False)
         if config.tie_word_embeddings:
             self.lm_head.weight = self.model.embed_tokens.weight
 

@@ -33,6 +33,7 @@ from foretell.train.loss import next_token_loss
 from foretell.train.schedule import lr_factor
 
 Display = Callable[[dict[str, Any]], None]
+_OBJECTIVES = {"next_token": next_token_loss}
 
 
 @dataclass
@@ -60,9 +61,23 @@ class Job:
     limit_seconds: float | None = None
 
     @property
+    def steps(self) -> int:
+        return self.config.needed("steps")
+
+    @property
+    def batch_tokens(self) -> int:
+        """Tokens an optimiser step."""
+        return self.config.needed("global_batch_tokens")
+
+    @property
     def sequences(self) -> int:
         """Sequences an optimiser step."""
-        return self.config.global_batch_tokens // self.config.context
+        return self.batch_tokens // self.config.context
+
+    @property
+    def micro_batch_size(self) -> int:
+        """Sequences at once."""
+        return self.config.needed("micro_batch_size")
 
 
 def autocast(dtype: torch.dtype) -> AbstractContextManager[Any]:
@@ -75,17 +90,18 @@ def micro_batches(job: Job, step: int) -> Iterator[tuple[Tensor, Tensor, Tensor 
     c = job.config
     arrays = batch(job.data, "train", seed=c.seed, step=step, batch_size=job.sequences, context=c.context)
     inputs, targets, segments = (torch.from_numpy(a).to(runtime.device()) for a in arrays)
-    for i in range(0, job.sequences, c.micro_batch_size):
-        part = slice(i, i + c.micro_batch_size)
+    for i in range(0, job.sequences, job.micro_batch_size):
+        part = slice(i, i + job.micro_batch_size)
         yield inputs[part], targets[part], segments[part] if job.packing == "within" else None
 
 
 def loss_function(job: Job, model: Decoder) -> Callable[[Tensor, Tensor, Tensor | None], Tensor]:
     """Mean loss of a micro-batch, compiled where the run's execution path says so."""
     chunk = job.config.loss_chunk_tokens
+    objective = _OBJECTIVES[job.config.objective]
 
     def loss(inputs: Tensor, targets: Tensor, segments: Tensor | None) -> Tensor:
-        return next_token_loss(model, inputs, targets, segments, chunk)
+        return objective(model, inputs, targets, segments, chunk)
 
     return torch.compile(loss, dynamic=False) if job.compiled else loss
 
@@ -99,7 +115,7 @@ def take_step(
 ) -> dict[str, Any]:
     """One optimiser step. Returns its log event; a bad step is logged with its reason and not applied."""
     c = job.config
-    lr = optim.set_lr(optimizers, lr_factor(state.step, c.steps, c))
+    lr = optim.set_lr(optimizers, lr_factor(state.step, job.steps, c))
     loss = 0.0
     for inputs, targets, segments in micro_batches(job, state.step):
         share = inputs.shape[0] / job.sequences
@@ -116,7 +132,7 @@ def take_step(
     for optimizer in optimizers:
         optimizer.zero_grad(set_to_none=True)
     state.step += 1
-    state.tokens += c.global_batch_tokens
+    state.tokens += job.batch_tokens
     event = {"event": "step", "step": state.step, "loss": loss, "lr": lr, "grad_norm": grad_norm}
     if reason is None:
         return event
@@ -125,87 +141,102 @@ def take_step(
     return {**finite, "skipped": reason}
 
 
+@dataclass
+class _Session:
+    """A run in this process: what it works with, its log, and its clock."""
+
+    model: Decoder
+    job: Job
+    optimizers: list[torch.optim.Optimizer]
+    state: State
+    log: run_log.Log
+    show: Display
+    started: float
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.job.folder / "checkpoints"
+
+    def tick(self) -> None:
+        """Bring the run's seconds up to date; those of earlier sessions are in `started`."""
+        self.state.seconds = time.perf_counter() - self.started
+
+    def record(self, event: dict[str, Any]) -> None:
+        self.log.write(**event)
+        self.show(event)
+
+    def save(self) -> None:
+        self.log.sync()
+        tensors = _tensors(self.model, self.optimizers)
+        checkpoint.save(self.checkpoints, self.state.step, tensors, asdict(self.state), self.job.config.keep)
+        self.show({"event": "save", "step": self.state.step})
+        self.tick()
+
+    def timed(self, event: dict[str, Any], seconds: float) -> dict[str, Any]:
+        """A step's event with what its time says."""
+        self.tick()
+        rate = self.job.batch_tokens / seconds
+        mfu = rate * self.job.flops_per_token / self.job.peak_flops_per_second
+        clock = {"tokens": self.state.tokens, "seconds": self.state.seconds, "tokens_per_second": rate, "mfu": mfu}
+        return {**event, **clock}
+
+    def is_due(self, every: int) -> bool:
+        return self.state.step % every == 0 and self.state.step < self.job.steps
+
+
 def run(model: Decoder, job: Job, *, resume: bool = False, display: Display | None = None) -> dict[str, Any]:
-    """Train `model` in place to `job.config.steps`. Returns steps, tokens, seconds, stopped, resumed_from.
+    """Train `model` in place to `job.steps`. Returns steps, tokens, seconds, stopped, resumed_from.
 
     Raises Interrupted after saving when Ctrl-C or SIGTERM came, and ForetellError when too many steps in a row were
     bad.
     """
-    c, show = job.config, display or (lambda event: None)
-    checkpoints = job.folder / "checkpoints"
-    optimizers = optim.build(model, c, job.dtype)
+    session, resumed_from = _begun(model, job, resume, display or (lambda event: None))
+    state, loss_of = session.state, loss_function(job, model)
+    eval_every, save_every = job.config.needed("eval_every"), job.config.needed("save_every")
+    stopped = "finished"
+    model.train()
+    with runtime.StopRequest() as stop:
+        while state.step < job.steps:
+            before = time.perf_counter()
+            event = take_step(job, model, loss_of, session.optimizers, state)
+            session.record(session.timed(event, time.perf_counter() - before))
+            if state.guard.bad_in_a_row >= MOST_IN_A_ROW:
+                raise ForetellError(_hopeless(state, event, session.checkpoints))
+            if session.is_due(eval_every) or state.step == job.steps:
+                session.record(_validate(model, job, state))
+                session.tick()
+            if stop.signum:
+                session.save()
+                raise Interrupted(_how_to_go_on(job, state), stop.signum)
+            if job.limit_seconds is not None and state.seconds > job.limit_seconds and state.step < job.steps:
+                stopped = f"stopped at step {state.step} of {job.steps}: {state.seconds:.0f} s is over the guard"
+                break
+            if session.is_due(save_every):
+                session.save()
+    session.save()
+    session.log.close()
+    ended = {"steps": state.step, "tokens": state.tokens, "seconds": state.seconds}
+    return {**ended, "stopped": stopped, "resumed_from": resumed_from}
+
+
+def _begun(model: Decoder, job: Job, resume: bool, show: Display) -> tuple[_Session, int | None]:
+    """The session from the newest good checkpoint, or from the start; and the step it resumed from."""
+    optimizers = optim.build(model, job.config, job.dtype)
     state, resumed_from, damaged = State(), None, list[str]()
     if resume:
-        state, resumed_from, damaged = _restore(checkpoints, model, optimizers)
+        state, resumed_from, damaged = _restore(job.folder / "checkpoints", model, optimizers)
     run_log.rewind(job.folder / "log.jsonl", state.step)
     log = run_log.Log(job.folder / "log.jsonl")
-    loss_of = loss_function(job, model)
-    model.train()
-    before, started = state.seconds, time.perf_counter()
-    stopped = "finished"
-
-    def save() -> None:
-        log.sync()
-        checkpoint.save(checkpoints, state.step, _tensors(model, optimizers), asdict(state), c.keep)
-        show({"event": "save", "step": state.step})
-
-    show(
-        {
-            "event": "start",
-            "step": state.step,
-            "steps": c.steps,
-            "seconds": state.seconds,
-            "resumed_from": resumed_from,
-            "skipped_checkpoints": damaged,
-        }
-    )
-    with runtime.StopRequest() as stop:
-        while state.step < c.steps:
-            step_started = time.perf_counter()
-            event = take_step(job, model, loss_of, optimizers, state)
-            state.seconds = before + time.perf_counter() - started
-            rate = c.global_batch_tokens / (time.perf_counter() - step_started)
-            event |= {"tokens": state.tokens, "seconds": state.seconds, "tokens_per_second": rate}
-            event["mfu"] = rate * job.flops_per_token / job.peak_flops_per_second
-            log.write(**event)
-            show(event)
-            if state.guard.bad_in_a_row >= MOST_IN_A_ROW:
-                raise ForetellError(_hopeless(state, event, checkpoints))
-            if state.step % c.eval_every == 0 or state.step == c.steps:
-                event = _validate(model, job, state)
-                state.seconds = before + time.perf_counter() - started
-                log.write(**event)
-                show(event)
-            if stop.signum:
-                save()
-                log.close()
-                raise Interrupted(
-                    f"interrupted at step {state.step} of {c.steps}; everything is saved. Go on with: "
-                    f"foretell train --name {job.folder.name} --out {job.folder.parent} --resume",
-                    stop.signum,
-                )
-            if job.limit_seconds is not None and state.seconds > job.limit_seconds and state.step < c.steps:
-                stopped = f"stopped at step {state.step} of {c.steps}: {state.seconds:.0f} s is over the guard"
-                break
-            if state.step % c.save_every == 0 and state.step < c.steps:
-                save()
-                state.seconds = before + time.perf_counter() - started
-    save()
-    log.close()
-    return {
-        "steps": state.step,
-        "tokens": state.tokens,
-        "seconds": state.seconds,
-        "stopped": stopped,
-        "resumed_from": resumed_from,
-    }
+    started = {"event": "start", "step": state.step, "steps": job.steps, "seconds": state.seconds}
+    show({**started, "resumed_from": resumed_from, "skipped_checkpoints": damaged})
+    return _Session(model, job, optimizers, state, log, show, time.perf_counter() - state.seconds), resumed_from
 
 
 def _validate(model: Decoder, job: Job, state: State) -> dict[str, Any]:
     """The validation event of this step. Random state and training mode are left as they were."""
     c = job.config
     scores = evaluate.evaluate_split(
-        model, job.data, "valid", max_tokens=c.eval_tokens, context=c.context, batch_size=c.micro_batch_size
+        model, job.data, "valid", max_tokens=c.eval_tokens, context=c.context, batch_size=job.micro_batch_size
     )
     model.train()
     return {
@@ -247,6 +278,13 @@ def _restore(
         torch.cuda.set_rng_state(saved.tensors["random.cuda"])
     state = State(**{**saved.state, "guard": Guard(**saved.state["guard"])})
     return state, state.step, [str(s) for s in saved.skipped]
+
+
+def _how_to_go_on(job: Job, state: State) -> str:
+    return (
+        f"interrupted at step {state.step} of {job.steps}; everything is saved. Go on with: "
+        f"foretell train --name {job.folder.name} --out {job.folder.parent} --resume"
+    )
 
 
 def _hopeless(state: State, event: dict[str, Any], checkpoints: Path) -> str:

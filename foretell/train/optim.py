@@ -59,10 +59,10 @@ class Muon(torch.optim.Optimizer):
         group = self.param_groups[0]
         lr, momentum, decay = group["lr"], group["momentum"], group["weight_decay"]
         for shape, members in self._shapes.items():
-            params = [p for p in members if p.grad is not None]
+            params: list[Tensor] = [p for p in members if p.grad is not None]
             if not params:
                 continue
-            gradients = [p.grad for p in params]
+            gradients = [p.grad for p in params if p.grad is not None]
             for p in params:
                 if "momentum_buffer" not in self.state[p]:
                     self.state[p]["momentum_buffer"] = torch.zeros_like(p)

@@ -75,8 +75,7 @@ def train(
     hf.save(model, data.tokenizer, run / "model")
     if data.index["splits"].get("test", {}).get("tokens"):
         show({"event": "evaluating", "split": "test"})
-        c = config.train
-        scores = evaluate.evaluate_split(model, data, "test", context=c.context, batch_size=c.micro_batch_size)
+        scores = _scores(model, data, "test", config)
         _write_json(run / "eval.json", {"split": "test", **scores})
     _write_json(run / "measured.json", measured)
     return {k: measured.get(k) for k in RESULT_FIELDS}
@@ -155,7 +154,9 @@ def _stored_config(run: Path, given: RunConfig, data: Data, machine: dict[str, A
         raise ConfigError(
             f"{run} cannot be resumed bit for bit: " + "; ".join(drift) + ". Accept this with --allow-drift."
         )
-    changed = {k: getattr(given.train, k) for k in ("dtype", "compile") if k in given.train.model_fields_set}
+    changed: dict[str, Any] = {
+        k: getattr(given.train, k) for k in ("dtype", "compile") if k in given.train.model_fields_set
+    }
     return run_config.updated(stored, train=changed) if drift and changed else stored
 
 
@@ -188,6 +189,14 @@ def _job(config: RunConfig, data: Data, run: Path, machine: dict[str, Any], fore
     )
 
 
+def _scores(model: Decoder, data: Data, split: str, config: RunConfig) -> dict[str, Any]:
+    """A whole split scored, in windows of [evaluate], else of the training's context."""
+    e, t = config.evaluate, config.train
+    return evaluate.evaluate_split(
+        model, data, split, context=e.context or t.context, stride=e.stride, batch_size=t.micro_batch_size
+    )
+
+
 def _measured(
     run: Path,
     config: RunConfig,
@@ -199,7 +208,7 @@ def _measured(
 ) -> dict[str, Any]:
     """measured.json: the forecast's fields as they came out, and the result of the verb."""
     c = config.train
-    scores = evaluate.evaluate_split(model, data, "valid", context=c.context, batch_size=c.micro_batch_size)
+    scores = _scores(model, data, "valid", config)
     steps = [e for e in run_log.read(run / "log.jsonl") if e["event"] == "step"]
     rates = sorted(e["tokens_per_second"] for e in steps)
     median_rate = rates[len(rates) // 2]

@@ -49,7 +49,7 @@ def probe(data: Data) -> dict[str, Any]:
     model = built(model_config, 0.0, seed=0)
     with tempfile.TemporaryDirectory() as folder:
         job = Job(PROBE_TRAIN, data, Path(folder), "across", torch.float32, False, 0.0, 1.0)
-        seconds = _timed_steps(job, model, PROBE_TRAIN.steps)
+        seconds = _timed_steps(job, model, job.steps)
     scores = evaluate.evaluate_split(
         model, data, "valid", max_tokens=PROBE_EVAL_TOKENS, context=PROBE_TRAIN.context, batch_size=16
     )
@@ -59,8 +59,8 @@ def probe(data: Data) -> dict[str, Any]:
         "non_embedding": total - model.model.embed_tokens.weight.numel(),
         "hidden_size": model_config.hidden_size,
         "num_hidden_layers": model_config.num_hidden_layers,
-        "tokens": PROBE_TRAIN.steps * PROBE_TRAIN.global_batch_tokens,
-        "steps": PROBE_TRAIN.steps,
+        "tokens": job.steps * job.batch_tokens,
+        "steps": job.steps,
         "seconds": sum(seconds),
         "step_seconds": statistics.median(seconds),
         "bits_per_byte": scores["bits_per_byte"],
