@@ -125,7 +125,8 @@ def _tokenizer(run: Run) -> dict[str, Any]:
 
 def machine(run: Run) -> str:
     """The machine the run was on, as it was measured."""
-    return _facts(dict(_flat(table(run.get("machine")))))
+    found = table(run.get("machine"))
+    return _facts(dict(_flat({k: v for k, v in found.items() if k not in {"format_version", "key", "seconds"}})))
 
 
 def _flat(tree: Mapping[str, Any], prefix: str = "", depth: int = 0) -> Iterator[tuple[str, Any]]:
@@ -150,8 +151,19 @@ def _facts(pairs: Mapping[str, Any]) -> str:
             told = value[:300]
         else:
             continue
-        shown.append(f'<div><dt title="{escape(name)}">{html(label(name))}</dt><dd class="n">{html(told)}</dd></div>')
+        shown.append(f'<div><dt title="{escape(name)}">{html(_named(name))}</dt><dd class="n">{html(told)}</dd></div>')
     return f'<dl class="facts">{"".join(shown)}</dl>' if shown else ""
+
+
+def _named(name: str) -> Both:
+    """A label; the products of a machine record are named by their dtype and shape."""
+    first, _, rest = name.partition(".")
+    if first != "flops_per_second" or not rest:
+        return label(name)
+    dtype, _, shape = rest.partition(".")
+    if shape in {"", "peak"}:
+        return text("machine.products", dtype=dtype)
+    return text("machine.products_shape", dtype=dtype, shape=shape.replace("x", " x "))
 
 
 def repeat(run: Run) -> str:
