@@ -48,6 +48,7 @@ CORPUS = {
 }
 PROBE = {
     "bits_per_byte": 2.1,
+    "loss": 5.2,
     "hidden_size": 128,
     "num_hidden_layers": 2,
     "tokens": 163_840,

@@ -59,7 +59,8 @@ def plan(
     }
     if corpus:
         bits = scaling.bits_per_byte(count["non_embedding"], tokens, batch, corpus, probe)
-        nats = math.log(2) * corpus["bytes_per_token"]
+        # The validation text's bytes a token differ from the training text's; the probe has read both units there.
+        nats = probe["loss"] / probe["bits_per_byte"] if probe else math.log(2) * corpus["bytes_per_token"]
         result["bits_per_byte"] = bits
         result["loss"] = {k: v * nats for k, v in bits.items()}
         result["loss_curve"] = scaling.course(count["non_embedding"], steps, batch, corpus, probe)
