@@ -598,6 +598,24 @@ def test_golden_plan() -> None:
     assert p["memory_bytes"]["states"] == 4 * (3 * 2 * layer + 4 * (norms + 5000 * 128))
 
 
+def test_an_unsteady_trial_widens_the_interval_but_never_past_the_guard() -> None:
+    c = _completed()
+    widths = []
+    for high in (0.30, 0.33, 0.45, 3.0):
+        trial = {"step_seconds": 0.3, "low": 0.29, "high": high, "first_step_seconds": 0.4}
+        seconds = seconds_of.run_seconds(c, MACHINE, trial)
+        widths.append(seconds["high"] / seconds["value"])
+    assert widths == sorted(widths)
+    assert widths[0] < widths[2]
+    assert widths[-1] * size.AIM < 1.25
+
+
+def test_the_probes_steps_correct_the_roofline() -> None:
+    c = _completed()
+    slow, fast = (seconds_of.run_seconds(c, MACHINE, None, {**PROBE, "step_seconds": s}) for s in (0.3, 0.15))
+    assert slow["value"] == pytest.approx(2 * fast["value"], rel=0.05)
+
+
 def test_time_grows_with_the_work() -> None:
     small, large = _completed(global_batch_tokens=2048), _completed(global_batch_tokens=8192)
     began = time.perf_counter()

@@ -25,7 +25,7 @@ GUESSED_OP_SECONDS = 6e-6
 GUESSED_CHECKPOINT_BYTES_PER_SECOND = 2e8
 
 # Half-widths of the logarithm of seconds, central 90%: measured (docs/plan.md).
-TRIAL_SPREAD = 0.12
+TRIAL_SPREAD, MOST_TRIAL_SPREAD = 0.09, 0.24
 ROOFLINE_SPREAD = 0.6
 UNMEASURED_SPREAD = 1.2
 PROBED_SPREAD = 0.35
@@ -88,11 +88,17 @@ def step_seconds(
 ) -> dict[str, float]:
     """Seconds of one optimiser step, with its interval: the trial's, or the roofline's corrected by the probe's."""
     if trial is not None:
-        return spread(float(trial["step_seconds"]), TRIAL_SPREAD)
+        return spread(float(trial["step_seconds"]), _trial_spread(trial))
     value = roofline_step_seconds(m, t, machine)
     if probe is not None and probe.get("step_seconds"):
         return spread(value * _correction(m, t, machine, probe), PROBED_SPREAD)
     return spread(value, ROOFLINE_SPREAD if is_measured(machine) else UNMEASURED_SPREAD)
+
+
+def _trial_spread(trial: dict[str, Any]) -> float:
+    """Wider where the trial's own steps differed: others were at work, and may stop or go on. Below the guard."""
+    within = math.log(trial["high"] / trial["low"]) / 2 if trial.get("low") and trial.get("high") else 0.0
+    return min(math.hypot(TRIAL_SPREAD, within), MOST_TRIAL_SPREAD)
 
 
 def _correction(m: ModelConfig, t: TrainConfig, machine: dict[str, Any], probe: dict[str, Any]) -> float:
