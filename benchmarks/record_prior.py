@@ -46,16 +46,17 @@ MOST_VALIDATION_TOKENS = 131_072
 
 # (width, layers, tokens, batch tokens or None for the rule)
 Shape = tuple[int, int, int, int | None]
-GRID: tuple[Shape, ...] = ((128, 4, 250_000, None), (64, 2, 500_000, None), (192, 4, 400_000, None))
+GRID: tuple[Shape, ...] = ((64, 2, 500_000, None), (128, 4, 250_000, None), (192, 4, 300_000, None))
 # Beyond the common grid, on some corpora: longer and wider runs, other batches, many repeats, the demo's own scale.
 _LONGER: Shape = (128, 4, 1_000_000, None)
+_LONGEST: Shape = (64, 2, 2_000_000, None)
 _WIDER: Shape = (256, 4, 250_000, None)
 _BATCHES: tuple[Shape, ...] = ((128, 4, 250_000, 4096), (128, 4, 250_000, 16_384))
 MORE: dict[str, tuple[Shape, ...]] = {
-    "sympy": (_LONGER, *_BATCHES, (192, 4, 1_500_000, None)),
+    "sympy": (_LONGER, _LONGEST, *_BATCHES, (192, 4, 1_500_000, None)),
     "c4-mini": (_LONGER, *_BATCHES),
-    "tinyshakespeare": (_LONGER, (64, 2, 2_000_000, None)),
-    "torch-python": (_LONGER, _WIDER),
+    "tinyshakespeare": (_LONGER, _LONGEST),
+    "torch-python": (_LONGER, _LONGEST, _WIDER),
     "hongloumeng": (_LONGER,),
     "networkx": (_LONGER, _WIDER),
     "wikitext2": (_WIDER,),

@@ -21,7 +21,7 @@ Rows = list[dict[str, Any]]
 
 # Fitted in the logarithm, except the floors. The last number: how firmly the value is held, as a standard deviation.
 _HELD = {
-    "a": 1.0,
+    "a": 0.5,
     "alpha": 0.3,
     "beta": 0.3,
     "floor_xz": 0.15,

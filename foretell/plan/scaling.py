@@ -29,9 +29,10 @@ PROBE_TOKENS = 163_840
 PROBE_BATCH, PROBE_CONTEXT = 2048, 128
 # Where a text came without its xz figure.
 USUAL_XZ = 2.2
-# Before anything was recorded: exponents of Besiroglu et al. (2024), the repeat constant of Muennighoff et al. (2023).
+# Before anything was recorded: exponents of Besiroglu et al. (2024), and their ratio of the two terms at the probe; the
+# repeat constant of Muennighoff et al. (2023).
 PROVISIONAL: dict[str, Any] = {
-    "a": 0.5,
+    "a": 0.21,
     "alpha": 0.35,
     "beta": 0.37,
     "floor_xz": 0.15,
