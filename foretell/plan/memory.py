@@ -14,7 +14,7 @@ Every term is a count of tensors alive at the peak, derived from the code of `mo
 
 Two moments can be the peak of live tensors: the loss, when all activations live and gradients only from the second
 micro-batch on; and the optimiser step, when all gradients live and no activations. The sum over live tensors agrees
-with torch's own count within 1% (tests); resident memory, which is what kills a process, is some percent more. Not
+with torch's own count within 3% (tests); resident memory, which is what kills a process, is some percent more. Not
 handled: other devices' allocators.
 """
 
@@ -26,7 +26,7 @@ from foretell.plan.flops import layer_matrices, parameters, sizes
 FLOAT, HALF = 4, 2
 # Interpreter with torch and this package loaded, where no calibration has measured it.
 PROCESS_BYTES = 3.5e8
-# torch.compile's own modules, graphs and code in this process; what its kernels save of the activations (docs/plan.md).
+# torch.compile's modules, graphs and code in this process; what its kernels keep of the activations. Estimates.
 COMPILER_BYTES = 2.5e8
 COMPILED_SHARE = 0.85
 # Held by the allocator beyond the live tensors: a share of them, and a constant (docs/plan.md).

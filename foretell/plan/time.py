@@ -18,21 +18,21 @@ from foretell.plan import flops, memory
 from foretell.plan.flops import sizes
 from foretell.plan.scaling import PROBE_CONTEXT, spread
 
-# Where the machine record lacks a figure (docs/plan.md says where these come from).
+# Where the machine record lacks a figure: round figures of one slow core, not measurements.
 GUESSED_FLOPS_PER_SECOND_AND_THREAD = 4e10
 GUESSED_BANDWIDTH = 1e10
 GUESSED_OP_SECONDS = 6e-6
 GUESSED_CHECKPOINT_BYTES_PER_SECOND = 2e8
 
-# Half-widths of the logarithm of seconds, central 90%: measured (docs/plan.md).
+# Half-widths of the logarithm of seconds, meant as central 90%: set by judgement, still to be calibrated on runs.
 TRIAL_SPREAD, MOST_TRIAL_SPREAD = 0.09, 0.24
 ROOFLINE_SPREAD = 0.6
 UNMEASURED_SPREAD = 1.2
 PROBED_SPREAD = 0.35
 
-# Seconds of a validation token against those of a training token: a forward pass, and the scores.
+# Seconds of a validation token against those of a training token: a forward pass, and the scores. An estimate.
 EVALUATION_SHARE = 0.40
-# Share of the best square product's rate that the products of training reach.
+# Share of the best square product's rate that the products of training reach. An estimate.
 PRODUCT_EFFICIENCY = 0.85
 # Operators of one layer and of the rest, forward and backward; and of the optimiser a parameter tensor.
 OPERATORS_A_LAYER, OPERATORS_BESIDE = 110, 60
