@@ -86,7 +86,9 @@ def emit(result: dict[str, Any], as_json: bool, render: Callable[[dict[str, Any]
     elif render is not None:
         from rich.console import Console
 
-        Console().print(render(result), highlight=False)
+        out = Console()
+        # A pipe has no width: lines stay whole there.
+        out.print(render(result), highlight=False, width=None if out.is_terminal else 120)
 
 
 def read_config(arguments: list[str] | None) -> RunConfig:
@@ -153,6 +155,7 @@ def plan(
 ) -> None:
     """Forecast a run on this machine: parameters, FLOPs, memory, time and final loss. Trains nothing."""
     from foretell import plan as forecasting
+    from foretell.cli import tables
     from foretell.cli.display import Display
     from foretell.cli.steps import machine, prepared
 
@@ -161,7 +164,7 @@ def plan(
         record = machine(display)
         corpus = prepared(c, out, display).corpus if c.data.source else None
     forecast = forecasting.forecast(c, machine=record, corpus=corpus)
-    emit(forecast, as_json, forecasting.render)
+    emit(forecast, as_json, tables.forecast)
 
 
 @app.command()
@@ -190,6 +193,7 @@ def train(
 def verify(run: Annotated[Path, typer.Argument(help="A run folder.")], as_json: Json = False) -> None:
     """Forecast beside measurement with signed errors. Exit 3 when a headline fell outside its 90% interval."""
     from foretell import plan as forecasting
+    from foretell.cli import tables
 
     files = [run / "plan.json", run / "measured.json"]
     for f in files:
@@ -197,7 +201,7 @@ def verify(run: Annotated[Path, typer.Argument(help="A run folder.")], as_json: 
             raise errors.ConfigError(f"{f}: no such file; `foretell verify` needs a finished run folder")
     predicted, measured = (json.loads(f.read_text(encoding="utf-8")) for f in files)
     result = forecasting.verify(predicted, measured)
-    emit(result, as_json, forecasting.render_verify)
+    emit(result, as_json, tables.verdict)
     if not result["headline_held"]:
         raise typer.Exit(3)
 

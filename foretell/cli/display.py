@@ -13,7 +13,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from foretell import plan as forecasting
+from foretell.cli import tables
 from foretell.report.numbers import count, duration, size
 
 
@@ -98,7 +98,7 @@ class Display:
 
     def _on_plan(self, event: dict[str, Any]) -> None:
         self.plan = event["plan"]
-        self.say(forecasting.render(event["plan"]))
+        self.say(tables.forecast(event["plan"]))
 
     def _on_start(self, event: dict[str, Any]) -> None:
         self.steps, self.resumed = event["steps"], event["step"]

@@ -3,7 +3,6 @@
 from foretell.plan.budget import Budget, parse_budget
 from foretell.plan.outlook import forecast, plan
 from foretell.plan.size import completed, size_for_budget, steps_for_budget
-from foretell.plan.tables import render, render_verify
 from foretell.plan.time import peak_flops_per_second
 from foretell.plan.verdict import verify
 
@@ -14,8 +13,6 @@ __all__ = [
     "parse_budget",
     "peak_flops_per_second",
     "plan",
-    "render",
-    "render_verify",
     "size_for_budget",
     "steps_for_budget",
     "verify",

@@ -1,0 +1,54 @@
+"""The forecast and its verdict as tables for a terminal, in the words and units of the report."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rich.table import Table
+
+from foretell.report import numbers
+from foretell.report.words import label, pick
+
+
+def forecast(plan: dict[str, Any]) -> Table:
+    """A plan, one quantity a row, each with its interval."""
+    table = Table(box=None, show_header=False, padding=(0, 2))
+    m, own = plan["model"], plan["parameters"]["total"]
+    shape = f"{m['num_hidden_layers']} layers, width {m['hidden_size']}, vocabulary {m['vocab_size']:,}"
+    table.add_row("model", f"{own:,} parameters", shape)
+    epochs = f", {plan['epochs']:.1f} times the text" if "epochs" in plan else ""
+    table.add_row(
+        "tokens", f"{plan['tokens']:,}", f"{plan['steps']:,} steps of {plan['global_batch_tokens']:,}{epochs}"
+    )
+    each = numbers.field("flops_per_token", plan["flops_per_token"])
+    table.add_row("compute", _shown("flops_total", plan["flops_total"]), f"{pick(each).en} a token")
+    for name in ("step_seconds", "seconds", "memory_bytes.peak", "bits_per_byte"):
+        quantity = plan["memory_bytes"]["peak"] if name == "memory_bytes.peak" else plan.get(name)
+        if quantity:
+            table.add_row(label(name).en.lower(), _shown(name, quantity["value"]), _interval(name, quantity))
+    if not plan["fits"]:
+        table.add_row("[red]does not fit[/]", "", "the forecast peak is above this machine's memory")
+    return table
+
+
+def verdict(verified: dict[str, Any]) -> Table:
+    """Forecast beside measurement, one quantity a row."""
+    table = Table(box=None, padding=(0, 1))
+    for column in ("quantity", "forecast", "90% interval", "measured", "error", ""):
+        table.add_column(column, justify="left" if column in {"quantity", ""} else "right")
+    for q in verified["quantities"]:
+        name = q["name"]
+        held = {True: "[green]held[/]", False: "[red]missed[/]", None: ""}[q["held"]]
+        error = f"{q['error_percent']:+.1f}%" if q["error_percent"] is not None else ""
+        span = _interval(name, q) if q["low"] is not None else ""
+        table.add_row(label(name).en, _shown(name, q["predicted"]), span, _shown(name, q["measured"]), error, held)
+    return table
+
+
+def _shown(name: str, value: float) -> str:
+    return pick(numbers.field(name, value)).en
+
+
+def _interval(name: str, quantity: dict[str, float]) -> str:
+    low, high = (_shown(name, quantity[k]) for k in ("low", "high"))
+    return rf"\[{low}, {high}]"
