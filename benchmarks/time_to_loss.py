@@ -138,7 +138,7 @@ def run_peer(work: Path, seed: int) -> dict[str, Any]:
                 h = block(h)
             return F.cross_entropy(self.head(self.ln_f(h)).flatten(0, 1), y.flatten())
 
-    texts = {n: (work / f"{n}.txt").read_text(encoding="utf-8", newline="") for n in ("train", "valid")}
+    texts = {n: (work / f"{n}.txt").read_bytes().decode() for n in ("train", "valid")}
     alphabet = {c: i for i, c in enumerate(sorted(set(texts["train"] + texts["valid"])))}
     train, valid = (torch.tensor([alphabet[c] for c in texts[n]]) for n in ("train", "valid"))
     model = GPT()

@@ -86,9 +86,9 @@ def emit(result: dict[str, Any], as_json: bool, render: Callable[[dict[str, Any]
     elif render is not None:
         from rich.console import Console
 
-        out = Console()
-        # A pipe has no width: lines stay whole there.
-        out.print(render(result), highlight=False, width=None if out.is_terminal else 120)
+        # A pipe has no width of its own.
+        out = Console() if sys.stdout.isatty() else Console(width=120)
+        out.print(render(result), highlight=False)
 
 
 def read_config(arguments: list[str] | None) -> RunConfig:
