@@ -547,16 +547,18 @@ def test_only_a_headline_outside_its_interval_fails(changed: dict, held: bool) -
 def test_the_plan_is_json_and_renders() -> None:
     from rich.console import Console
 
+    from foretell.cli import tables
+
     forecast = plan.forecast(run_config.updated(RunConfig(), train={"budget": "4m"}), machine=MACHINE, corpus=CORPUS)
     assert json.loads(json.dumps(forecast)) == forecast
     for name in ("seconds", "bits_per_byte", "loss", "step_seconds"):
         assert forecast[name]["low"] < forecast[name]["value"] < forecast[name]["high"]
     console = Console(record=True, width=110, file=open("/dev/null", "w"))  # noqa: SIM115
-    console.print(plan.render(forecast))
-    console.print(plan.render_verify(plan.verify(PREDICTED, MEASURED)))
+    console.print(tables.forecast(forecast))
+    console.print(tables.verdict(plan.verify(PREDICTED, MEASURED)))
     text = console.export_text()
     assert "bits per byte" in text
-    assert "[180, 260]" in text
+    assert "[3m 00s, 4m 20s]" in text
 
 
 def test_a_machine_nobody_measured_still_gets_a_forecast() -> None:
