@@ -110,7 +110,7 @@ def decide(config: RunConfig, data: Data, machine: dict[str, Any], show: Display
             budget, machine=machine, corpus=text, probe=measured_probe, trial=measured_trial, config=config
         )
     runtime.reset_peak_memory()
-    held = max(runtime.resident_memory_bytes(), machine.get("process_bytes", 0))
+    held = max(runtime.resident_memory_bytes(), machine.get("process_bytes", 0)) + runtime.allocator_keeps_bytes()
     here = {**machine, "process_bytes": held}
     forecast = plan.plan(config, machine=here, corpus=text, probe=measured_probe, trial=measured_trial)
     return config, {**forecast, "created": datetime.now(UTC).isoformat(timespec="seconds")}
