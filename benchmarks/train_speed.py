@@ -33,7 +33,13 @@ from foretell.train.loop import Job, State, loss_function, take_step
 
 VOCABULARIES = (65, 16_384)
 BATCH, CONTEXT = 16, 256
-SHAPE = {"hidden_size": 384, "num_hidden_layers": 6, "num_attention_heads": 6, "num_key_value_heads": 6}
+SHAPE = {
+    "hidden_size": 384,
+    "num_hidden_layers": 6,
+    "num_attention_heads": 6,
+    "num_key_value_heads": 6,
+    "intermediate_size": 1040,
+}
 BARS = {65: {"float32": 3.4, "autocast": 1.4, "peak": 0.63}, 16_384: {"float32": 5.4, "autocast": 1.4, "peak": 0.70}}
 
 
