@@ -124,6 +124,11 @@ class Display:
     def _on_evaluating(self, event: dict[str, Any]) -> None:
         self.say(f"  [dim]scoring the {'validation' if event['split'] == 'valid' else event['split']} text …[/]")
 
+    def _on_scores(self, event: dict[str, Any]) -> None:
+        from foretell import evaluate
+
+        self.say(evaluate.render(event["scores"]))
+
     def _seconds_left(self) -> float:
         e = self.step_event
         done = e["step"] - self.resumed

@@ -77,6 +77,7 @@ def train(
         show({"event": "evaluating", "split": "test"})
         scores = _scores(model, data, "test", config)
         _write_json(run / "eval.json", {"split": "test", **scores})
+        show({"event": "scores", "split": "test", "scores": scores})
     _write_json(run / "measured.json", measured)
     return {k: measured.get(k) for k in RESULT_FIELDS}
 
