@@ -218,9 +218,10 @@ def validate(raw: Mapping[str, Any], where: str = "config") -> RunConfig:
 
 def updated(config: RunConfig, **tables: Mapping[str, Any]) -> RunConfig:
     """A copy with some keys of some tables replaced: `updated(config, train={"steps": 10})`. Validated again."""
-    raw = config.model_dump()
+    # What nobody set stays unset: a resume compares only what was asked for.
+    raw = config.model_dump(exclude_unset=True)
     for name, changes in tables.items():
-        raw[name] = {**raw[name], **changes}
+        raw[name] = {**raw.get(name, {}), **changes}
     return validate(raw)
 
 

@@ -158,7 +158,12 @@ def _stored_config(run: Path, given: RunConfig, data: Data, machine: dict[str, A
     changed: dict[str, Any] = {
         k: getattr(given.train, k) for k in ("dtype", "compile") if k in given.train.model_fields_set
     }
-    return run_config.updated(stored, train=changed) if drift and changed else stored
+    if not drift:
+        return stored
+    stored = run_config.updated(stored, train=changed)
+    _write_json(run / "machine.json", machine)
+    files.write_atomic(run / "config.toml", run_config.dumps(stored).encode())
+    return stored
 
 
 def _write_folder(run: Path, config: RunConfig, forecast: dict[str, Any], data: Data, machine: dict[str, Any]) -> None:
