@@ -9,7 +9,7 @@ from foretell.config import RunConfig
 from foretell.plan import flops, memory, scaling, size, time
 from foretell.plan.budget import parse_budget
 
-MEMORY_SPREAD = 0.12
+MEMORY_SPREAD = 0.22
 CONVENTION = "all matrix products with the head, attention causal-exact, backward twice forward"
 
 

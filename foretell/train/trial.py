@@ -33,6 +33,8 @@ PROBE_TRAIN = TrainConfig(
 PROBE_EVAL_TOKENS = 131_072
 # Seconds that compiling costs at the least; measured on two cores (docs/log.md).
 COMPILE_SECONDS = 40.0
+# A shared machine is uneven over a second or two; steps are timed over longer than that.
+TRIAL_SECONDS = 6.0
 
 
 def built(model: ModelConfig, dropout: float, seed: int) -> Decoder:
@@ -83,16 +85,16 @@ def paths(config: RunConfig, machine: dict[str, Any], run_seconds: float) -> lis
 
 
 def trial(config: RunConfig, data: Data, dtype: str, compiled: bool, steps: int = 6) -> dict[str, Any]:
-    """Step seconds of a few real optimiser steps of the exact shape on one execution path.
+    """Step seconds of some real optimiser steps of the exact shape on one execution path.
 
-    Returns step_seconds, low and high of the timed steps, first_step_seconds (with compilation), dtype, compile; or
-    `error` where the path does not work on this machine.
+    Returns step_seconds, low and high (the middle 80% of the timed steps), first_step_seconds (with compilation),
+    dtype, compile; or `error` where the path does not work on this machine.
     """
     model = built(config.model, config.train.dropout, config.train.seed)
     with tempfile.TemporaryDirectory() as folder:
         job = Job(config.train, data, Path(folder), config.data.packing, runtime.dtype(dtype), compiled, 0.0, 1.0)
         try:
-            seconds = _timed_steps(job, model, steps + 2)
+            seconds = _timed_steps(job, model, steps + 2, TRIAL_SECONDS)
         except Exception as e:  # a compiler that fails is a path that is not there, whatever it raises
             if not compiled:
                 raise
@@ -102,8 +104,8 @@ def trial(config: RunConfig, data: Data, dtype: str, compiled: bool, steps: int 
         "dtype": dtype,
         "compile": compiled,
         "step_seconds": statistics.median(timed),
-        "low": timed[0],
-        "high": timed[-1],
+        "low": timed[len(timed) // 10],
+        "high": timed[-1 - len(timed) // 10],
         "first_step_seconds": seconds[0],
         "steps": len(timed),
     }
@@ -123,13 +125,13 @@ def choose_path(
     return run_config.updated(config, train=changes), {**best, "tried": tried}
 
 
-def _timed_steps(job: Job, model: Decoder, steps: int) -> list[float]:
-    """Wall seconds of each of the first `steps` steps."""
+def _timed_steps(job: Job, model: Decoder, steps: int, least_seconds: float = 0.0) -> list[float]:
+    """Wall seconds of each of the first `steps` steps, and of more until `least_seconds` after the first are over."""
     optimizers = optim.build(model, job.config, job.dtype)
     loss_of = loss_function(job, model)
-    state, seconds = State(), []
+    state, seconds = State(), list[float]()
     model.train()
-    for _ in range(steps):
+    while len(seconds) < steps or sum(seconds[1:]) < least_seconds:
         started = time.perf_counter()
         take_step(job, model, loss_of, optimizers, state)
         seconds.append(time.perf_counter() - started)
