@@ -159,7 +159,7 @@ def read(folder: Path) -> Run:
         files=files,
         steps=steps,
         evals=evals,
-        missing=tuple(name for name in FILES if name not in present),
+        missing=tuple(name for name in FILES if name not in present and name != "samples.json"),
         damaged=tuple(damaged),
     )
 
