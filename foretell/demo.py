@@ -19,7 +19,6 @@ from typing import Any
 from foretell import calibrate, data, generate, report, train
 from foretell import config as run_config
 from foretell.checkpoint import files
-from foretell.data import Data
 from foretell.errors import ConfigError, DataError
 from foretell.models import hf
 
@@ -61,10 +60,11 @@ def demo(budget: str, out: Path, name: str | None, display: Any) -> dict[str, An
     if run.exists() and any(run.iterdir()):
         run = _free_name(run)
     paths = library_files()
-    digest = hashlib.sha256()
+    digest, size = hashlib.sha256(), 0
     for p in paths:
-        digest.update(p.read_bytes())
-    size = sum(p.stat().st_size for p in paths)
+        content = p.read_bytes()
+        digest.update(content)
+        size += len(content)
     display.say(
         f"[bold]1  The text[/]: the library of Python {platform.python_version()}, {len(paths):,} files, "
         f"{size:,} bytes, sha256 {digest.hexdigest()[:16]}"
@@ -87,7 +87,7 @@ def demo(budget: str, out: Path, name: str | None, display: Any) -> dict[str, An
     config = run_config.updated(run_config.RunConfig(), data={"source": str(folder)}, train={"budget": budget})
     result = train.train(config, data.open_data(folder), run, machine=machine, display=_Chapters(display))
     display.say("[bold]6  What it writes[/]")
-    samples = write_samples(run, data.open_data(folder))
+    samples = write_samples(run, paths)
     for s in samples["samples"][:3]:
         display.say(_indent(s["prompt"], s["completion"]))
     python = samples["python"]
@@ -113,11 +113,11 @@ class _Chapters:
             self.display.say("[bold]5  Held-out modules[/]")
 
 
-def write_samples(run: Path, prepared: Data) -> dict[str, Any]:
+def write_samples(run: Path, paths: list[Path]) -> dict[str, Any]:
     """samples.json: a few completions, and how many of 50 functions from unseen modules parse when completed."""
     model, tokenizer = hf.load(run / "model")
     samples = generate.generate(model, tokenizer, list(PROMPTS), max_new_tokens=80, temperature=0.6, seed=1)
-    heads = function_heads(prepared, COMPLETED)
+    heads = function_heads(paths, COMPLETED)
     bodies = generate.generate(
         model, tokenizer, heads, max_new_tokens=96, temperature=0.3, seed=1, stop=("\ndef ", "\nclass ", "\n@", "\n#")
     )
@@ -128,10 +128,10 @@ def write_samples(run: Path, prepared: Data) -> dict[str, Any]:
     return result
 
 
-def function_heads(prepared: Data, count: int) -> list[str]:
-    """`def name(arguments):` lines of top-level functions from test modules."""
+def function_heads(paths: list[Path], count: int) -> list[str]:
+    """`def name(arguments):` lines of top-level functions from those of `paths` that are test modules."""
     heads: list[str] = []
-    for path in library_files():
+    for path in paths:
         if module_split(str(path)) != "test":
             continue
         try:

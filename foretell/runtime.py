@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     import torch
 
 # Read by glibc at process start: transparent huge pages for malloc, and no giving back of large blocks between steps.
-# Page faults cost 12 to 25% of a training step on CPU (docs/log.md).
+# Page faults cost a tenth to a half of a training step on CPU (docs/log.md).
 _ALLOCATOR = {
     "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1:glibc.malloc.mmap_threshold=4294967296:"
     "glibc.malloc.trim_threshold=17179869184:glibc.malloc.top_pad=33554432",

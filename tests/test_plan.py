@@ -529,6 +529,16 @@ def test_verdicts() -> None:
     assert found["headline_held"]
 
 
+def test_the_prior_is_the_fit_of_the_runs_beside_it() -> None:
+    place = Path(plan.__file__).parent
+    rows = [json.loads(line) for line in (place / "runs.jsonl").read_text().splitlines()]
+    law = json.loads((place / "prior.json").read_text())
+    assert (law["runs"], law["texts"]) == (len(rows), len({r["corpus"] for r in rows}))
+    fitted = fit.fit(rows)
+    for key in ("a", "alpha", "beta", "floor_xz", "floor_probe", "repeat", "critical_batch"):
+        assert fitted[key] == pytest.approx(law[key], rel=1e-4)
+
+
 @pytest.mark.parametrize(
     ("changed", "held"),
     [

@@ -199,7 +199,10 @@ def verify(run: Annotated[Path, typer.Argument(help="A run folder.")], as_json: 
     for f in files:
         if not f.exists():
             raise errors.ConfigError(f"{f}: no such file; `foretell verify` needs a finished run folder")
-    predicted, measured = (json.loads(f.read_text(encoding="utf-8")) for f in files)
+    try:
+        predicted, measured = (json.loads(f.read_text(encoding="utf-8")) for f in files)
+    except ValueError as e:
+        raise errors.ConfigError(f"{run}: plan.json or measured.json is damaged: {e}") from None
     result = forecasting.verify(predicted, measured)
     emit(result, as_json, tables.verdict)
     if not result["headline_held"]:

@@ -35,8 +35,7 @@ class Display:
         self.plan: dict[str, Any] = {}
         self.steps, self.step_event, self.eval_event = 0, dict[str, Any](), dict[str, Any]()
         self.losses: deque[float] = deque(maxlen=4096)
-        self.started_seconds, self.last_line = 0.0, 0.0
-        self.resumed = 0
+        self.last_line = 0.0
 
     def __enter__(self) -> Display:
         return self
@@ -101,7 +100,7 @@ class Display:
         self.say(tables.forecast(event["plan"]))
 
     def _on_start(self, event: dict[str, Any]) -> None:
-        self.steps, self.resumed = event["steps"], event["step"]
+        self.steps = event["steps"]
         if event["resumed_from"] is not None:
             self.say(f"  resumed from step {event['resumed_from']:,}")
         for damaged in event.get("skipped_checkpoints", []):
@@ -130,9 +129,8 @@ class Display:
         self.say(evaluate.render(event["scores"]))
 
     def _seconds_left(self) -> float:
-        e = self.step_event
-        done = e["step"] - self.resumed
-        return (self.steps - e["step"]) * e["seconds"] / max(1, e["step"] if not self.resumed else done)
+        e = self.step_event  # its seconds are the whole run's, earlier sessions included, and so are its steps
+        return (self.steps - e["step"]) * e["seconds"] / e["step"]
 
     def _training(self) -> None:
         if not self.step_event:

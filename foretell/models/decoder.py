@@ -3,7 +3,7 @@
 RMSNorm before each branch (Zhang and Sennrich, 2019), rotary positions (Su et al., 2021), grouped queries (Ainslie et
 al., 2023), RMSNorm on queries and keys (Dehghani et al., 2023), SwiGLU (Shazeer, 2020), tied embeddings (Press and
 Wolf, 2017). This is the architecture and these are the parameter names of Qwen3 in Hugging Face transformers, so a
-trained model needs no conversion to be loaded there, in vLLM or in llama.cpp.
+trained model needs no conversion to be loaded there.
 
 Shapes: B batch, T time, S time of keys (cached and new), D hidden, H heads, K KV heads, E head dim, V vocabulary.
 Not handled here: masks other than what the caller passes, sliding windows, RoPE scaling, experts.

@@ -16,30 +16,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from foretell.config import ModelConfig
-from foretell.errors import PlanError
 
 NEWTON_SCHULZ_STEPS = 5
 
 
-def sizes(model: ModelConfig) -> tuple[int, int, int, int, int, int, int]:
-    """D, L, H, K, E, F, V of a resolved config."""
-    values = (
-        model.hidden_size,
-        model.num_hidden_layers,
-        model.num_attention_heads,
-        model.num_key_value_heads,
-        model.head_dim,
-        model.intermediate_size,
-        model.vocab_size,
-    )
-    if any(v is None for v in values):
-        raise PlanError("the model's sizes are not resolved; complete the config first (foretell.plan.completed)")
-    return values  # type: ignore[return-value]
-
-
 def layer_matrices(model: ModelConfig) -> Iterator[tuple[str, int, int]]:
     """(name, rows, columns) of each weight matrix of one layer."""
-    D, _, H, K, E, F, _ = sizes(model)
+    D, _, H, K, E, F, _ = model.sizes
     yield "self_attn.q_proj", H * E, D
     yield "self_attn.k_proj", K * E, D
     yield "self_attn.v_proj", K * E, D
@@ -51,7 +34,7 @@ def layer_matrices(model: ModelConfig) -> Iterator[tuple[str, int, int]]:
 
 def parameters(model: ModelConfig) -> dict[str, int]:
     """Parameters by place; `total` is their sum. `non_embedding` leaves out the embedding and an untied head."""
-    D, L, _, _, E, _, V = sizes(model)
+    D, L, _, _, E, _, V = model.sizes
     matrices = list(layer_matrices(model))
     count = {
         "embedding": V * D,
@@ -71,7 +54,7 @@ def parameters(model: ModelConfig) -> dict[str, int]:
 
 def forward_flops_per_token(model: ModelConfig, context: int) -> dict[str, float]:
     """FLOPs of one token's forward pass: `matrices`, `head`, and attention `attention_full` or `attention_causal`."""
-    D, L, H, _, E, _, V = sizes(model)
+    D, L, H, _, E, _, V = model.sizes
     return {
         "matrices": 2 * L * sum(r * c for _, r, c in layer_matrices(model)),
         "head": 2 * D * V,
@@ -99,4 +82,4 @@ def optimizer_flops(model: ModelConfig, optimizer: str) -> float:
     for _, rows, columns in layer_matrices(model):
         m, n = min(rows, columns), max(rows, columns)
         flops += NEWTON_SCHULZ_STEPS * (4 * m * m * n + 2 * m**3)
-    return flops * sizes(model)[1]
+    return flops * model.sizes[1]

@@ -21,7 +21,7 @@ handled: other devices' allocators.
 from __future__ import annotations
 
 from foretell.config import ModelConfig, TrainConfig
-from foretell.plan.flops import layer_matrices, parameters, sizes
+from foretell.plan.flops import layer_matrices, parameters
 
 FLOAT, HALF = 4, 2
 # Interpreter with torch and this package loaded, where no calibration has measured it.
@@ -48,7 +48,7 @@ def saved_bytes_per_token(model: ModelConfig, dtype: str, dropout: bool = False)
     An RMSNorm keeps its input, its scaled input (D each) and one number. Under autocast, norms stay in float32 and each
     product keeps its own copy of its input in the lower precision.
     """
-    D, L, H, K, E, F, _ = sizes(model)
+    D, L, H, K, E, F, _ = model.sizes
     q, kv = H * E, K * E
     norm = FLOAT * (2 * D + 1)
     norms_of_heads = FLOAT * (2 * q + H + 2 * kv + K)
@@ -75,7 +75,7 @@ def micro_batch_tokens(train: TrainConfig) -> int:
 
 def logit_bytes(model: ModelConfig, train: TrainConfig) -> int:
     """Bytes of the cross-entropy at its peak."""
-    D, _, _, _, _, _, V = sizes(model)
+    D, _, _, _, _, _, V = model.sizes
     tokens = micro_batch_tokens(train)
     chunk = train.loss_chunk_tokens
     if chunk is None or chunk >= tokens:
@@ -89,7 +89,7 @@ def workspace_bytes(model: ModelConfig, optimizer: str) -> int:
         return 0
     groups: dict[tuple[int, int], int] = {}
     for _, rows, columns in layer_matrices(model):
-        groups[rows, columns] = groups.get((rows, columns), 0) + sizes(model)[1]
+        groups[rows, columns] = groups.get((rows, columns), 0) + model.sizes[1]
     return max(FLOAT * 3 * n * (rows * columns + min(rows, columns) ** 2) for (rows, columns), n in groups.items())
 
 

@@ -70,7 +70,7 @@ def plan(
 
 def forecast(config: RunConfig, *, machine: dict[str, Any], corpus: dict[str, Any] | None = None) -> dict[str, Any]:
     """`foretell plan`: size and complete the config, then forecast it. Trains nothing."""
-    if config.train.budget is not None and config.train.steps is None:
+    if config.train.budget is not None:
         budget = parse_budget(config.train.budget)
         config = size.size_for_budget(budget, machine=machine, corpus=corpus, probe=None, config=config)
     config = size.completed(config, corpus, machine)

@@ -97,7 +97,7 @@ def save_every(model: ModelConfig, train: TrainConfig, machine: dict[str, Any], 
 
 def _chunk(tokens: int, model: ModelConfig) -> int | None:
     """Tokens a chunk of the cross-entropy where the logits would be large, else None: all at once."""
-    V = flops.sizes(model)[-1]
+    V = model.sizes.V
     if 3 * memory.FLOAT * tokens * V <= MOST_LOGIT_BYTES:
         return None
     return max(64, int(CHUNK_BYTES / memory.FLOAT / V))

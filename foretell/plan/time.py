@@ -15,7 +15,6 @@ from typing import Any
 
 from foretell.config import ModelConfig, RunConfig, TrainConfig
 from foretell.plan import flops, memory
-from foretell.plan.flops import sizes
 from foretell.plan.scaling import PROBE_CONTEXT, spread
 
 # Where the machine record lacks a figure: round figures of one slow core, not measurements.
@@ -65,7 +64,7 @@ def working_dtype(train: TrainConfig, machine: dict[str, Any]) -> str:
 
 def roofline_step_seconds(m: ModelConfig, t: TrainConfig, machine: dict[str, Any]) -> float:
     """Seconds of one optimiser step from the machine record alone."""
-    _, L, _, _, _, _, V = sizes(m)
+    _, L, _, _, _, _, V = m.sizes
     tokens = t.global_batch_tokens or t.context
     speed = rate(machine, working_dtype(t, machine)) * PRODUCT_EFFICIENCY
     bandwidth = machine.get("memory_bytes_per_second", {}).get("copy") or GUESSED_BANDWIDTH

@@ -18,7 +18,8 @@ from foretell.config import TrainConfig
 # The quintic whose iteration drives singular values towards 1 (Jordan et al., 2024).
 _A, _B, _C = 3.4445, -4.7750, 2.0315
 
-# Peak learning rates where the config names none. Measured on small models (docs/log.md).
+# Peak learning rates where the config names none. Muon's and the embedding's were tuned on one small model
+# (docs/log.md); those of AdamW and SGD are usual values, not tuned.
 DEFAULT_LR = {"muon": 0.02, "adamw": 2e-3, "sgd": 0.1}
 DEFAULT_EMBEDDING_LR = 0.05
 

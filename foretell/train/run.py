@@ -134,13 +134,15 @@ def _claim(run: Path, resume: bool) -> None:
 def _stored_config(run: Path, given: RunConfig, data: Data, machine: dict[str, Any], allow_drift: bool) -> RunConfig:
     """The folder's own config, after checking that nothing that decides the numbers has changed."""
     stored = run_config.load(run / "config.toml")
-    drift = []
+    drift: list[str] = []
+    changes: dict[str, dict[str, Any]] = {}
     for name, table in given:
         if isinstance(table, run_config.Table):
             for key in sorted(table.model_fields_set):
                 old, new = getattr(getattr(stored, name), key), getattr(table, key)
                 if new is not None and new != "auto" and old != new:
                     drift.append(f"{name}.{key}: {old} then, {new} now")
+                    changes.setdefault(name, {})[key] = new
     record = json.loads((run / "machine.json").read_text(encoding="utf-8"))
     for fact in ("processor", "threads", "torch"):
         if record.get(fact) != machine.get(fact):
@@ -155,12 +157,9 @@ def _stored_config(run: Path, given: RunConfig, data: Data, machine: dict[str, A
         raise ConfigError(
             f"{run} cannot be resumed bit for bit: " + "; ".join(drift) + ". Accept this with --allow-drift."
         )
-    changed: dict[str, Any] = {
-        k: getattr(given.train, k) for k in ("dtype", "compile") if k in given.train.model_fields_set
-    }
     if not drift:
         return stored
-    stored = run_config.updated(stored, train=changed)
+    stored = run_config.updated(stored, **changes)
     _write_json(run / "machine.json", machine)
     files.write_atomic(run / "config.toml", run_config.dumps(stored).encode())
     return stored
@@ -170,7 +169,7 @@ def _write_folder(run: Path, config: RunConfig, forecast: dict[str, Any], data: 
     """plan.json before the run. config.toml comes last: where it is, the folder can be resumed."""
     _write_json(run / "plan.json", {"format_version": run_config.FORMAT_VERSION, **forecast})
     _write_json(run / "machine.json", machine)
-    keys = ("fingerprint", "splits", "funnel", "text_xz_bits_per_byte", "bytes_per_token", "unique_tokens")
+    keys = ("fingerprint", "tokenizer", "splits", "funnel", "text_xz_bits_per_byte", "bytes_per_token", "unique_tokens")
     _write_json(run / "data.json", {k: data.index[k] for k in keys} | {"corpus": data.corpus})
     files.write_atomic(run / "config.toml", run_config.dumps(config).encode())
 

@@ -31,7 +31,7 @@ PROBE_TRAIN = TrainConfig(
     steps=80, context=128, micro_batch_size=16, global_batch_tokens=2048, save_every=80, eval_every=80
 )
 PROBE_EVAL_TOKENS = 131_072
-# Seconds that compiling costs at the least; measured on two cores (docs/log.md).
+# Seconds that compiling costs, and a margin; the first compiled step took 25 to 36 s on two cores (docs/log.md).
 COMPILE_SECONDS = 40.0
 # A shared machine is uneven over a second or two; steps are timed over longer than that.
 TRIAL_SECONDS = 6.0
