@@ -129,7 +129,7 @@ def run_ours(vocab_size: int, steps: int, machine: dict[str, Any], chosen: dict[
             c, _ = trial.choose_path(c, corpus, machine, run_seconds=3600.0)
         else:
             c = run_config.updated(c, train=chosen)
-        model = trial.built(c.model, 0.0, 0)
+        model = trial.built(c.model, 0.0, 0, c.train.attention)
         job = Job(
             c.train, corpus, Path(name), "across", runtime.dtype(c.train.dtype), c.train.compile == "on", 0.0, 1.0
         )
@@ -139,7 +139,7 @@ def run_ours(vocab_size: int, steps: int, machine: dict[str, Any], chosen: dict[
             began = time.perf_counter()
             take_step(job, model, loss_of, optimizers, state)
             seconds.append((time.perf_counter() - began) / c.train.global_batch_tokens)
-    path = {"dtype": c.train.dtype, "compile": c.train.compile}
+    path = {"dtype": c.train.dtype, "compile": c.train.compile, "attention": c.train.attention}
     return {
         "seconds": seconds[3:],
         "first_step_seconds": seconds[0],

@@ -139,6 +139,9 @@ class TrainConfig(Table):
     global_batch_tokens: int | None = Field(None, gt=0, description="tokens an optimiser step")
     dtype: Literal["auto", "float32", "bfloat16"] = Field("auto", description="compute type; auto measures")
     compile: Literal["auto", "on", "off"] = Field("auto", description="torch.compile; auto measures whether it pays")
+    attention: Literal["auto", "sdpa", "products"] = Field(
+        "auto", description="kernel that trains: torch's fused one, or batched products; auto measures"
+    )
     loss_chunk_tokens: int | None = Field(None, gt=0, description="tokens a cross-entropy chunk; unset: from memory")
     objective: Literal["next_token"] = Field("next_token", description="what is learned")
     optimizer: Literal["muon", "adamw", "sgd"] = Field("muon", description="muon: matrices by Muon, the rest by AdamW")

@@ -138,11 +138,11 @@ def test_states_equal_the_optimisers_tensors(optimizer: str) -> None:
     assert states == {"weights": gradients, "gradients": gradients, "optimizer": kept}
 
 
-@given(shapes, st.sampled_from(["float32", "bfloat16"]))
-@settings(max_examples=10, deadline=None)
-def test_activations_equal_what_autograd_saves(model: ModelConfig, dtype: str) -> None:
+@given(shapes, st.sampled_from(["float32", "bfloat16"]), st.sampled_from(["sdpa", "products"]))
+@settings(max_examples=16, deadline=None)
+def test_activations_equal_what_autograd_saves(model: ModelConfig, dtype: str, kernel: str) -> None:
     """Every distinct storage that autograd keeps up to the head, but for weights and their casts, and the tokens."""
-    built = Decoder(model)
+    built = Decoder(model, kernel=kernel)
     B, T = 211, 2  # no weight has these sizes
     ids = torch.randint(0, model.vocab_size or 1, (B, T))
     own = {t.untyped_storage().data_ptr() for t in (*built.parameters(), *built.buffers())}
@@ -150,7 +150,7 @@ def test_activations_equal_what_autograd_saves(model: ModelConfig, dtype: str) -
 
     def pack(t: torch.Tensor) -> torch.Tensor:
         key = t.untyped_storage().data_ptr()
-        if key not in own and t.shape[0] in (B, B * T) and t.is_floating_point():
+        if key not in own and t.shape[0] in (B, B * T, B * model.sizes.K) and t.is_floating_point():
             seen[key] = t
         return t
 
@@ -158,7 +158,8 @@ def test_activations_equal_what_autograd_saves(model: ModelConfig, dtype: str) -
         hidden = built.hidden(ids).flatten(0, 1)
         built.lm_head(hidden)  # keeps its input
     kept = sum(t.untyped_storage().nbytes() for t in seen.values())
-    assert kept == B * T * memory.saved_bytes_per_token(model, dtype)
+    train = TrainConfig(context=T, micro_batch_size=B, dtype=dtype, attention=kernel)
+    assert kept == B * T * memory.saved_bytes_per_token(model, dtype) + memory.probability_bytes(model, train)
 
 
 def _live_peak_bytes(model: ModelConfig, train: TrainConfig) -> int:
@@ -166,7 +167,7 @@ def _live_peak_bytes(model: ModelConfig, train: TrainConfig) -> int:
     from torch._C._profiler import _EventType
     from torch.profiler import ProfilerActivity, profile
 
-    built = Decoder(model)
+    built = Decoder(model, kernel=train.attention)
     built.initialise(torch.Generator().manual_seed(0))
     optimizers = optim.build(built, train)
     micro, context = train.micro_batch_size or 1, train.context
@@ -201,25 +202,29 @@ def _live_peak_bytes(model: ModelConfig, train: TrainConfig) -> int:
 
 
 @pytest.mark.parametrize(
-    ("width", "micro", "batches", "chunk", "optimizer"),
+    ("width", "micro", "batches", "chunk", "optimizer", "kernel"),
     [
-        (64, 8, 1, None, "muon"),
-        (64, 4, 2, None, "muon"),
-        (64, 8, 1, 64, "muon"),
-        (128, 4, 1, None, "adamw"),
-        (256, 1, 1, None, "muon"),  # the optimiser's workspace is the peak
+        (64, 8, 1, None, "muon", "sdpa"),
+        (64, 4, 2, None, "muon", "sdpa"),
+        (64, 8, 1, 64, "muon", "sdpa"),
+        (128, 4, 1, None, "adamw", "sdpa"),
+        (256, 1, 1, None, "muon", "sdpa"),  # the optimiser's workspace is the peak
+        (128, 4, 1, None, "adamw", "products"),
+        (64, 4, 2, 64, "muon", "products"),  # the products of one block are the peak
     ],
 )
 def test_live_memory_is_within_three_percent_of_torchs_own_count(
-    width: int, micro: int, batches: int, chunk: int | None, optimizer: str
+    width: int, micro: int, batches: int, chunk: int | None, optimizer: str, kernel: str
 ) -> None:
-    model = ModelConfig(hidden_size=width, num_hidden_layers=2).resolved(512, 64)
+    context = 256 if kernel == "products" else 64
+    model = ModelConfig(hidden_size=width, num_hidden_layers=2).resolved(512, context)
     train = TrainConfig(
-        context=64,
+        context=context,
         micro_batch_size=micro,
-        global_batch_tokens=64 * micro * batches,
+        global_batch_tokens=context * micro * batches,
         loss_chunk_tokens=chunk,
         optimizer=optimizer,
+        attention=kernel,
         dtype="float32",
         compile="off",
     )

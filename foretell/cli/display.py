@@ -87,7 +87,8 @@ class Display:
 
     def _on_trial(self, event: dict[str, Any]) -> None:
         for tried in event["tried"]:
-            name = f"{tried['dtype']}, {'compiled' if tried['compile'] else 'eager'}"
+            compiled = "compiled" if tried["compile"] else "eager"
+            name = f"{tried['dtype']}, {compiled}, attention by {tried['attention']}"
             if "error" in tried:
                 self.say(f"  trial: {name}: not usable here ({tried['error'].splitlines()[0][:90]})")
             else:

@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from foretell.config import ModelConfig
+from foretell.models.attention import attend
 
 
 class Cache(Protocol):
@@ -58,10 +59,10 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 class Attention(nn.Module):
     """Causal attention with grouped queries, rotary positions and norms on queries and keys."""
 
-    def __init__(self, c: ModelConfig, layer: int, dropout: float) -> None:
+    def __init__(self, c: ModelConfig, layer: int, kernel: str) -> None:
         super().__init__()
         D, _, H, K, E, _, _ = c.sizes
-        self.layer, self.heads, self.kv_heads, self.head_dim, self.dropout = layer, H, K, E, dropout
+        self.layer, self.heads, self.kv_heads, self.head_dim, self.kernel = layer, H, K, E, kernel
         self.q_proj = nn.Linear(D, H * E, bias=False)
         self.k_proj = nn.Linear(D, K * E, bias=False)
         self.v_proj = nn.Linear(D, K * E, bias=False)
@@ -77,10 +78,7 @@ class Attention(nn.Module):
         q, k = rotate(q, cos, sin), rotate(k, cos, sin)
         if cache is not None:
             k, v = cache.update(self.layer, k, v)
-        causal = mask is None and T > 1
-        y = F.scaled_dot_product_attention(
-            q, k, v, attn_mask=mask, is_causal=causal, enable_gqa=self.kv_heads != self.heads
-        )
+        y = attend(q, k, v, self.kernel if self.training else "sdpa", mask)
         return self.o_proj(y.transpose(1, 2).reshape(B, T, -1))
 
 
@@ -101,9 +99,9 @@ class MLP(nn.Module):
 class Layer(nn.Module):
     """Attention, then feed-forward, each added to what came in."""
 
-    def __init__(self, c: ModelConfig, layer: int, dropout: float) -> None:
+    def __init__(self, c: ModelConfig, layer: int, dropout: float, kernel: str) -> None:
         super().__init__()
-        self.self_attn = Attention(c, layer, dropout)
+        self.self_attn = Attention(c, layer, kernel)
         self.mlp = MLP(c)
         self.input_layernorm = RMSNorm(c.sizes.D, c.rms_norm_eps)
         self.post_attention_layernorm = RMSNorm(c.sizes.D, c.rms_norm_eps)
@@ -120,10 +118,10 @@ class Transformer(nn.Module):
     cos: Tensor
     sin: Tensor
 
-    def __init__(self, c: ModelConfig, dropout: float) -> None:
+    def __init__(self, c: ModelConfig, dropout: float, kernel: str) -> None:
         super().__init__()
         self.embed_tokens = nn.Embedding(c.sizes.V, c.sizes.D)
-        self.layers = nn.ModuleList(Layer(c, i, dropout) for i in range(c.sizes.L))
+        self.layers = nn.ModuleList(Layer(c, i, dropout, kernel) for i in range(c.sizes.L))
         self.norm = RMSNorm(c.sizes.D, c.rms_norm_eps)
         self.dropout = nn.Dropout(dropout)
         cos, sin = rotary_tables(c.needed("max_position_embeddings"), c.sizes.E, c.rope_theta)
@@ -151,12 +149,15 @@ class Transformer(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Predicts each next token. `config` must be resolved (`ModelConfig.resolved`)."""
+    """Predicts each next token. `config` must be resolved (`ModelConfig.resolved`).
 
-    def __init__(self, config: ModelConfig, dropout: float = 0.0) -> None:
+    kernel: what computes attention in training, `sdpa` (torch's) or `products` (`models/attention.py`).
+    """
+
+    def __init__(self, config: ModelConfig, dropout: float = 0.0, kernel: str = "sdpa") -> None:
         super().__init__()
         self.config = config
-        self.model = Transformer(config, dropout)
+        self.model = Transformer(config, dropout, kernel)
         self.lm_head = nn.Linear(config.sizes.D, config.sizes.V, bias=False)
         if config.tie_word_embeddings:
             self.lm_head.weight = self.model.embed_tokens.weight

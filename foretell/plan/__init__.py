@@ -2,13 +2,14 @@
 
 from foretell.plan.budget import Budget, parse_budget
 from foretell.plan.outlook import forecast, plan
-from foretell.plan.size import completed, size_for_budget, steps_for_budget
+from foretell.plan.size import completed, fits, size_for_budget, steps_for_budget
 from foretell.plan.time import peak_flops_per_second
 from foretell.plan.verdict import verify
 
 __all__ = [
     "Budget",
     "completed",
+    "fits",
     "forecast",
     "parse_budget",
     "peak_flops_per_second",

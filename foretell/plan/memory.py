@@ -5,6 +5,7 @@ Every term is a count of tensors alive at the peak, derived from the code of `mo
 
 - states: weights, gradients, and the optimiser's tensors (Muon one momentum, AdamW two moments, SGD one momentum);
 - activations: what autograd saves for the backward pass, tensor by tensor; a test counts them on the built model;
+- attention by products keeps its probabilities too, and takes three arrays of a block for a moment;
 - logits: the full cross-entropy holds three arrays of tokens x V at its peak (the log-softmax, its gradient and the
   gradient of the logits), the chunked one two chunks, and twice the gradients of hidden states and head;
 - workspace: what the optimiser takes for a moment after the backward pass;
@@ -20,6 +21,8 @@ handled: other devices' allocators.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from foretell.config import ModelConfig, TrainConfig
 from foretell.plan.flops import layer_matrices, parameters
 
@@ -31,6 +34,8 @@ COMPILER_BYTES = 2.5e8
 COMPILED_SHARE = 0.85
 # Held by the allocator beyond the live tensors: a share of them, and a constant (docs/plan.md).
 HELD_SHARE, HELD_BYTES = 0.2, 2.2e7
+# Rows of queries a block of attention by products: few enough to skip most masked keys, enough for fast products.
+FEWEST_ROWS, MOST_BLOCKS = 128, 4
 
 
 def state_bytes(model: ModelConfig, optimizer: str) -> dict[str, int]:
@@ -48,22 +53,62 @@ def saved_bytes_per_token(model: ModelConfig, dtype: str, dropout: bool = False)
     An RMSNorm keeps its input, its scaled input (D each) and one number. Under autocast, norms stay in float32 and each
     product keeps its own copy of its input in the lower precision.
     """
-    D, L, H, K, E, F, _ = model.sizes
+    D, L, H, K, E, _, _ = model.sizes
     q, kv = H * E, K * E
     norm = FLOAT * (2 * D + 1)
     norms_of_heads = FLOAT * (2 * q + H + 2 * kv + K)
     item, copies = (HALF, 3) if dtype == "bfloat16" else (FLOAT, 1)
     attended = item * (q + 2 * kv + q) + FLOAT * H  # rotated q and k, v, the output; log-sum-exp of each head
     attention = norm + item * copies * D + norms_of_heads + attended
-    feed_forward = norm + item * max(1, copies - 1) * D + item * 4 * F  # gate, up, silu(gate), their product
+    feed_forward = _feed_forward_bytes_per_token(model, dtype)
     masks = (2 * L + 1) * D if dropout else 0
     return L * (attention + feed_forward) + norm + item * D + masks
+
+
+def _feed_forward_bytes_per_token(model: ModelConfig, dtype: str) -> int:
+    """What autograd keeps of one layer's feed-forward part: norm, input, gate, up, silu(gate) and their product."""
+    D, F = model.sizes.D, model.sizes.F
+    item, copies = (HALF, 2) if dtype == "bfloat16" else (FLOAT, 1)
+    return FLOAT * (2 * D + 1) + item * copies * D + item * 4 * F
+
+
+def attention_blocks(T: int) -> Iterator[tuple[int, int]]:
+    """The rows [start, end) of each block of queries in which `models/attention.py` forms its products."""
+    rows = max(FEWEST_ROWS, -(-T // MOST_BLOCKS))
+    return ((start, min(start + rows, T)) for start in range(0, T, rows))
+
+
+def probability_bytes(model: ModelConfig, train: TrainConfig) -> int:
+    """Bytes of the attention probabilities kept for a micro-batch in place of each row's log-sum-exp; else 0."""
+    if train.attention != "products":
+        return 0
+    kept = sum((end - start) * end for start, end in attention_blocks(train.context))
+    item = HALF if train.dtype == "bfloat16" else FLOAT
+    rows = (train.micro_batch_size or 1) * model.sizes.L * model.sizes.H
+    return rows * (item * kept - FLOAT * train.context)
+
+
+def attention_bytes(model: ModelConfig, train: TrainConfig) -> int:
+    """Bytes above the other activations at the backward pass of the last layer's attention by products; else 0.
+
+    Two arrays of one block in float32, a third where the probabilities are kept in less; the gradients of what goes in
+    and out. The feed-forward part of that layer is gone by then.
+    """
+    if train.attention != "products":
+        return 0
+    _, _, H, K, E, _, _ = model.sizes
+    item, arrays = (HALF, 3) if train.dtype == "bfloat16" else (FLOAT, 2)
+    *_, (start, end) = attention_blocks(train.context)
+    block = arrays * FLOAT * H * (end - start) * end
+    gradients = item * 2 * (H + K) * E * train.context
+    gone = train.context * _feed_forward_bytes_per_token(model, train.dtype)
+    return max(0, (train.micro_batch_size or 1) * (block + gradients - gone))
 
 
 def activation_bytes(model: ModelConfig, train: TrainConfig) -> float:
     """Bytes kept for the backward pass of one micro-batch, without the logits."""
     tokens = micro_batch_tokens(train)
-    kept = tokens * saved_bytes_per_token(model, train.dtype, train.dropout > 0)
+    kept = tokens * saved_bytes_per_token(model, train.dtype, train.dropout > 0) + probability_bytes(model, train)
     cast = HALF * parameters(model)["total"] if train.dtype == "bfloat16" else 0
     return kept * (COMPILED_SHARE if train.compile == "on" else 1.0) + cast
 
@@ -100,7 +145,8 @@ def memory_bytes(m: ModelConfig, t: TrainConfig, process_bytes: float | None = N
     workspace = workspace_bytes(m, t.optimizer)
     process = (process_bytes or PROCESS_BYTES) + (COMPILER_BYTES if t.compile == "on" else 0.0)
     several = micro_batch_tokens(t) < (t.global_batch_tokens or 0)
-    live = max(activations + logits + (states["gradients"] if several else 0), states["gradients"] + workspace)
+    passing = max(logits, attention_bytes(m, t))
+    live = max(activations + passing + (states["gradients"] if several else 0), states["gradients"] + workspace)
     # Gradients and workspace find no room among the activations' holes, so they come on top of a peak they are not in.
     held = HELD_BYTES + HELD_SHARE * live + min(workspace, activations) + (0 if several else states["gradients"])
     return {

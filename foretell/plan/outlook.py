@@ -46,6 +46,7 @@ def plan(
         "context": t.context,
         "dtype": t.dtype if t.dtype != "auto" else time.working_dtype(t, machine),
         "compile": t.compile,
+        "attention": t.attention,
         "peak_flops_per_second": peak_rate,
         "step_seconds": step,
         "seconds": seconds,

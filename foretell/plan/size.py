@@ -95,6 +95,12 @@ def save_every(model: ModelConfig, train: TrainConfig, machine: dict[str, Any], 
     return max(1, min(train.steps or 1, round(SAVE_SECONDS / seconds)))
 
 
+def fits(config: RunConfig, changes: dict[str, Any], room_bytes: float) -> bool:
+    """Whether the forecast peak of a completed config, with some train keys changed, is well within `room_bytes`."""
+    peak = memory.memory_bytes(config.model, config.train.model_copy(update=changes))["peak"]
+    return peak <= SHARE_OF_MEMORY * room_bytes
+
+
 def _chunk(tokens: int, model: ModelConfig) -> int | None:
     """Tokens a chunk of the cross-entropy where the logits would be large, else None: all at once."""
     V = model.sizes.V

@@ -65,7 +65,8 @@ def train(
         config, forecast = decide(config, data, machine, show)
         _write_folder(run, config, forecast, data, machine)
     show({"event": "plan", "plan": forecast, "config": config})
-    model = trial.built(config.model, config.train.dropout, config.train.seed)
+    c = config.train
+    model = trial.built(config.model, c.dropout, c.seed, c.attention)
     job = _job(config, data, run, machine, forecast)
     runtime.reset_peak_memory()
     outcome = loop.run(model, job, resume=resume, display=show)
@@ -105,7 +106,8 @@ def decide(config: RunConfig, data: Data, machine: dict[str, Any], show: Display
     else:
         dtype = "float32" if config.train.dtype == "auto" else config.train.dtype
         compiled = "off" if config.train.compile == "auto" else config.train.compile
-        config = run_config.updated(config, train={"dtype": dtype, "compile": compiled})
+        attention = "sdpa" if config.train.attention == "auto" else config.train.attention
+        config = run_config.updated(config, train={"dtype": dtype, "compile": compiled, "attention": attention})
     if budget is not None and budget.seconds is not None and measured_trial is not None:
         config = plan.steps_for_budget(
             budget, machine=machine, corpus=text, probe=measured_probe, trial=measured_trial, config=config

@@ -18,9 +18,10 @@ from typing import Any
 import torch
 
 from foretell import config as run_config
-from foretell import evaluate, runtime
+from foretell import evaluate, plan, runtime
 from foretell.config import ModelConfig, RunConfig, TrainConfig
 from foretell.data import Data
+from foretell.models.attention import attend
 from foretell.models.decoder import Decoder
 from foretell.train import optim
 from foretell.train.loop import Job, State, loss_function, take_step
@@ -35,11 +36,12 @@ PROBE_EVAL_TOKENS = 131_072
 COMPILE_SECONDS = 40.0
 # A shared machine is uneven over a second or two; steps are timed over longer than that.
 TRIAL_SECONDS = 6.0
+ATTENTION_ROUNDS = 6
 
 
-def built(model: ModelConfig, dropout: float, seed: int) -> Decoder:
+def built(model: ModelConfig, dropout: float, seed: int, attention: str = "sdpa") -> Decoder:
     """A model with its initial weights on this run's device: a pure function of (config, seed)."""
-    decoder = Decoder(model, dropout)
+    decoder = Decoder(model, dropout, attention)
     decoder.initialise(torch.Generator().manual_seed(seed))
     runtime.seed_all(seed)
     return decoder.to(runtime.device())
@@ -84,13 +86,41 @@ def paths(config: RunConfig, machine: dict[str, Any], run_seconds: float) -> lis
     return [(d, c) for d in dtypes for c in compiled]
 
 
+def attention_kernel(config: RunConfig, dtype: str) -> str:
+    """`sdpa` or `products`: which computes one layer's attention and its gradient sooner here, in this shape and dtype.
+
+    Products are left out where the probabilities they keep would not fit in memory.
+    """
+    m, t = config.model, config.train
+    if t.attention != "auto":
+        return t.attention
+    if not plan.fits(config, {"attention": "products", "dtype": dtype}, runtime.memory_total_bytes()):
+        return "sdpa"
+    kind, device, size = runtime.dtype(dtype), runtime.device(), m.sizes
+    q, k, v = (
+        torch.randn(t.needed("micro_batch_size"), t.context, heads, size.E, dtype=kind, device=device)
+        .transpose(1, 2)
+        .requires_grad_()
+        for heads in (size.H, size.K, size.K)
+    )
+    seconds: dict[str, list[float]] = {"sdpa": [], "products": []}
+    for _ in range(ATTENTION_ROUNDS):
+        for kernel, past in seconds.items():
+            started = time.perf_counter()
+            attend(q, k, v, kernel).sum().backward()
+            past.append(time.perf_counter() - started)
+    return min(seconds, key=lambda kernel: statistics.median(seconds[kernel][1:]))
+
+
 def trial(config: RunConfig, data: Data, dtype: str, compiled: bool, steps: int = 6) -> dict[str, Any]:
     """Step seconds of some real optimiser steps of the exact shape on one execution path.
 
     Returns step_seconds, low and high (the middle 80% of the timed steps), first_step_seconds (with compilation),
-    dtype, compile; or `error` where the path does not work on this machine.
+    dtype, compile, attention; or `error` where the path does not work on this machine.
     """
-    model = built(config.model, config.train.dropout, config.train.seed)
+    config = run_config.updated(config, train={"attention": attention_kernel(config, dtype)})
+    path = {"dtype": dtype, "compile": compiled, "attention": config.train.attention}
+    model = built(config.model, config.train.dropout, config.train.seed, config.train.attention)
     with tempfile.TemporaryDirectory() as folder:
         job = Job(config.train, data, Path(folder), config.data.packing, runtime.dtype(dtype), compiled, 0.0, 1.0)
         try:
@@ -98,11 +128,10 @@ def trial(config: RunConfig, data: Data, dtype: str, compiled: bool, steps: int 
         except Exception as e:  # a compiler that fails is a path that is not there, whatever it raises
             if not compiled:
                 raise
-            return {"dtype": dtype, "compile": compiled, "error": f"{type(e).__name__}: {str(e)[:200]}"}
+            return {**path, "error": f"{type(e).__name__}: {str(e)[:200]}"}
     timed = sorted(seconds[2:])
     return {
-        "dtype": dtype,
-        "compile": compiled,
+        **path,
         "step_seconds": statistics.median(timed),
         "low": timed[len(timed) // 10],
         "high": timed[-1 - len(timed) // 10],
@@ -121,7 +150,7 @@ def choose_path(
         tried.append(trial(config, data, "float32" if config.train.dtype == "auto" else config.train.dtype, False))
         works = tried[-1:]
     best = min(works, key=lambda t: t["step_seconds"])
-    changes = {"dtype": best["dtype"], "compile": "on" if best["compile"] else "off"}
+    changes = {"dtype": best["dtype"], "compile": "on" if best["compile"] else "off", "attention": best["attention"]}
     return run_config.updated(config, train=changes), {**best, "tried": tried}
 
 

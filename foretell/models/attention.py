@@ -1,0 +1,97 @@
+"""Causal attention by plain batched products, for training: what torch's fused kernel computes, often sooner on a CPU.
+
+torch's kernel (`F.scaled_dot_product_attention`) keeps no probabilities and forms them again in the backward pass. On a
+CPU its small tiles are slow in bfloat16 and with narrow heads; there it pays to write the products down, keep the
+probabilities, and let the compiler fuse what stands between the products (docs/log.md has both beside each other).
+Queries go in a few blocks of rows, each against no more keys than it may see, so that most of the masked half is never
+computed. The price is memory (`plan/memory.py`, which also says which rows a block has).
+
+Not handled: masks other than causal, dropout on the probabilities.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from foretell.plan.memory import attention_blocks
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, kernel: str = "sdpa", mask: Tensor | None = None) -> Tensor:
+    """Attention (B, H, T, E) of q (B, H, T, E) over k and v (B, K, S, E) where `mask` allows, or causal without one.
+
+    kernel: `products` for `causal_attention`, which wants S = T and no mask; else torch's own.
+    """
+    if kernel == "products" and mask is None:
+        return causal_attention(q, k, v)
+    causal = mask is None and q.shape[2] > 1
+    return F.scaled_dot_product_attention(
+        q, k, v, attn_mask=mask, is_causal=causal, enable_gqa=k.shape[1] != q.shape[1]
+    )
+
+
+def causal_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """softmax(q k^T / sqrt(E)) v over the keys up to each query; (B, H, T, E) from q (B, H, T, E), k and v (B, K, T, E).
+
+    H is a multiple of K: queries are grouped. The gradient is formed by hand. All products are in the dtype of v: under
+    autocast it comes straight from a product, but q and k from their norms, which stay in float32.
+    """
+    B, H, T, E = q.shape
+    K = k.shape[1]
+    q, k = q.to(v.dtype), k.to(v.dtype)
+    grouped = q.reshape(B * K, H // K, T, E)
+    y = _CausalAttention.apply(grouped, k.reshape(B * K, T, E), v.reshape(B * K, T, E))
+    return y.view(B, H, T, E)
+
+
+class _CausalAttention(torch.autograd.Function):
+    """q (N, G, T, E), k and v (N, T, E), where N counts KV heads of the batch and G the query heads of each."""
+
+    @staticmethod
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        T, E = q.shape[-2:]
+        outputs, kept = [], []
+        for start, end in attention_blocks(T):
+            scores = _rows(q, start, end) @ _keys(k, end).mT
+            p = _probabilities(scores, start, end, E**-0.5)
+            kept.append(p)
+            outputs.append((p @ _keys(v, end)).view(*q.shape[:2], end - start, E))
+        ctx.save_for_backward(q, k, v, *kept)
+        return torch.cat(outputs, 2)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        q, k, v, *kept = ctx.saved_tensors
+        T, E = q.shape[-2:]
+        grad_q, grad_k, grad_v = [], torch.zeros_like(k), torch.zeros_like(v)
+        for (start, end), p in zip(attention_blocks(T), kept, strict=True):
+            grad_y = _rows(grads[0], start, end)
+            grad_v[:, :end] += p.mT @ grad_y
+            grad_p = (grad_y @ _keys(v, end).mT).float()
+            wide = p.float()
+            mean = (wide * grad_p).sum(-1, keepdim=True)
+            grad_scores = grad_p.sub_(mean).mul_(wide).mul_(E**-0.5).to(q.dtype)
+            grad_q.append((grad_scores @ _keys(k, end)).view(*q.shape[:2], end - start, E))
+            grad_k[:, :end] += grad_scores.mT @ _rows(q, start, end)
+        return torch.cat(grad_q, 2), grad_k, grad_v
+
+
+def _rows(x: Tensor, start: int, end: int) -> Tensor:
+    """Some rows of all heads of a group, one head under another: (N, G, T, E) to (N, G * rows, E)."""
+    return x[:, :, start:end].contiguous().view(x.shape[0], -1, x.shape[-1])
+
+
+def _keys(x: Tensor, end: int) -> Tensor:
+    """The first keys or values, (N, end, E), in one piece: batched products copy a slice more slowly."""
+    return x[:, :end].contiguous()
+
+
+def _probabilities(scores: Tensor, start: int, end: int, scale: float) -> Tensor:
+    """Softmax over the keys that each row may see, formed in float32; scores (N, G * rows, keys) of any dtype."""
+    rows = torch.arange(start, end, device=scores.device)
+    seen = rows[:, None] >= torch.arange(end, device=scores.device)
+    wide = scores.view(scores.shape[0], -1, *seen.shape).float()
+    return wide.mul_(scale).masked_fill_(~seen, float("-inf")).softmax(-1).to(scores.dtype).view_as(scores)
