@@ -54,14 +54,27 @@ def prepare_text(folder: Path, work: Path) -> None:
     parts = {"train": text[:-VALIDATION_CHARACTERS], "valid": text[-VALIDATION_CHARACTERS:]}
     for name, part in parts.items():
         (work / f"{name}.txt").write_text(part, encoding="utf-8", newline="")
+    write_character_tokenizer(text, work / "tokenizer.json")
     data.prepare(
         [str(work / f"{name}.txt") for name in parts],
         work / "data",
-        TokenizerConfig(kind="bytes"),
+        TokenizerConfig(path=str(work / "tokenizer.json")),
         DataConfig(test_fraction=0.0),
         workers=1,
         split_of=which_split,
     )
+
+
+def write_character_tokenizer(text: str, file: Path) -> None:
+    """The characters of an ASCII text as tokens, as nanoGPT has them, and <|endoftext|>: no merges."""
+    from foretell import tokenizer
+
+    every_byte = tokenizer.byte_tokenizer()
+    spec = json.loads(every_byte.inner.to_str())
+    kept = [every_byte.inner.id_to_token(byte) for byte in sorted(set(text.encode("ascii")))]
+    spec["model"]["vocab"] = {token: i for i, token in enumerate(kept)}
+    spec["added_tokens"][0]["id"] = len(kept)
+    file.write_text(json.dumps(spec), encoding="utf-8")
 
 
 def run_foretell(work: Path, config: str, seed: int) -> dict[str, Any]:

@@ -34,10 +34,11 @@ def attend(q: Tensor, k: Tensor, v: Tensor, kernel: str = "sdpa", mask: Tensor |
 
 
 def causal_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """softmax(q k^T / sqrt(E)) v over the keys up to each query; (B, H, T, E) from q (B, H, T, E), k and v (B, K, T, E).
+    """softmax(q k^T / sqrt(E)) v over the keys up to each query: (B, H, T, E).
 
-    H is a multiple of K: queries are grouped. The gradient is formed by hand. All products are in the dtype of v: under
-    autocast it comes straight from a product, but q and k from their norms, which stay in float32.
+    q is (B, H, T, E), k and v are (B, K, T, E), and H is a multiple of K: queries are grouped. The gradient is formed
+    by hand. All products are in the dtype of v: under autocast it comes straight from a product, but q and k from their
+    norms, which stay in float32.
     """
     B, H, T, E = q.shape
     K = k.shape[1]
