@@ -44,7 +44,9 @@ def prepared(c: RunConfig, out: Path, display: Display) -> Any:
     key = json.dumps([sources, c.tokenizer.model_dump(), c.data.model_dump(exclude={"source", "packing"})])
     folder = out / "data" / f"{label(sources)}-{hashlib.sha256(key.encode()).hexdigest()[:8]}"
     display.say(f"preparing {', '.join(sources)} in {folder}")
-    data.prepare(sources, folder, c.tokenizer, c.data, workers=None, progress=display.prepare)
+    named = any(Path(s).absolute().is_relative_to(out.absolute()) for s in sources)
+    apart = None if named else out  # runs in the text's own folder would change the text with every run
+    data.prepare(sources, folder, c.tokenizer, c.data, progress=display.prepare, without=apart)
     return data.open_data(folder)
 
 

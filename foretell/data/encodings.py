@@ -59,6 +59,8 @@ def utf8_like(blocks: Iterator[bytes]) -> Iterator[bytes]:
         return
     if first.startswith(_SIGNATURES):
         raise Binary("binary file")
+    if first[257:262] == b"ustar":  # large texts in it hide its few control bytes
+        raise Binary("a tar archive; unpack it first")
     controls = len(first) - len(first.translate(None, _CONTROLS))
     if controls > max(4, len(first) / 100):
         raise Binary(f"binary file: {controls:,} control bytes in the first {len(first):,}")
@@ -138,6 +140,10 @@ class Decoder:
             return text
         except UnicodeDecodeError as e:
             raise ValueError(f"byte 0x{data[e.start]:02x} at byte {e.start} of the line is not {e.encoding}") from None
+
+    def salvaged(self, data: bytes) -> str:
+        """Text of lines that `decode` refuses, U+FFFD where they are bad."""
+        return data.decode(self.encoding or "utf-8", "replace").replace("\0", "\ufffd")
 
 
 def _common_share(text: str) -> float:
