@@ -510,6 +510,15 @@ def test_a_given_tokenizer_is_used_and_needs_an_end(tmp_path: Path) -> None:
         make(source, tmp_path / "out2", TokenizerConfig(path=str(tmp_path)))
 
 
+@pytest.mark.parametrize(
+    "kind",
+    [{"kind": "bytes", "vocab_size": 300}, {"path": "x", "vocab_size": 300}, {"path": "x", "kind": "bytes"}],
+)
+def test_a_tokenizer_key_without_effect_is_refused(tmp_path: Path, kind: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match=r"leave (it|one) out"):
+        make(corpus(tmp_path / "in"), tmp_path / "out", TokenizerConfig(**kind))
+
+
 def test_special_tokens_in_documents_stay_text(tmp_path: Path) -> None:
     rows = "\n".join(json.dumps({"text": f"{n} before <|endoftext|> after"}) for n in range(40))
     (tmp_path / "a.jsonl").write_text(rows)

@@ -29,7 +29,7 @@ from foretell.config import DataConfig, TokenizerConfig
 from foretell.data import readers
 from foretell.data.job import Job, Progress
 from foretell.data.shards import FORMAT_VERSION, SPLITS, open_data, read_index
-from foretell.errors import DataError, ForetellError
+from foretell.errors import ConfigError, DataError, ForetellError
 
 # What stands in a prepared folder, and what a file manager leaves in any.
 _OURS = re.compile(r"index\.json|tokenizer\.json|(train|valid|test)(-[0-9]{5,}\.tokens|\.ends|\.bytes)|\.DS_Store")
@@ -54,6 +54,7 @@ def prepare(
     not of a prepared folder.
     """
     began = time.monotonic()
+    _check(tokenizer_config)
     out = Path(out)
     out.absolute().parent.mkdir(parents=True, exist_ok=True)
     work = out.absolute().parent / f".{out.name}.partial"
@@ -78,6 +79,15 @@ def prepare(
             raise
         _publish(work, out)
     return _result(out, index, began, unchanged=False)
+
+
+def _check(c: TokenizerConfig) -> None:
+    """Refuse what would be ignored in silence."""
+    if c.path and c.kind == "bytes":
+        raise ConfigError(f"tokenizer.kind=bytes and tokenizer.path={c.path} are two tokenizers; leave one out")
+    if c.vocab_size and (c.path or c.kind == "bytes"):
+        given = f"tokenizer.path={c.path}" if c.path else "tokenizer.kind=bytes"
+        raise ConfigError(f"tokenizer.vocab_size={c.vocab_size} has no effect with {given}; leave it out")
 
 
 def render_funnel(result: dict[str, Any]) -> str:
