@@ -33,17 +33,19 @@ def sources_of(c: RunConfig) -> list[str]:
 
 def prepared(c: RunConfig, out: Path, display: Display) -> Any:
     """The prepared data of `c.data.source`: opened where it is prepared already, else prepared beside the runs."""
+    from rich.markup import escape
+
     from foretell import data
 
     sources = sources_of(c)
     if len(sources) == 1 and (Path(sources[0]) / "index.json").exists():
         opened = data.open_data(Path(sources[0]))
         for late in _late_settings(opened, c):
-            display.say(f"  [yellow]no effect on text that is prepared already:[/] {late}")
+            display.say(f"  [yellow]no effect on text that is prepared already:[/] {escape(late)}")
         return opened
     key = json.dumps([sources, c.tokenizer.model_dump(), c.data.model_dump(exclude={"source", "packing"})])
     folder = out / "data" / f"{label(sources)}-{hashlib.sha256(key.encode()).hexdigest()[:8]}"
-    display.say(f"preparing {', '.join(sources)} in {folder}")
+    display.say(escape(f"preparing {', '.join(sources)} in {folder}"))
     named = any(Path(s).absolute().is_relative_to(out.absolute()) for s in sources)
     apart = None if named else out  # runs in the text's own folder would change the text with every run
     data.prepare(sources, folder, c.tokenizer, c.data, progress=display.prepare, without=apart)
@@ -110,15 +112,10 @@ def load_model(path: Path) -> tuple[Any, Any]:
     return model.to(runtime.device()), tokenizer
 
 
-def complete(model: Any, tokenizer: Any, prompt: str | None, options: dict[str, Any], as_json: bool) -> None:
+def complete(model: Any, tokenizer: Any, prompt: str | None, options: dict[str, Any]) -> None:
     """`foretell generate`: one prompt, or one after another from the terminal."""
     from foretell import generate
 
-    if as_json:
-        if prompt is None:
-            raise errors.ConfigError("generate --json needs a --prompt")
-        print(json.dumps(generate.generate(model, tokenizer, [prompt], **options)[0], ensure_ascii=False))
-        return
     interactive = prompt is None
     while True:
         if interactive:
@@ -126,6 +123,8 @@ def complete(model: Any, tokenizer: Any, prompt: str | None, options: dict[str, 
             prompt = sys.stdin.readline().rstrip("\n")
             if not prompt:
                 return
+        if cut := generate.tokens_cut(model, tokenizer, prompt or ""):
+            print(f"foretell: the first {cut:,} tokens of the prompt do not fit and are not seen", file=sys.stderr)
         print(prompt, end="", flush=True)
         for piece in generate.stream(model, tokenizer, prompt or "", **options):
             print(piece, end="", flush=True)
