@@ -20,6 +20,7 @@ from foretell.data.records import Document, Rejected
 from foretell.errors import DataError, MissingExtra
 
 CHINESE = "话说天下大势，分久必合，合久必分。\n周末七国分争，并入于秦。及秦灭之后，楚、汉分争。\n"
+ONES = "　　一日，一人一马一刀，一去不回。\n　　众人道：“一个也没有。”大家一笑。\n"  # U+4E00 and U+3000 have a zero byte too
 POEM = "國破山河在，城春草木深。\n感時花濺淚，恨別鳥驚心。\n烽火連三月，家書抵萬金。\n"
 
 
@@ -230,7 +231,7 @@ def test_hugging_face_without_the_library_or_network(monkeypatch: pytest.MonkeyP
 @pytest.mark.parametrize(
     "encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", "utf-32", "gb18030", "gbk"]
 )
-@pytest.mark.parametrize("text", [CHINESE * 3, POEM * 3, CHINESE * 60_000], ids=["novel", "poem", "long"])
+@pytest.mark.parametrize("text", [CHINESE * 3, POEM * 3, ONES, ONES * 40, CHINESE * 60_000], ids=["novel", "poem", "ones", "more ones", "long"])
 def test_chinese_in_every_encoding(tmp_path: Path, encoding: str, text: str) -> None:
     texts, bad = read(write(tmp_path / "a.txt", text.replace("\n", "\r\n").encode(encoding)))
     assert not bad
