@@ -14,7 +14,8 @@ import tiny
 from foretell import __version__, config
 from foretell.cli import console
 from foretell.cli.display import Display
-from foretell.cli.steps import prepared
+from foretell.cli.steps import prepared, train_and_report
+from foretell.errors import ConfigError
 from foretell.models import hf
 
 ROOT = Path(__file__).parent.parent
@@ -220,6 +221,15 @@ def test_runs_in_the_folder_of_the_text_are_not_read(tmp_path: Path, monkeypatch
     (tmp_path / "runs" / "b.txt").write_text("Text that is named is read.\n" * 500)
     named = prepared(config.updated(c, data={"source": "runs/b.txt"}), Path("runs"), display)
     assert named.index["funnel"]["files"] == 1
+
+
+def test_text_in_a_folder_called_data_needs_no_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs" / "data-run").mkdir(parents=True)
+    (tmp_path / "runs" / "data-run" / "config.toml").touch()
+    c = config.load(None, ["data.source=data"])
+    with pytest.raises(ConfigError, match="data-run exists already"):
+        train_and_report(c, Path("runs"), None, False, False, Display(console(), quiet=True))
 
 
 def test_a_reader_that_leaves_early_is_no_error(tmp_path: Path) -> None:

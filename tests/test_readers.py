@@ -231,7 +231,11 @@ def test_hugging_face_without_the_library_or_network(monkeypatch: pytest.MonkeyP
 @pytest.mark.parametrize(
     "encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", "utf-32", "gb18030", "gbk"]
 )
-@pytest.mark.parametrize("text", [CHINESE * 3, POEM * 3, ONES, ONES * 40, CHINESE * 60_000], ids=["novel", "poem", "ones", "more ones", "long"])
+@pytest.mark.parametrize(
+    "text",
+    [CHINESE * 3, POEM * 3, ONES, ONES * 40, CHINESE * 60_000],
+    ids=["novel", "poem", "ones", "more ones", "long"],
+)
 def test_chinese_in_every_encoding(tmp_path: Path, encoding: str, text: str) -> None:
     texts, bad = read(write(tmp_path / "a.txt", text.replace("\n", "\r\n").encode(encoding)))
     assert not bad

@@ -73,6 +73,11 @@ def label(sources: list[str]) -> str:
     return re.sub(r"[^\w-]+", "-", stem).strip("-") or "run"
 
 
+def _free_of_data(name: str) -> str:
+    """Text in a folder called data is common, and that name is taken among the runs, by prepared text."""
+    return "data-run" if name == "data" else name
+
+
 def train_and_report(
     c: RunConfig, out: Path, name: str | None, resume: bool, allow_drift: bool, display: Display
 ) -> dict[str, Any]:
@@ -82,7 +87,7 @@ def train_and_report(
 
     if resume and name is None and c.data.source is None:
         raise errors.ConfigError("--resume needs the --name of the run to go on with")
-    run = out / (name or label(sources_of(c)))
+    run = out / (name or _free_of_data(label(sources_of(c))))
     if resume and c.data.source is None and (run / "config.toml").exists():
         stored = config.load(run / "config.toml")
         c = config.updated(c, data=stored.data.model_dump(), tokenizer=stored.tokenizer.model_dump())
