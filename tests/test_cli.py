@@ -2,13 +2,21 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
+import tiny
 
-from foretell import __version__
+from foretell import __version__, config
+from foretell.cli import console
+from foretell.cli.display import Display
+from foretell.cli.steps import prepared, train_and_report
+from foretell.errors import ConfigError
+from foretell.models import hf
 
 ROOT = Path(__file__).parent.parent
 VERBS = ["demo", "prepare", "plan", "train", "verify", "evaluate", "generate", "report", "calibrate"]
@@ -64,6 +72,10 @@ def test_the_version(tmp_path: Path) -> None:
 MISTAKES = {
     "unknown key": (["train", "train.stepz=3"], "train.steps"),
     "bad value": (["train", "train.steps=-3"], "train.steps"),
+    "unknown table": (["prepare", "text.txt", "--out", "d", "tokeniser.kind=bytes"], "nearest: `tokenizer`"),
+    "key of another verb": (["prepare", "text.txt", "--out", "d", "train.steps=3"], "train.steps=3"),
+    "two ways to name a source": (["prepare", "text.txt", "--out", "d", "data.source=x"], "data.source=x"),
+    "out below a file": (["prepare", "text.txt", "--out", "text.txt/d"], "text.txt"),
     "no config": (["train", "none.toml"], "none.toml"),
     "bad toml": (["plan", "bad.toml"], "bad.toml"),
     "newer format": (["plan", "newer.toml"], "format_version 99"),
@@ -139,6 +151,85 @@ def test_text_from_standard_input(tmp_path: Path) -> None:
     done = foretell("prepare", "-", "--out", "d", "--json", cwd=tmp_path, stdin="Some words to read.\n" * 500)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["documents_in"] == 1
+
+
+ODD = "n\udcff[/]\U0001f600.txt"  # a byte that is no UTF-8, what rich takes for markup, and what GBK lacks
+
+
+@pytest.mark.parametrize("encoding", ["utf-8:strict", "utf-8:surrogateescape", "gbk:strict"])
+def test_a_name_in_no_encoding_is_still_json(tmp_path: Path, encoding: str) -> None:
+    done = foretell("prepare", ODD, "--out", "d", "--json", cwd=tmp_path, PYTHONIOENCODING=encoding)
+    assert done.returncode == 2, done.stderr
+    assert json.loads(done.stdout)["error"].startswith(f"{ODD}: no such file")
+
+
+@pytest.mark.parametrize("encoding", ["utf-8:strict", "gbk:strict"])
+def test_generate_prints_in_any_encoding(tmp_path: Path, encoding: str) -> None:
+    hf.save(tiny.model(257), tiny.byte_level(), tmp_path / "m")
+    few = ("--max-new-tokens", "3")
+    done = foretell("generate", "m", "--prompt", "\U0001f600", *few, cwd=tmp_path, PYTHONIOENCODING=encoding)
+    assert (done.returncode, done.stderr) == (0, "")
+    done = foretell("generate", "m", "--prompt", "a\udcff", *few, cwd=tmp_path, PYTHONIOENCODING=encoding)
+    assert done.returncode == 2
+    assert "lone surrogate" in done.stderr
+    long = foretell("generate", "m", "--prompt", "word " * 40, *few, cwd=tmp_path)
+    assert "the first 169 tokens of the prompt do not fit" in long.stderr
+
+
+def test_names_are_no_markup(tmp_path: Path) -> None:
+    hf.save(tiny.model(257), tiny.byte_level(), tmp_path / "m")
+    name = "a [draft][/dim].txt"
+    (tmp_path / name).parent.mkdir()
+    (tmp_path / name).write_text("some text\n" * 50)
+    done = foretell("evaluate", "m", "--data", name, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert name in done.stderr
+    out = "far/" * 40 + "[/x]"
+    (tmp_path / "empty.txt").touch()
+    done = foretell("prepare", name, "empty.txt", "--out", out, "tokenizer.kind=bytes", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert f"(reasons in {out}/index.json)" in done.stdout  # on one line, and as it is
+
+
+@pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_is_told(tmp_path: Path, signum: int, code: int) -> None:
+    """`prepare` waits for standard input, which does not come."""
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-m", "foretell.cli", "prepare", "-", "--out", "d", "--json"]
+    ends = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen(command, cwd=tmp_path, env=env, text=True, **ends) as process:
+        while not (tmp_path / ".d.partial" / "stdin.json").exists():
+            time.sleep(0.02)
+        process.send_signal(signum)
+        stdout, stderr = process.communicate(timeout=60)
+    assert process.returncode == code
+    assert json.loads(stdout)["exit_code"] == code
+    assert "Traceback" not in stderr
+
+
+def test_runs_in_the_folder_of_the_text_are_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a.txt").write_text("Some words to read.\n" * 500)
+    c = config.load(None, ["tokenizer.kind=bytes", "data.source=."])
+    display = Display(console(), quiet=True)
+    first = prepared(c, Path("runs"), display)
+    (tmp_path / "runs" / "a").mkdir()
+    (tmp_path / "runs" / "a" / "log.jsonl").write_text('{"text": "no text of the user"}\n')
+    again = prepared(c, Path("runs"), display)
+    assert again.index == first.index
+    assert again.index["funnel"]["files"] == 1
+    (tmp_path / "runs" / "b.txt").write_text("Text that is named is read.\n" * 500)
+    named = prepared(config.updated(c, data={"source": "runs/b.txt"}), Path("runs"), display)
+    assert named.index["funnel"]["files"] == 1
+
+
+def test_text_in_a_folder_called_data_needs_no_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs" / "data-run").mkdir(parents=True)
+    (tmp_path / "runs" / "data-run" / "config.toml").touch()
+    c = config.load(None, ["data.source=data"])
+    with pytest.raises(ConfigError, match="data-run exists already"):
+        train_and_report(c, Path("runs"), None, False, False, Display(console(), quiet=True))
 
 
 def test_a_reader_that_leaves_early_is_no_error(tmp_path: Path) -> None:

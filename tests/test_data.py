@@ -142,6 +142,14 @@ def test_output_inside_its_source_is_not_read_back(tmp_path: Path) -> None:
     first = make(tmp_path, tmp_path / "out")
     assert make(tmp_path, tmp_path / "out")["unchanged"]
     assert first["files"] == 25
+    assert first["hidden"] == 0  # the working folder beside the output is nobody's
+
+
+def test_a_folder_can_be_left_out(tmp_path: Path) -> None:
+    corpus(tmp_path, 25)
+    corpus(tmp_path / "runs", 3)
+    apart = prepare([str(tmp_path)], tmp_path / "out", BYTES, DataConfig(), without=tmp_path / "runs")
+    assert apart["files"] == 25
 
 
 # --- again, interrupted, in parallel ---------------------------------------------------------------------------------
@@ -174,6 +182,37 @@ def test_what_is_not_ours_is_not_replaced(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="not a prepared folder"):
         make(source, tmp_path / "out")
     assert (tmp_path / "out" / "thesis.doc").read_text() == "ten years"
+
+
+def test_a_stranger_in_a_prepared_folder_is_not_deleted(tmp_path: Path) -> None:
+    source, out = corpus(tmp_path / "in"), tmp_path / "out"
+    make(source, out)
+    (out / "notes.txt").write_text("mine")
+    assert make(source, out)["unchanged"]
+    with pytest.raises(DataError, match=r"holds notes\.txt; move that away"):
+        make(source, out, valid_fraction=0.1)
+    (out / "notes.txt").unlink()
+    assert not make(source, out, valid_fraction=0.1)["unchanged"]
+    (out / "tokenizer.json").write_text("damaged")
+    assert not make(source, out, valid_fraction=0.1)["unchanged"]
+
+
+@pytest.mark.parametrize(
+    "index", [{"format_version": 1}, {"format_version": "1"}, {"format_version": True}, {"format_version": 0}, []]
+)
+def test_an_index_of_something_else_is_refused(tmp_path: Path, index: Any) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "index.json").write_text(json.dumps(index))
+    with pytest.raises(DataError, match="not an index of prepared data"):
+        make(corpus(tmp_path / "in"), tmp_path / "out")
+
+
+def test_a_mistake_leaves_nothing_behind(tmp_path: Path) -> None:
+    (tmp_path / "empty.txt").write_text(" ")
+    for source in ("nowhere", "empty.txt"):
+        with pytest.raises(DataError):
+            make(tmp_path / source, tmp_path / "out")
+    assert [p.name for p in tmp_path.iterdir()] == ["empty.txt"]
 
 
 def test_two_at_once_do_not_mix(tmp_path: Path) -> None:
@@ -248,6 +287,27 @@ def test_an_interrupted_preparation_goes_on(tmp_path: Path, monkeypatch: pytest.
         assert events.count("tokenizer") == 1
         assert sum(encoded) <= 2 * 60
     assert sorted(p.name for p in tmp_path.iterdir()) == ["in", "out", "quiet"]
+
+
+@pytest.mark.parametrize("name", ["train-00000.tokens", "train-00001.tokens", "train.ends", "valid.bytes"])
+@pytest.mark.parametrize("damage", [Path.unlink, lambda p: os.truncate(p, 8)], ids=["gone", "short"])
+def test_what_a_power_cut_took_is_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, damage: Callable[[Path], Any]
+) -> None:
+    shrink(monkeypatch)
+    monkeypatch.setattr(job, "_REPORT_SECONDS", 0.0)
+    source, work = corpus(tmp_path / "in", 100), tmp_path / ".out.partial"
+    make(source, tmp_path / "quiet")
+
+    def progress(event: dict[str, Any]) -> None:
+        if (work / "journal.json").exists() and (work / "train-00002.tokens").exists():
+            raise Kill
+
+    with pytest.raises(Kill):
+        prepare([str(source)], tmp_path / "out", BYTES, DataConfig(), workers=1, progress=progress)
+    damage(work / name)
+    make(source, tmp_path / "out")
+    assert contents(tmp_path / "out") == contents(tmp_path / "quiet")
 
 
 PREPARE = """
@@ -450,6 +510,15 @@ def test_a_given_tokenizer_is_used_and_needs_an_end(tmp_path: Path) -> None:
         make(source, tmp_path / "out2", TokenizerConfig(path=str(tmp_path)))
 
 
+@pytest.mark.parametrize(
+    "kind",
+    [{"kind": "bytes", "vocab_size": 300}, {"path": "x", "vocab_size": 300}, {"path": "x", "kind": "bytes"}],
+)
+def test_a_tokenizer_key_without_effect_is_refused(tmp_path: Path, kind: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match=r"leave (it|one) out"):
+        make(corpus(tmp_path / "in"), tmp_path / "out", TokenizerConfig(**kind))
+
+
 def test_special_tokens_in_documents_stay_text(tmp_path: Path) -> None:
     rows = "\n".join(json.dumps({"text": f"{n} before <|endoftext|> after"}) for n in range(40))
     (tmp_path / "a.jsonl").write_text(rows)
@@ -503,9 +572,26 @@ def newer(path: Path) -> None:
     path.write_text(json.dumps(json.loads(path.read_text()) | {"format_version": 99}))
 
 
+def elsewhere(path: Path) -> None:
+    index = json.loads(path.read_text())
+    index["splits"]["train"]["shards"][0]["file"] = "../in/0000.txt"
+    path.write_text(json.dumps(index))
+
+
+@pytest.mark.parametrize("key", ["shards", "documents"])
+def test_a_split_that_lacks_a_key_is_named(tmp_path: Path, key: str) -> None:
+    make(corpus(tmp_path / "in"), tmp_path / "out")
+    index = json.loads((tmp_path / "out" / "index.json").read_text())
+    del index["splits"]["valid"][key]
+    (tmp_path / "out" / "index.json").write_text(json.dumps(index))
+    with pytest.raises(DataError, match=f"not an index of prepared data: KeyError '{key}'"):
+        open_data(tmp_path / "out")
+
+
 @pytest.mark.parametrize(
     ("name", "damage", "message"),
     [
+        ("index.json", elsewhere, "is not the name of a file in the folder"),
         ("train-00000.tokens", truncate, "bytes, expected"),
         ("train-00000.tokens", Path.unlink, "is missing"),
         ("train-00000.tokens", flip, "SHA-256"),

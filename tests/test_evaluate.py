@@ -16,7 +16,8 @@ from tiny import CHINESE, ENGLISH, bpe, byte_level, model, trained
 
 from foretell import data, tokenizer
 from foretell.config import DataConfig, TokenizerConfig
-from foretell.errors import ConfigError, DataError
+from foretell.data.records import Rejected
+from foretell.errors import ConfigError, DataError, ModelError
 from foretell.evaluate import evaluate, evaluate_split, render, scoring
 from foretell.evaluate.scoring import windows
 from foretell.models.decoder import Decoder
@@ -313,6 +314,20 @@ def test_a_hopeless_model_still_gives_json() -> None:
     assert json.loads(json.dumps(got, allow_nan=False)) == got
 
 
+def test_a_model_that_predicts_no_numbers_is_named() -> None:
+    m = model(byte_level().vocab_size)
+    with torch.no_grad():
+        m.lm_head.weight[3, 3] = float("nan")
+    with pytest.raises(ModelError, match="not numbers"):
+        evaluate(m, byte_level(), ["a", "b"])
+
+
+def test_nothing_to_score_says_what_could_not_be_read() -> None:
+    m = model(byte_level().vocab_size)
+    with pytest.raises(DataError, match=r"nothing to score: x\.png, byte 0: binary file"):
+        evaluate(m, byte_level(), [Rejected("x.png", 0, "binary file")])
+
+
 def test_nothing_to_score_and_windows_that_cannot_be() -> None:
     m = model(bpe().vocab_size, context=64)
     with pytest.raises(DataError, match="nothing to score"):
@@ -322,6 +337,7 @@ def test_nothing_to_score_and_windows_that_cannot_be() -> None:
     for options, message in (
         ({"context": 65}, "model's own 64"),
         ({"context": 1}, "from 2"),
+        ({"context": 0}, "from 2"),
         ({"context": 32, "stride": 33}, "left out"),
         ({"stride": 0}, "from 1"),
     ):

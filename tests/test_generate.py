@@ -298,6 +298,7 @@ def test_modes_and_random_state_are_left_as_they_were() -> None:
         {"min_p": -0.1},
         {"min_p": 2.0},
         {"repetition_penalty": 0.0},
+        {"repetition_penalty": 1e-300},
         {"repetition_penalty": float("nan")},
         {"max_new_tokens": 0},
         {"stop": ("",)},
@@ -309,6 +310,15 @@ def test_options_out_of_range_are_refused_by_name(options: dict[str, Any]) -> No
         generate(model(bpe().vocab_size), bpe(), ["a"], **options)
     with pytest.raises(ConfigError, match=next(iter(options))):
         stream(model(bpe().vocab_size), bpe(), "a", **options)
+
+
+@pytest.mark.parametrize("temperature", [1e-3, 1e-40, 5e-324])
+def test_the_coldest_temperature_is_greedy(temperature: float) -> None:
+    m = model(bpe().vocab_size, context=128)
+    for options in ({}, {"top_p": 0.9}, {"top_k": 5, "min_p": 0.1}):
+        cold = generate(m, bpe(), PROMPTS, max_new_tokens=20, temperature=temperature, **options)
+        greedy = generate(m, bpe(), PROMPTS, max_new_tokens=20, temperature=0.0)
+        assert [c["completion"] for c in cold] == [g["completion"] for g in greedy]
 
 
 def test_prompts_that_cannot_be() -> None:

@@ -6,6 +6,7 @@ import json
 import os
 import random
 import struct
+import tarfile
 import zlib
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from foretell.data.records import Document, Rejected
 from foretell.errors import DataError, MissingExtra
 
 CHINESE = "话说天下大势，分久必合，合久必分。\n周末七国分争，并入于秦。及秦灭之后，楚、汉分争。\n"
+ONES = "　　一日，一人一马一刀，一去不回。\n　　众人道：“一个也没有。”大家一笑。\n"  # U+4E00 and U+3000 have a zero byte too
 POEM = "國破山河在，城春草木深。\n感時花濺淚，恨別鳥驚心。\n烽火連三月，家書抵萬金。\n"
 
 
@@ -77,6 +79,27 @@ def test_csv_bad_byte_costs_its_record(tmp_path: Path) -> None:
     texts, bad = read(write(tmp_path / "a.csv", data))
     assert texts == ["first", "last"]
     assert [r.offset for r in bad] == [data.index(b'"quoted')]
+
+
+@pytest.mark.parametrize("bad", [b"\xff", b"\0"])
+def test_csv_bad_line_that_closes_a_cell_costs_its_record_alone(tmp_path: Path, bad: bytes) -> None:
+    data = b'text\n"one\nb' + bad + b'd"\ntwo\n"three, quoted"\n"b' + bad + b'd\nfour"\nfive\n'
+    texts, rejected = read(write(tmp_path / "a.csv", data))
+    assert texts == ["two", "three, quoted", "five"]
+    assert [r.offset for r in rejected] == [5, data.rindex(b'"b')]
+
+
+def test_csv_header_with_a_bad_byte_still_names_its_columns(tmp_path: Path) -> None:
+    texts, bad = read(write(tmp_path / "a.csv", b"pr\xffce,text\n1,one\n2,two\n"))
+    assert texts == ["one", "two"]
+    assert [r.offset for r in bad] == [0]
+
+
+def test_csv_without_the_column_asked_for_is_one_record(tmp_path: Path) -> None:
+    for name, data in (("a.csv", "x,y\n1,2\n3,4\n"), ("a.tsv", "x\ty\n1\t2\n")):
+        texts, bad = read(write(tmp_path / name, data), text_key="title")
+        assert (texts, len(bad)) == ([], 1)
+        assert "columns x, y; name the right one with data.text_key" in bad[0].reason
 
 
 def test_csv_quote_that_never_closes_is_bounded(tmp_path: Path) -> None:
@@ -208,7 +231,11 @@ def test_hugging_face_without_the_library_or_network(monkeypatch: pytest.MonkeyP
 @pytest.mark.parametrize(
     "encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", "utf-32", "gb18030", "gbk"]
 )
-@pytest.mark.parametrize("text", [CHINESE * 3, POEM * 3, CHINESE * 60_000], ids=["novel", "poem", "long"])
+@pytest.mark.parametrize(
+    "text",
+    [CHINESE * 3, POEM * 3, ONES, ONES * 40, CHINESE * 60_000],
+    ids=["novel", "poem", "ones", "more ones", "long"],
+)
 def test_chinese_in_every_encoding(tmp_path: Path, encoding: str, text: str) -> None:
     texts, bad = read(write(tmp_path / "a.txt", text.replace("\n", "\r\n").encode(encoding)))
     assert not bad
@@ -359,6 +386,16 @@ def test_binary_is_one_quarantined_record(tmp_path: Path, data: bytes) -> None:
     assert (texts, len(bad)) == ([], 1)
 
 
+@pytest.mark.parametrize("name", ["a.tar", "a.tar.gz"])
+def test_a_tar_of_large_texts_is_no_text(tmp_path: Path, name: str) -> None:
+    with tarfile.open(tmp_path / name, "w:gz" if name.endswith("gz") else "w") as archive:
+        member = tarfile.TarInfo("book.txt")
+        member.size = 3_000_000
+        archive.addfile(member, io.BytesIO(b"a line of a book\n" * 176_471))
+    texts, bad = read(tmp_path / name)
+    assert (texts, [r.reason for r in bad]) == ([], ["a tar archive; unpack it first"])
+
+
 @pytest.mark.parametrize("name", ["a.txt", "a.jsonl", "a.csv", "a.html", "a.parquet", "a.txt.gz", "a.json"])
 @pytest.mark.parametrize("data", [b"", b"\xef\xbb\xbf"], ids=["empty", "only a mark"])
 def test_empty_files_are_one_record(tmp_path: Path, name: str, data: bytes) -> None:
@@ -428,7 +465,12 @@ def test_special_files_links_and_hidden_ones(tmp_path: Path) -> None:
     texts, bad = read(folder)
     assert texts == ["b", "a"]
     reasons = {Path(r.source).name: r.reason for r in bad}
-    assert reasons == {"fifo.txt": "not a regular file", "dangling.txt": "dangling link", "self": "dangling link"}
+    assert reasons == {
+        "fifo.txt": "not a regular file",
+        "dangling.txt": "dangling link",
+        "loop": "link to a folder, which is not followed",
+        "self": "dangling link",
+    }
 
 
 def test_permissions_and_vanishing_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -459,6 +501,15 @@ def test_globs_are_sorted(tmp_path: Path) -> None:
         write(tmp_path / name, name)
     assert [d.text for d in readers.documents(str(tmp_path / "*.txt"))] == ["a.txt", "b.txt"]
     assert [d.text for d in readers.documents(str(tmp_path / "**"))] == ["a.txt", "b.txt", "c.md"]
+
+
+def test_folders_that_a_pattern_matches_are_read_once(tmp_path: Path) -> None:
+    for name in ("x/a.txt", "x/deep/b.txt", "y/c.txt"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        write(tmp_path / name, name)
+    for pattern in ("*", "**"):
+        names = [d.text for d in readers.documents(str(tmp_path / pattern))]
+        assert sorted(names) == ["x/a.txt", "x/deep/b.txt", "y/c.txt"]
 
 
 def test_zstandard_missing_names_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

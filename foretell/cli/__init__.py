@@ -7,12 +7,14 @@ interrupted with everything saved.
 
 from __future__ import annotations
 
+import io
 import json
 import re
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
@@ -46,28 +48,62 @@ def main() -> None:
 
         runtime.tune_process()
     as_json = "--json" in sys.argv
+    _take_any_text()
+    signal.signal(signal.SIGTERM, _terminated)
     try:
-        sys.exit(app(standalone_mode=False))  # without standalone mode a verb's typer.Exit comes back as its code
+        # Without standalone mode a verb's typer.Exit comes back as its code, and so does Ctrl-C.
+        code = app(standalone_mode=False)
+        if code == 130:
+            raise KeyboardInterrupt
     except errors.ForetellError as e:
         _fail(str(e), e.exit_code, as_json)
     except typer.Exit as e:
-        sys.exit(e.exit_code)
+        code = e.exit_code
     except (typer.Abort, KeyboardInterrupt):
         _fail("interrupted", 130, as_json)
+    except _Terminated:
+        _fail("ended by SIGTERM", 143, as_json)
     except BrokenPipeError:
         sys.stderr.close()
-        sys.exit(141)
+        code = 141
+    except OSError as e:  # a full disk, a folder that may not be written
+        _fail(f"{e.filename}: {e.strerror}" if e.filename else str(e), 2, as_json)
     except Exception as e:
         # typer's own usage errors carry their exit code and know how to show themselves.
         if hasattr(e, "show") and hasattr(e, "exit_code"):
             e.show()
             sys.exit(2)
         raise
+    sys.exit(code)
 
 
-def _fail(message: str, code: int, as_json: bool) -> None:
+class _Terminated(BaseException):
+    """SIGTERM came; like KeyboardInterrupt no `except Exception` may hold it up."""
+
+
+def _terminated(signum: int, frame: object) -> None:
+    raise _Terminated
+
+
+def _take_any_text() -> None:
+    """A character that the terminal's encoding does not have is spelled out, a byte that is none is kept; no error."""
+    for stream, way in ((sys.stdin, "surrogateescape"), (sys.stdout, "backslashreplace")):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors=way)
+
+
+def _print_json(result: dict[str, Any]) -> None:
+    text = json.dumps(result, ensure_ascii=False)
+    try:
+        text.encode(sys.stdout.encoding or "utf-8")
+    except UnicodeEncodeError:  # not in this encoding, or the name of a file that is no Unicode
+        text = json.dumps(result)
+    print(text)
+
+
+def _fail(message: str, code: int, as_json: bool) -> NoReturn:
     if as_json:
-        print(json.dumps({"error": message, "exit_code": code}, ensure_ascii=False))
+        _print_json({"error": message, "exit_code": code})
     print(f"foretell: {message}", file=sys.stderr)
     sys.exit(code)
 
@@ -82,13 +118,17 @@ def console() -> Console:
 def emit(result: dict[str, Any], as_json: bool, render: Callable[[dict[str, Any]], Any] | None = None) -> None:
     """The verb's result on stdout: JSON, or what `render` makes of it."""
     if as_json:
-        print(json.dumps(result, ensure_ascii=False))
+        _print_json(result)
     elif render is not None:
+        shown = render(result)
+        if isinstance(shown, str):  # as it is: paths may be long, and hold what rich takes for markup
+            print(shown)
+            return
         from rich.console import Console
 
         # A pipe has no width of its own.
         out = Console() if sys.stdout.isatty() else Console(width=120)
-        out.print(render(result), highlight=False)
+        out.print(shown, highlight=False)
 
 
 def read_config(arguments: list[str] | None) -> RunConfig:
@@ -136,8 +176,11 @@ def prepare(
     from foretell import config, data
     from foretell.cli.display import Display
 
-    overrides = [s for s in sources if re.match(r"(tokenizer|data)\.\w+=", s)]
+    overrides = [s for s in sources if re.match(r"\w+\.\w+=", s) and not Path(s).exists()]
     c = config.load(None, overrides)
+    for key in overrides:
+        if not key.startswith(("tokenizer.", "data.")) or key.startswith("data.source="):
+            raise errors.ConfigError(f"`{key}` has no effect here: prepare reads [tokenizer], [data] and plain sources")
     kept = [s for s in sources if s not in overrides]
     with Display(console(), quiet) as display:
         result = data.prepare(kept, out, c.tokenizer, c.data, workers=workers, progress=display.prepare)
@@ -219,6 +262,8 @@ def evaluate(
     quiet: Quiet = False,
 ) -> None:
     """Perplexity, bits per byte and next-token accuracy on text, each with an interval."""
+    from rich.markup import escape
+
     from foretell import data
     from foretell import evaluate as scoring
     from foretell.cli.display import Display
@@ -226,7 +271,7 @@ def evaluate(
 
     loaded, tokenizer = load_model(model)
     with Display(console(), quiet) as display:
-        display.say(f"  [dim]scoring {', '.join(source)} …[/]")
+        display.say(f"  [dim]scoring {escape(', '.join(source))} …[/]")
     result = scoring.evaluate(loaded, tokenizer, data.texts(source), context=context, stride=stride)
     emit(result, as_json, scoring.render)
 
@@ -248,8 +293,10 @@ def generate(
     """Complete a prompt, streaming; without --prompt, ask for prompts until an empty line."""
     from foretell.cli.steps import complete, load_model
 
+    if as_json and prompt is None:
+        raise errors.ConfigError("generate --json needs a --prompt")
     loaded, tokenizer = load_model(model)
-    options = {
+    options: dict[str, Any] = {
         "max_new_tokens": max_new_tokens,
         "temperature": temperature,
         "top_k": top_k,
@@ -259,7 +306,12 @@ def generate(
         "stop": tuple(stop or ()),
         "seed": seed,
     }
-    complete(loaded, tokenizer, prompt, options, as_json)
+    if as_json:
+        from foretell import generate as completing
+
+        emit(completing.generate(loaded, tokenizer, [prompt or ""], **options)[0], as_json)
+    else:
+        complete(loaded, tokenizer, prompt, options)
 
 
 @app.command()

@@ -8,6 +8,7 @@ from typing import Any
 
 from rich.console import Console, Group
 from rich.live import Live
+from rich.markup import escape
 from rich.panel import Panel
 from rich.progress_bar import ProgressBar
 from rich.table import Table
@@ -90,7 +91,7 @@ class Display:
             compiled = "compiled" if tried["compile"] else "eager"
             name = f"{tried['dtype']}, {compiled}, attention by {tried['attention']}"
             if "error" in tried:
-                self.say(f"  trial: {name}: not usable here ({tried['error'].splitlines()[0][:90]})")
+                self.say(f"  trial: {name}: not usable here ({escape(tried['error'].splitlines()[0][:90])})")
             else:
                 chosen = tried["dtype"] == event["dtype"] and tried["compile"] == event["compile"]
                 mark = " [green]chosen[/]" if chosen else ""
@@ -105,14 +106,14 @@ class Display:
         if event["resumed_from"] is not None:
             self.say(f"  resumed from step {event['resumed_from']:,}")
         for damaged in event.get("skipped_checkpoints", []):
-            self.say(f"  [yellow]damaged checkpoint passed over:[/] {damaged}")
+            self.say(f"  [yellow]damaged checkpoint passed over:[/] {escape(damaged)}")
 
     def _on_step(self, event: dict[str, Any]) -> None:
         self.step_event = event
         if event["loss"] is not None:
             self.losses.append(event["loss"])
         if "skipped" in event:
-            self.say(f"  [yellow]step {event['step']:,} not applied:[/] {event['skipped']}")
+            self.say(f"  [yellow]step {event['step']:,} not applied:[/] {escape(event['skipped'])}")
         self._training()
         if event["step"] >= self.steps:
             self._stop()

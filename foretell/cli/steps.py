@@ -33,18 +33,22 @@ def sources_of(c: RunConfig) -> list[str]:
 
 def prepared(c: RunConfig, out: Path, display: Display) -> Any:
     """The prepared data of `c.data.source`: opened where it is prepared already, else prepared beside the runs."""
+    from rich.markup import escape
+
     from foretell import data
 
     sources = sources_of(c)
     if len(sources) == 1 and (Path(sources[0]) / "index.json").exists():
         opened = data.open_data(Path(sources[0]))
         for late in _late_settings(opened, c):
-            display.say(f"  [yellow]no effect on text that is prepared already:[/] {late}")
+            display.say(f"  [yellow]no effect on text that is prepared already:[/] {escape(late)}")
         return opened
     key = json.dumps([sources, c.tokenizer.model_dump(), c.data.model_dump(exclude={"source", "packing"})])
     folder = out / "data" / f"{label(sources)}-{hashlib.sha256(key.encode()).hexdigest()[:8]}"
-    display.say(f"preparing {', '.join(sources)} in {folder}")
-    data.prepare(sources, folder, c.tokenizer, c.data, workers=None, progress=display.prepare)
+    display.say(escape(f"preparing {', '.join(sources)} in {folder}"))
+    named = any(Path(s).absolute().is_relative_to(out.absolute()) for s in sources)
+    apart = None if named else out  # runs in the text's own folder would change the text with every run
+    data.prepare(sources, folder, c.tokenizer, c.data, progress=display.prepare, without=apart)
     return data.open_data(folder)
 
 
@@ -69,6 +73,11 @@ def label(sources: list[str]) -> str:
     return re.sub(r"[^\w-]+", "-", stem).strip("-") or "run"
 
 
+def _free_of_data(name: str) -> str:
+    """Text in a folder called data is common, and that name is taken among the runs, by prepared text."""
+    return "data-run" if name == "data" else name
+
+
 def train_and_report(
     c: RunConfig, out: Path, name: str | None, resume: bool, allow_drift: bool, display: Display
 ) -> dict[str, Any]:
@@ -78,7 +87,7 @@ def train_and_report(
 
     if resume and name is None and c.data.source is None:
         raise errors.ConfigError("--resume needs the --name of the run to go on with")
-    run = out / (name or label(sources_of(c)))
+    run = out / (name or _free_of_data(label(sources_of(c))))
     if resume and c.data.source is None and (run / "config.toml").exists():
         stored = config.load(run / "config.toml")
         c = config.updated(c, data=stored.data.model_dump(), tokenizer=stored.tokenizer.model_dump())
@@ -108,15 +117,10 @@ def load_model(path: Path) -> tuple[Any, Any]:
     return model.to(runtime.device()), tokenizer
 
 
-def complete(model: Any, tokenizer: Any, prompt: str | None, options: dict[str, Any], as_json: bool) -> None:
+def complete(model: Any, tokenizer: Any, prompt: str | None, options: dict[str, Any]) -> None:
     """`foretell generate`: one prompt, or one after another from the terminal."""
     from foretell import generate
 
-    if as_json:
-        if prompt is None:
-            raise errors.ConfigError("generate --json needs a --prompt")
-        print(json.dumps(generate.generate(model, tokenizer, [prompt], **options)[0], ensure_ascii=False))
-        return
     interactive = prompt is None
     while True:
         if interactive:
@@ -124,6 +128,8 @@ def complete(model: Any, tokenizer: Any, prompt: str | None, options: dict[str, 
             prompt = sys.stdin.readline().rstrip("\n")
             if not prompt:
                 return
+        if cut := generate.tokens_cut(model, tokenizer, prompt or ""):
+            print(f"foretell: the first {cut:,} tokens of the prompt do not fit and are not seen", file=sys.stderr)
         print(prompt, end="", flush=True)
         for piece in generate.stream(model, tokenizer, prompt or "", **options):
             print(piece, end="", flush=True)

@@ -17,6 +17,7 @@ import fcntl
 import hashlib
 import json
 import os
+import re
 import shutil
 import time
 from collections.abc import Callable
@@ -28,7 +29,10 @@ from foretell.config import DataConfig, TokenizerConfig
 from foretell.data import readers
 from foretell.data.job import Job, Progress
 from foretell.data.shards import FORMAT_VERSION, SPLITS, open_data, read_index
-from foretell.errors import DataError
+from foretell.errors import ConfigError, DataError, ForetellError
+
+# What stands in a prepared folder, and what a file manager leaves in any.
+_OURS = re.compile(r"index\.json|tokenizer\.json|(train|valid|test)(-[0-9]{5,}\.tokens|\.ends|\.bytes)|\.DS_Store")
 
 
 def prepare(
@@ -40,14 +44,17 @@ def prepare(
     workers: int | None = None,
     progress: Progress | None = None,
     split_of: Callable[[str], str] | None = None,
+    without: Path | None = None,
 ) -> dict[str, Any]:
     """Prepare `sources` into the folder `out`; the fields of `foretell prepare --json`.
 
     `progress` is called with {"stage", "bytes", "bytes_total", "documents", "seconds"}. `split_of` maps a document's
-    source to train, valid or test, instead of data.split. Raises DataError when nothing usable is found, when a split
-    would be empty, or when `out` holds something that is not a prepared folder.
+    source to train, valid or test, instead of data.split. `without`: a folder that is not read where a source holds it.
+    Raises DataError when nothing usable is found, when a split would be empty, or when `out` holds something that is
+    not of a prepared folder.
     """
     began = time.monotonic()
+    _check(tokenizer_config)
     out = Path(out)
     out.absolute().parent.mkdir(parents=True, exist_ok=True)
     work = out.absolute().parent / f".{out.name}.partial"
@@ -57,16 +64,30 @@ def prepare(
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             raise DataError(f"{out}: another process is preparing it") from None
-        inputs = readers.expand(sources, spool=work / "stdin.json", without=out)
-        fingerprint = _fingerprint(inputs, tokenizer_config, data_config, split_of)
-        index = _existing(out, fingerprint)
-        if index is not None:
-            shutil.rmtree(work)
-            return _result(out, index, began, unchanged=True)
-        job = Job(work, inputs, fingerprint, data_config, progress or (lambda _: None), began, split_of)
-        index = job.run(tokenizer_config, workers or runtime.cores())
+        try:
+            inputs = readers.expand(sources, work / "stdin.json", [out, work, *([without] if without else [])])
+            fingerprint = _fingerprint(inputs, tokenizer_config, data_config, split_of)
+            index = _existing(out, fingerprint)
+            if index is not None:
+                shutil.rmtree(work)
+                return _result(out, index, began, unchanged=True)
+            job = Job(work, inputs, fingerprint, data_config, progress or (lambda _: None), began, split_of)
+            index = job.run(tokenizer_config, workers or runtime.cores())
+        except ForetellError:
+            if not (work / "survey.json").exists():  # nothing to go on from
+                shutil.rmtree(work)
+            raise
         _publish(work, out)
     return _result(out, index, began, unchanged=False)
+
+
+def _check(c: TokenizerConfig) -> None:
+    """Refuse what would be ignored in silence."""
+    if c.path and c.kind == "bytes":
+        raise ConfigError(f"tokenizer.kind=bytes and tokenizer.path={c.path} are two tokenizers; leave one out")
+    if c.vocab_size and (c.path or c.kind == "bytes"):
+        given = f"tokenizer.path={c.path}" if c.path else "tokenizer.kind=bytes"
+        raise ConfigError(f"tokenizer.vocab_size={c.vocab_size} has no effect with {given}; leave it out")
 
 
 def render_funnel(result: dict[str, Any]) -> str:
@@ -116,13 +137,15 @@ def _existing(out: Path, fingerprint: str) -> dict[str, Any] | None:
     if not any(out.iterdir()):
         return None
     index = read_index(out)
-    if index["fingerprint"] != fingerprint:
-        return None
-    try:
-        open_data(out)
-    except DataError:  # damaged: make it again
-        return None
-    return index
+    if index["fingerprint"] == fingerprint:
+        try:
+            open_data(out)
+            return index
+        except ForetellError:  # damaged: make it again
+            pass
+    if foreign := sorted(p.name for p in out.iterdir() if not _OURS.fullmatch(p.name)):
+        raise DataError(f"{out} would be replaced, and holds {foreign[0]}; move that away, or choose another --out")
+    return None
 
 
 def _publish(work: Path, out: Path) -> None:
@@ -132,11 +155,16 @@ def _publish(work: Path, out: Path) -> None:
     if out.exists():
         out.rename(old)
     (work / "lock").unlink()
+    _sync_names(work)
     work.rename(out)
-    directory = os.open(out.absolute().parent, os.O_RDONLY)
+    _sync_names(out.absolute().parent)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _sync_names(folder: Path) -> None:
+    directory = os.open(folder, os.O_RDONLY)
     os.fsync(directory)
     os.close(directory)
-    shutil.rmtree(old, ignore_errors=True)
 
 
 def _result(out: Path, index: dict[str, Any], began: float, *, unchanged: bool) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 - A byte-order mark decides (UTF-8, UTF-16, UTF-32). UTF-16 and UTF-32 are re-coded to UTF-8 block by block, so that
   everything after this module deals with one kind of line.
-- A first block full of NULs on one side of each pair, which reads as text, is UTF-16 without a mark.
+- A first block with NULs on one side of each pair, or anywhere in Chinese, which reads as text, is UTF-16 without a mark.
 - A first block with NULs or control characters beyond 1%, or with a known signature, is binary.
 - The first block that is not ASCII decides between UTF-8 and GB18030. UTF-8 with few bad bytes stays UTF-8 and loses
   only the lines they stand in. GB18030 accepts nearly any bytes, so it is believed only where at least a tenth of the
@@ -59,6 +59,8 @@ def utf8_like(blocks: Iterator[bytes]) -> Iterator[bytes]:
         return
     if first.startswith(_SIGNATURES):
         raise Binary("binary file")
+    if first[257:262] == b"ustar":  # large texts in it hide its few control bytes
+        raise Binary("a tar archive; unpack it first")
     controls = len(first) - len(first.translate(None, _CONTROLS))
     if controls > max(4, len(first) / 100):
         raise Binary(f"binary file: {controls:,} control bytes in the first {len(first):,}")
@@ -80,22 +82,31 @@ def _recoded(blocks: Iterator[bytes], encoding: str) -> Iterator[bytes]:
 
 
 def _utf16_without_bom(sample: bytes) -> str:
-    """The encoding, or nothing."""
+    """The encoding, or nothing. Chinese has zeros on both sides: those of its line ends, and of U+4E00 and U+3000."""
     sample = sample[: len(sample) // 2 * 2]
-    even, odd = sample[0::2].count(0), sample[1::2].count(0)
-    if even + odd == 0:
+    zeros = {"utf-16-le": sample[1::2].count(0), "utf-16-be": sample[0::2].count(0)}
+    likelier, other = sorted(zeros, key=lambda e: -zeros[e])
+    if not zeros[likelier]:
         return ""
-    encoding, nulls, others = ("utf-16-le", odd, even) if odd > even else ("utf-16-be", even, odd)
-    if others > nulls / 10:
-        return ""
+    one_sided = zeros[other] <= zeros[likelier] / 10
+    readable = {e: text for e in zeros if (text := _readable(sample, e))}
+    if one_sided and zeros[likelier] >= len(sample) / 4:
+        return likelier if likelier in readable else ""
+    chinese = {e: _common_share(text) for e, text in readable.items()}
+    best = max(chinese, key=lambda e: chinese[e], default="")
+    if best and chinese[best] >= 0.1:
+        return best
+    return likelier if one_sided and likelier in readable and zeros[likelier] >= 0.05 * len(readable[likelier]) else ""
+
+
+def _readable(sample: bytes, encoding: str) -> str:
+    """The sample's text if it decodes to text, or nothing."""
     try:
         text = codecs.getincrementaldecoder(encoding)().decode(sample)
     except UnicodeDecodeError:
         return ""
     readable = sum(unicodedata.category(c) not in {"Cc", "Cn", "Co", "Cs"} or c in "\t\n\r\f" for c in text)
-    if not text or readable < 0.98 * len(text):
-        return ""
-    return encoding if nulls >= 0.05 * len(text) or _common_share(text) >= 0.1 else ""
+    return text if readable >= 0.98 * len(text) else ""
 
 
 class Decoder:
@@ -138,6 +149,10 @@ class Decoder:
             return text
         except UnicodeDecodeError as e:
             raise ValueError(f"byte 0x{data[e.start]:02x} at byte {e.start} of the line is not {e.encoding}") from None
+
+    def salvaged(self, data: bytes) -> str:
+        """Text of lines that `decode` refuses, U+FFFD where they are bad."""
+        return data.decode(self.encoding or "utf-8", "replace").replace("\0", "\ufffd")
 
 
 def _common_share(text: str) -> float:

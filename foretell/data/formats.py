@@ -9,8 +9,9 @@ the first of `TEXT_KEYS` that is present; a list of strings is joined by newline
 from __future__ import annotations
 
 import csv
+import itertools
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -99,8 +100,7 @@ def _json_record(line: str, source: str, offset: int, text_key: str | None) -> R
     if isinstance(value, dict):
         key = text_key or next((k for k in TEXT_KEYS if k in value), None)
         if key not in value:
-            keys = ", ".join(map(repr, list(value)[:8]))
-            return Rejected(source, offset, f"no text: keys {keys}; name the right one with data.text_key")
+            return Rejected(source, offset, _no_text("keys", map(repr, value)))
         value = value[key]
     return document(value, source, offset)
 
@@ -108,8 +108,8 @@ def _json_record(line: str, source: str, offset: int, text_key: str | None) -> R
 def csv_rows(blocks: Iterator[bytes], source: str, text_key: str | None, *, tabs: bool) -> Iterator[Record]:
     """CSV with quoted cells that may hold newlines (RFC 4180), or TSV without quoting (IANA text/tab-separated-values).
 
-    A row with a bad byte is quarantined. So is a cell beyond 1 MiB, which bounds what a quote that is never closed
-    swallows.
+    A row with a bad byte is quarantined; its quotes still count, or a cell that the bad line closes would swallow the
+    rows behind it. So is a cell beyond 1 MiB, which bounds what a quote that is never closed swallows.
     """
     decoder = Decoder()
     starts: list[int] = []  # offsets of the lines of the row being read
@@ -136,13 +136,17 @@ def csv_rows(blocks: Iterator[bytes], source: str, text_key: str | None, *, tabs
         except csv.Error as e:
             yield Rejected(source, starts[0], f"not CSV: {e}")
             continue
+        if header and row:
+            header, column = False, _text_column(row, text_key)
+            if text_key and column is None:
+                yield Rejected(source, starts[0], _no_text("columns", row))
+                return
+            if column is not None and not bad:
+                continue
         if bad:
             yield Rejected(source, starts[0], bad[0])
         elif row:
-            column = _text_column(row, text_key) if header else column
-            if not header or column is None:
-                yield _cell(row, column, source, starts[0])
-            header = False
+            yield _cell(row, column, source, starts[0])
 
 
 def _cell(row: list[str], column: int | None, source: str, offset: int) -> Record:
@@ -194,7 +198,7 @@ def parquet(path: Path, source: str, text_key: str | None) -> Iterator[Record]:
         return
     key = text_key or next((k for k in TEXT_KEYS if k in names), None)
     if key not in names:
-        yield Rejected(source, 0, f"no text: columns {', '.join(names[:8])}; name the right one with data.text_key")
+        yield Rejected(source, 0, _no_text("columns", names))
         return
     row = 0
     for group in range(groups):
@@ -221,8 +225,7 @@ def arrow(path: Path, source: str, text_key: str | None) -> Iterator[Record]:
         with pyarrow.memory_map(str(path)) as mapped, pyarrow.ipc.open_stream(mapped) as stream:
             key = text_key or next((k for k in TEXT_KEYS if k in stream.schema.names), None)
             if key not in stream.schema.names:
-                names = ", ".join(stream.schema.names[:8])
-                yield Rejected(source, 0, f"no text: columns {names}; name the right one with data.text_key")
+                yield Rejected(source, 0, _no_text("columns", stream.schema.names))
                 return
             for batch in stream:
                 for value in batch.column(key):
@@ -234,6 +237,10 @@ def arrow(path: Path, source: str, text_key: str | None) -> Iterator[Record]:
 
 def _value(value: Any, source: str, row: int) -> Record:
     return document("" if value is None else value, source, row)
+
+
+def _no_text(what: str, names: Iterable[str]) -> str:
+    return f"no text: {what} {', '.join(itertools.islice(names, 8))}; name the right one with data.text_key"
 
 
 def _first_line(e: Exception) -> str:

@@ -25,7 +25,7 @@ from foretell.config import DataConfig, TokenizerConfig
 from foretell.data import intake, splits, workers
 from foretell.data.readers import Inputs
 from foretell.data.sample import Chunk, Sample
-from foretell.data.shards import FORMAT_VERSION, SPLITS, SplitWriter, token_dtype
+from foretell.data.shards import FORMAT_VERSION, SPLITS, SplitWriter, holds, token_dtype
 from foretell.errors import ConfigError, DataError
 from foretell.tokenizer import Tokenizer
 
@@ -105,8 +105,10 @@ class Job:
     def _encode(
         self, own: Tokenizer, rule: splits.Rule, funnel: intake.Funnel, bytes_total: int, processes: int
     ) -> dict[str, dict[str, Any]]:
-        journal = self._saved("journal.json") or {"blocks": 0, "splits": {}}
         dtype = token_dtype(own.vocab_size)
+        journal = self._saved("journal.json") or {"blocks": 0, "splits": {}}
+        if not all(holds(self.work, s, dtype, position) for s, position in journal["splits"].items()):
+            journal = {"blocks": 0, "splits": {}}
         writers = {s: SplitWriter(self.work, s, dtype, journal["splits"].get(s)) for s in SPLITS}
         end = np.uint32(own.eot_id or 0)
         unsaved = 0

@@ -128,7 +128,7 @@ def decoded(run: Run, decoder: Decoder) -> Iterator[tuple[int, str, str]]:
 
 
 def decoded_lines(run: Run, decoder: Decoder) -> Iterator[tuple[int, str, str]]:
-    """(offset, line, reason) for every line of the run, ends kept; a bad line comes with the reason and no text."""
+    """(offset, line, reason) for every line of the run, ends kept; a bad line comes with the reason and its remains."""
     if run.reason:
         yield run.offset, "", run.reason
         return
@@ -138,5 +138,5 @@ def decoded_lines(run: Run, decoder: Decoder) -> Iterator[tuple[int, str, str]]:
         try:
             yield offset, decoder.decode(line), ""
         except ValueError as e:
-            yield offset, "", str(e)
+            yield offset, decoder.salvaged(line), str(e)
         offset += len(line)

@@ -1,10 +1,10 @@
 """From sources (files, folders, globs, -, hf://name) to a stream of documents and quarantined records.
 
 A folder is read in sorted order, without hidden files (they are counted, not read) and without following links to other
-folders. The format follows the extension, whatever stands in front of .gz or .zst: .jsonl .ndjson .csv .tsv .html .htm
-.parquet; a .json file or standard input whose first line is a whole JSON object is JSON lines; everything else that
-reads as text is prose or source code, one document a file. What is not text is one quarantined record. Only regular
-files are opened, so a FIFO or a device cannot hang or flood a run.
+folders (each is one quarantined record). The format follows the extension, whatever stands in front of .gz or .zst:
+.jsonl .ndjson .csv .tsv .html .htm .parquet; a .json file or standard input whose first line is a whole JSON object is
+JSON lines; everything else that reads as text is prose or source code, one document a file. What is not text is one
+quarantined record. Only regular files are opened, so a FIFO or a device cannot hang or flood a run.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import os
 import shutil
 import stat
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -55,35 +55,48 @@ def documents(sources: str | list[str], text_key: str | None = None) -> Iterator
         yield from (r for r in read(entry, text_key) if isinstance(r, Document))
 
 
-def expand(sources: list[str], spool: Path | None = None, without: Path | None = None) -> Inputs:
-    """List the inputs, but for what lies in the folder `without` (the output, when it is inside a source).
+def expand(sources: list[str], spool: Path | None = None, without: Sequence[Path] = ()) -> Inputs:
+    """List the inputs, but for what lies in the folders `without` (the output, when it is inside a source).
 
     Standard input (`-`) is copied to the file `spool`, because preparing reads its input twice.
     """
+    apart = frozenset(map(os.path.abspath, without))
     entries: list[Entry] = []
     hidden = 0
     for source in sources:
-        if source == "-":
-            entries.append(_standard_input(spool))
-        elif source.startswith("hf://"):
-            entries.append(Entry(source))
-        elif os.path.isdir(source):
-            found, dotted = _folder(Path(source))
-            entries += found
-            hidden += dotted
-        elif os.path.lexists(source):
-            entries.append(_entry(Path(source)))
-        else:
-            matches = sorted(glob.glob(source, recursive=True))
-            if not matches:
-                raise DataError(f"{source}: no such file or folder, and no file matches it as a pattern")
-            entries += [_entry(Path(m)) for m in matches if not os.path.isdir(m)]
-    if without is not None:
-        inside = os.path.abspath(without) + os.sep
-        entries = [e for e in entries if not os.path.abspath(e.name).startswith(inside)]
+        found, dotted = _found(source, spool, apart)
+        entries += found
+        hidden += dotted
+    inside = tuple(folder + os.sep for folder in apart)
+    entries = [e for e in entries if not os.path.abspath(e.name).startswith(inside)]
     if not entries:
         raise DataError(f"no files in {', '.join(sources)}" + (f" ({hidden} hidden ones not read)" if hidden else ""))
     return Inputs(entries, hidden)
+
+
+def _found(source: str, spool: Path | None, apart: frozenset[str]) -> tuple[list[Entry], int]:
+    """The inputs of one source, and how many hidden ones it has."""
+    if source == "-":
+        return [_standard_input(spool)], 0
+    if source.startswith("hf://"):
+        return [Entry(source)], 0
+    if os.path.isdir(source):
+        return _folder(Path(source), apart)
+    if os.path.lexists(source):
+        return [_entry(Path(source))], 0
+    matches = sorted(glob.glob(source, recursive=True))
+    if not matches:
+        raise DataError(f"{source}: no such file or folder, and no file matches it as a pattern")
+    entries: list[Entry] = []
+    hidden = 0
+    for match in matches:
+        if not os.path.isdir(match):
+            entries.append(_entry(Path(match)))
+        elif "**" not in source:  # which matches what is in the folder too
+            found, dotted = _folder(Path(match), apart)
+            entries += found
+            hidden += dotted
+    return entries, hidden
 
 
 def _entry(path: Path) -> Entry:
@@ -97,16 +110,20 @@ def _entry(path: Path) -> Entry:
     return Entry(name, path, status.st_size, status.st_mtime_ns)
 
 
-def _folder(folder: Path) -> tuple[list[Entry], int]:
+def _folder(folder: Path, apart: frozenset[str]) -> tuple[list[Entry], int]:
     if (folder / "state.json").is_file() or (folder / "dataset_dict.json").is_file():
         return [_entry(p) for p in _arrow_files(folder)], 0
     entries: list[Entry] = []
     hidden = 0
     denied: list[OSError] = []
     for root, folders, files in os.walk(folder, onerror=denied.append):
+        here = os.path.abspath(root)
+        folders[:] = sorted(n for n in folders if os.path.join(here, n) not in apart)
         hidden += sum(n.startswith(".") for n in [*folders, *files])
-        folders[:] = sorted(n for n in folders if not n.startswith("."))
+        folders[:] = [n for n in folders if not n.startswith(".")]
         entries += [_entry(Path(root, n)) for n in sorted(files) if not n.startswith(".")]
+        linked = [os.path.join(root, n) for n in folders if os.path.islink(os.path.join(root, n))]
+        entries += [Entry(name, problem="link to a folder, which is not followed") for name in linked]
     entries += [Entry(str(e.filename), problem=f"cannot be read: {e.strerror}") for e in denied]
     return entries, hidden
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +25,16 @@ FORMAT_VERSION = 1
 SPLITS = ("train", "valid", "test")
 SHARD_TOKENS = 1 << 27
 _END = np.dtype("<i8")
+_INDEX: dict[str, type | tuple[type, ...]] = {
+    "dtype": str,
+    "fingerprint": str,
+    "tokenizer": dict,
+    "splits": dict,
+    "funnel": dict,
+    "unique_tokens": int,
+    "bytes_per_token": (int, float),
+    "text_xz_bits_per_byte": (int, float),
+}
 
 
 def token_dtype(vocab_size: int) -> np.dtype:
@@ -134,11 +145,21 @@ def open_data(path: Path, *, check_digests: bool = False) -> Data:
     own = tokenizer.load(path)
     if own.digest != index["tokenizer"]["digest"]:
         raise DataError(f"{path}/tokenizer.json is not the tokenizer these shards were made with; prepare again")
+    try:
+        _check_files(path, index, check_digests)
+    except (KeyError, TypeError, AttributeError) as e:
+        raise DataError(f"{path}/index.json: not an index of prepared data: {type(e).__name__} {e}") from None
+    return Data(path, index, own)
+
+
+def _check_files(path: Path, index: dict[str, Any], check_digests: bool) -> None:
     item = np.dtype(index["dtype"]).itemsize
     for split, entry in index["splits"].items():
         sizes = {s["file"]: s["tokens"] * item for s in entry["shards"]}
         sizes |= {f"{split}.{what}": entry["documents"] * _END.itemsize for what in ("ends", "bytes")}
         for name, expected in sizes.items():
+            if name != Path(name).name:
+                raise DataError(f"{path}/index.json: `{name}` is not the name of a file in the folder")
             size = (path / name).stat().st_size if (path / name).is_file() else -1
             if size != expected:
                 found = "is missing" if size < 0 else f"has {size:,} bytes"
@@ -146,7 +167,6 @@ def open_data(path: Path, *, check_digests: bool = False) -> Data:
         for shard in entry["shards"] if check_digests else []:
             if file_digest(path / shard["file"]) != shard["sha256"]:
                 raise DataError(f"{path / shard['file']} is damaged: its SHA-256 differs from the index; prepare again")
-    return Data(path, index, own)
 
 
 def read_index(path: Path) -> dict[str, Any]:
@@ -155,12 +175,16 @@ def read_index(path: Path) -> dict[str, Any]:
     try:
         index = json.loads(file.read_text(encoding="utf-8"))
         version = index["format_version"]
+        if type(version) is not int or version < 1:
+            raise ValueError(f"format_version {version!r}")
     except FileNotFoundError:
         raise DataError(f"{path}: not a prepared folder (no index.json); make one with foretell prepare") from None
     except (ValueError, KeyError, TypeError, RecursionError, NotADirectoryError) as e:
         raise DataError(f"{file}: not an index of prepared data: {e}") from None
     if version > FORMAT_VERSION:
         raise DataError(f"{file}: format_version {version} is newer than this Foretell reads ({FORMAT_VERSION})")
+    if wrong := [key for key, kind in _INDEX.items() if not isinstance(index.get(key), kind)]:
+        raise DataError(f"{file}: not an index of prepared data: `{wrong[0]}` is absent or of another type")
     return index
 
 
@@ -168,6 +192,19 @@ def file_digest(path: Path) -> str:
     """SHA-256 of a file, in hexadecimal."""
     with path.open("rb") as f:
         return hashlib.file_digest(f, "sha256").hexdigest()
+
+
+def _file_name(split: str, shard: int) -> str:
+    return f"{split}-{shard:05d}.tokens"
+
+
+def holds(folder: Path, split: str, dtype: np.dtype, position: dict[str, int]) -> bool:
+    """Whether the files of a split reach as far as `position` says; after a power cut they may not."""
+    tokens, documents = position["tokens"], position["documents"]
+    sizes = {f"{split}.{what}": documents * _END.itemsize for what in ("ends", "bytes")}
+    for n in range(-(-tokens // SHARD_TOKENS)):
+        sizes[_file_name(split, n)] = min(SHARD_TOKENS, tokens - n * SHARD_TOKENS) * dtype.itemsize
+    return all((folder / name).is_file() and (folder / name).stat().st_size >= size for name, size in sizes.items())
 
 
 class SplitWriter:
@@ -189,9 +226,6 @@ class SplitWriter:
         file.seek(size)
         return file
 
-    def _file_name(self, shard: int) -> str:
-        return f"{self._split}-{shard:05d}.tokens"
-
     def append(self, flat: np.ndarray, lengths: np.ndarray, sizes: np.ndarray) -> None:
         """Documents: their tokens, each document's <|endoftext|> included, their token counts, their UTF-8 sizes."""
         (self.tokens + np.cumsum(lengths)).astype(_END).tofile(self._ends)
@@ -203,16 +237,18 @@ class SplitWriter:
             within = self.tokens % SHARD_TOKENS
             if self._shard is None or within == 0:
                 self._close_shard()
-                self._shard = self._open(self._file_name(self.tokens // SHARD_TOKENS), within * self._dtype.itemsize)
+                self._shard = self._open(
+                    _file_name(self._split, self.tokens // SHARD_TOKENS), within * self._dtype.itemsize
+                )
             part = flat[: SHARD_TOKENS - within]
             part.tofile(self._shard)
             self.tokens += len(part)
             flat = flat[len(part) :]
 
     def position(self) -> dict[str, int]:
-        """How far everything is on disk, after flushing it there."""
+        """How far everything is on disk, after forcing it there."""
         for file in self._files():
-            file.flush()
+            _force(file)
         return {"tokens": self.tokens, "documents": self.documents, "bytes": self.bytes}
 
     def _files(self) -> Iterator[IO[bytes]]:
@@ -220,11 +256,14 @@ class SplitWriter:
 
     def _close_shard(self) -> None:
         if self._shard:
+            _force(self._shard)
             self._shard.close()
             self._shard = None
 
     def finish(self) -> dict[str, Any]:
-        """Close all files; the split's entry of the index."""
+        """Close all files, forced to disk; the split's entry of the index."""
+        _force(self._ends)
+        _force(self._sizes)
         self._ends.close()
         self._sizes.close()
         self._close_shard()
@@ -233,6 +272,11 @@ class SplitWriter:
         for n in range(-(-self.tokens // SHARD_TOKENS)):
             low, high = n * SHARD_TOKENS, min((n + 1) * SHARD_TOKENS, self.tokens)
             inside = int(np.searchsorted(ends, high, "right") - np.searchsorted(ends, low, "right"))
-            path = self._folder / self._file_name(n)
+            path = self._folder / _file_name(self._split, n)
             shards.append({"file": path.name, "tokens": high - low, "documents": inside, "sha256": file_digest(path)})
         return {"shards": shards, "tokens": self.tokens, "documents": self.documents, "bytes": self.bytes}
+
+
+def _force(file: IO[bytes]) -> None:
+    file.flush()
+    os.fsync(file.fileno())

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import queue
+import signal
 import subprocess
 import sys
 from collections import deque
@@ -95,6 +96,7 @@ def _ask(process: subprocess.Popen[bytes], texts: list[bytes]) -> Encoded:
 
 def serve(file: str) -> None:
     """What a worker process runs."""
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # whose reader was killed ends without a word
     runtime.tokenize_in_one_thread()  # the library's threads would compete: one process, one core
     own = tokenizer.load(Path(file))
     source, sink = sys.stdin.buffer, sys.stdout.buffer

@@ -12,9 +12,11 @@ import math
 from collections.abc import Iterable, Iterator
 from typing import Any
 
+import numpy as np
+
 from foretell.data import Data, Document
 from foretell.data.records import Rejected
-from foretell.errors import ConfigError
+from foretell.errors import ConfigError, DataError, ModelError
 from foretell.evaluate.result import Counts, counted, summary
 from foretell.evaluate.scoring import Window, score, windows
 from foretell.models.decoder import Decoder
@@ -54,11 +56,16 @@ def evaluate(
 
     sums = score(model, all_windows(), (batch_size or _BATCH_SIZE) * context)
     told: dict[str, Any] = {"context": context, "stride": stride}
+    if quarantined and not counts:
+        raise DataError("nothing to score: {}, byte {}: {}".format(*quarantined[0]))
     if quarantined:
         told |= {"quarantined": len(quarantined), "first_quarantined": "{}, byte {}: {}".format(*quarantined[0])}
     if tokenizer.bos_id is None:
         told["note"] = "this tokenizer has no token to begin with: the first token of each window is not scored"
-    return summary(sums.of_documents(len(counts)), counts, told)
+    of_documents = sums.of_documents(len(counts))
+    if not np.isfinite(of_documents[0]).all():  # and JSON has no NaN
+        raise ModelError("the model's predictions are not numbers (NaN or infinite): its weights are damaged")
+    return summary(of_documents, counts, told)
 
 
 def evaluate_split(
@@ -103,7 +110,7 @@ def _token_bytes(tokenizer: Tokenizer) -> list[bytes]:
 
 def _window(model: Decoder, context: int | None, stride: int | None) -> tuple[int, int]:
     longest = model.config.max_position_embeddings or 1
-    context = context or min(longest, _LONGEST_DEFAULT)
+    context = min(longest, _LONGEST_DEFAULT) if context is None else context
     stride = context if stride is None else stride
     if not 2 <= context <= longest:
         raise ConfigError(f"context ({context:,}) must be from 2 to the model's own {longest:,}")

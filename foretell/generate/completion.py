@@ -98,6 +98,11 @@ def stream(
     return (piece for _, piece in _completed(model, tokenizer, rows, sampling) if piece)
 
 
+def tokens_cut(model: Decoder, tokenizer: Tokenizer, prompt: str) -> int:
+    """Tokens at the beginning of a prompt that do not fit the model's context, and that it would not see."""
+    return _rows(model, tokenizer, [prompt], 1, (), 0)[0].cut
+
+
 def _result(row: _Row) -> dict[str, Any]:
     return {
         "prompt": row.prompt,

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from foretell.errors import ConfigError
 
+_COLDEST = 1e-30  # below it the quotient leaves float32
 _HEAD = 128  # top-p looks at this many likeliest tokens before it sorts the whole vocabulary
 
 
@@ -35,7 +36,7 @@ class Sampling:
             "top_k": (self.top_k >= 0, "0 or more"),
             "top_p": (0.0 < self.top_p <= 1.0, "above 0 and at most 1"),
             "min_p": (0.0 <= self.min_p <= 1.0, "0 to 1"),
-            "repetition_penalty": (0.0 < self.repetition_penalty < math.inf, "above 0"),
+            "repetition_penalty": (0.01 <= self.repetition_penalty <= 100.0, "0.01 to 100"),
         }
         for name, (good, range_) in allowed.items():
             if not good:
@@ -52,7 +53,7 @@ def next_tokens(logits: Tensor, seen: Tensor | None, uniform: Tensor, s: Samplin
         logits = torch.where(seen, torch.where(logits > 0, logits / r, logits * r), logits)
     if s.temperature == 0.0:
         return logits.argmax(-1)
-    values, ids = kept(logits / s.temperature, s)
+    values, ids = kept(logits / max(s.temperature, _COLDEST), s)
     cumulative = torch.softmax(values.double(), -1).cumsum(-1)
     # Where rounding leaves the sum below the uniform number, and never on a token that was filtered out.
     target = uniform[:, None] * cumulative[:, -1:]
