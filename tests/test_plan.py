@@ -522,6 +522,24 @@ PREDICTED = {
 }
 
 
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (None, "no such file"),
+        ("{", "damaged"),
+        ("[]", "damaged"),
+        ("{}", "damaged"),
+        ('{"steps": 1, "format_version": 99}', "format_version 99"),
+    ],
+)
+def test_a_stored_forecast_that_cannot_be_read_is_refused(tmp_path: Path, content: str | None, says: str) -> None:
+    if content is not None:
+        (tmp_path / "plan.json").write_text(content)
+    with pytest.raises(ConfigError, match=says):
+        plan.stored(tmp_path / "plan.json")
+
+
+
 def test_verdicts() -> None:
     found = plan.verify(PREDICTED, MEASURED)
     by_name = {q["name"]: q for q in found["quantities"]}

@@ -238,15 +238,7 @@ def verify(run: Annotated[Path, typer.Argument(help="A run folder.")], as_json: 
     from foretell import plan as forecasting
     from foretell.cli import tables
 
-    files = [run / "plan.json", run / "measured.json"]
-    for f in files:
-        if not f.exists():
-            raise errors.ConfigError(f"{f}: no such file; `foretell verify` needs a finished run folder")
-    try:
-        predicted, measured = (json.loads(f.read_text(encoding="utf-8")) for f in files)
-    except ValueError as e:
-        raise errors.ConfigError(f"{run}: plan.json or measured.json is damaged: {e}") from None
-    result = forecasting.verify(predicted, measured)
+    result = forecasting.verify(*(forecasting.stored(run / name) for name in ("plan.json", "measured.json")))
     emit(result, as_json, tables.verdict)
     if not result["headline_held"]:
         raise typer.Exit(3)

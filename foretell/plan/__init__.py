@@ -4,7 +4,7 @@ from foretell.plan.budget import Budget, parse_budget
 from foretell.plan.outlook import forecast, plan
 from foretell.plan.size import completed, fits, size_for_budget, steps_for_budget
 from foretell.plan.time import peak_flops_per_second
-from foretell.plan.verdict import verify
+from foretell.plan.verdict import stored, verify
 
 __all__ = [
     "Budget",
@@ -16,5 +16,6 @@ __all__ = [
     "plan",
     "size_for_budget",
     "steps_for_budget",
+    "stored",
     "verify",
 ]

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
+
+from foretell.config import FORMAT_VERSION
+from foretell.errors import ConfigError
 
 HEADLINES = ("seconds", "memory_bytes.peak", "bits_per_byte")
 QUANTITIES = (
@@ -18,6 +23,22 @@ QUANTITIES = (
     "tokens",
     "steps",
 )
+
+
+def stored(file: Path) -> dict[str, Any]:
+    """plan.json or measured.json of a finished run. ConfigError where it is absent, damaged or of a newer Foretell."""
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"{file}: no such file; `foretell verify` needs a finished run folder") from None
+    except ValueError as e:
+        raise ConfigError(f"{file} is damaged: {e}") from None
+    if not isinstance(content, dict) or not isinstance(content.get("steps"), int):
+        raise ConfigError(f"{file} is damaged: it does not say how many steps the run has")
+    version = content.get("format_version", FORMAT_VERSION)
+    if version != FORMAT_VERSION:
+        raise ConfigError(f"{file}: format_version {version} is not {FORMAT_VERSION}, the one this Foretell reads")
+    return content
 
 
 def verify(predicted: Mapping[str, Any], measured: Mapping[str, Any]) -> dict[str, Any]:
