@@ -89,7 +89,7 @@ def run_foretell(work: Path, config: str, seed: int) -> dict[str, Any]:
     text = data.open_data(work / "data")
     c = run_config.updated(c, model=c.model.resolved(text.tokenizer.vocab_size, c.train.context).model_dump())
     torch.set_num_threads(runtime.threads())
-    model = trial.built(c.model, c.train.dropout, seed, c.train.attention)
+    model = trial.built(c.model, c.train.dropout or 0.0, seed, c.train.attention)
     with tempfile.TemporaryDirectory() as run:
         job = loop.Job(
             c.train, text, Path(run), c.data.packing, runtime.dtype(c.train.dtype), c.train.compile == "on", 0.0, 1.0

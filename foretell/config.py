@@ -159,7 +159,9 @@ class TrainConfig(Table):
     warmup_fraction: float = Field(0.02, ge=0, lt=1, description="share of the steps that warm up")
     decay_fraction: float = Field(0.5, ge=0, le=1, description="wsd: share of the steps that decay to zero")
     grad_clip: float = Field(1.0, ge=0, description="gradient norm at which gradients are scaled down; 0 never")
-    dropout: float = Field(0.0, ge=0, lt=1, description="dropout on the residual branches and the embedding")
+    dropout: float | None = Field(
+        None, ge=0, lt=1, description="of the residual branches and the embedding; unset: by the epochs of the run"
+    )
     seed: int = Field(0, ge=0, description="of weights, data order and dropout")
     save_every: int | None = Field(None, gt=0, description="steps between checkpoints; unset: about one a minute")
     keep: int = Field(2, gt=0, description="checkpoints kept")

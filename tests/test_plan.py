@@ -489,6 +489,38 @@ def test_the_fit_finds_the_law_that_made_the_runs() -> None:
     assert [p["share"] for p in spreads["course"]] == [k / 10 for k in range(1, 11)]
 
 
+@pytest.mark.parametrize(
+    ("epochs", "expected"), [(0.5, 0.0), (3.0, 0.0), (3.5, 0.1), (6.0, 0.1), (7.0, 0.2), (50.0, 0.2)]
+)
+def test_dropout_follows_the_epochs_unless_it_is_set(epochs: float, expected: float) -> None:
+    corpus = {**CORPUS, "tokens": 1_000_000}
+    asked = {"steps": round(epochs * 1_000_000 / 4000), "global_batch_tokens": 4000, "context": 250}
+    config = run_config.updated(RunConfig(), model={"hidden_size": 64, "num_hidden_layers": 2}, train=asked)
+    assert plan.completed(config, corpus, MACHINE).train.dropout == expected
+    assert plan.completed(config, None, MACHINE).train.dropout == 0.0
+    config = run_config.updated(config, train={"dropout": 0.35})
+    assert plan.completed(config, corpus, MACHINE).train.dropout == 0.35
+
+
+def test_a_budget_of_time_reads_a_small_text_eight_times_at_most_and_says_so() -> None:
+    corpus = {**CORPUS, "tokens": 100_000}
+    budget = "2h"
+    sized = plan.size_for_budget(
+        plan.parse_budget(budget), machine=MACHINE, corpus=corpus, probe=PROBE,
+        config=run_config.updated(RunConfig(), train={"budget": budget}),
+    )  # fmt: skip
+    c = plan.completed(sized, corpus, MACHINE)
+    trial = {"step_seconds": 0.01, "low": 0.01, "high": 0.01}
+    c = plan.steps_for_budget(
+        plan.parse_budget(budget), machine=MACHINE, corpus=corpus, probe=PROBE, trial=trial, config=c
+    )
+    assert (c.train.steps or 0) * (c.train.global_batch_tokens or 0) <= 8 * 100_000
+    assert c.train.dropout == 0.2
+    assert plan.plan(c, machine=MACHINE, corpus=corpus, probe=PROBE, trial=trial)["text_used_up"]
+    plenty = plan.completed(c, {**corpus, "tokens": 10**9}, MACHINE)
+    assert not plan.plan(plenty, machine=MACHINE, corpus={**corpus, "tokens": 10**9})["text_used_up"]
+
+
 def test_student_quantiles() -> None:
     for degrees, known in [(5, 2.015), (8, 1.860), (10, 1.812), (30, 1.697)]:
         assert fit.student_95(degrees) == pytest.approx(known, rel=0.002)
@@ -537,7 +569,6 @@ def test_a_stored_forecast_that_cannot_be_read_is_refused(tmp_path: Path, conten
         (tmp_path / "plan.json").write_text(content)
     with pytest.raises(ConfigError, match=says):
         plan.stored(tmp_path / "plan.json")
-
 
 
 def test_verdicts() -> None:

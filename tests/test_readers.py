@@ -20,7 +20,8 @@ from foretell.data.records import Document, Rejected
 from foretell.errors import DataError, MissingExtra
 
 CHINESE = "话说天下大势，分久必合，合久必分。\n周末七国分争，并入于秦。及秦灭之后，楚、汉分争。\n"
-ONES = "　　一日，一人一马一刀，一去不回。\n　　众人道：“一个也没有。”大家一笑。\n"  # U+4E00 and U+3000 have a zero byte too
+# U+4E00 and U+3000 have a zero byte too.
+ONES = "　　一日，一人一马一刀，一去不回。\n　　众人道：“一个也没有。”大家一笑。\n"
 POEM = "國破山河在，城春草木深。\n感時花濺淚，恨別鳥驚心。\n烽火連三月，家書抵萬金。\n"
 
 

@@ -26,6 +26,10 @@ def forecast(plan: dict[str, Any]) -> Table:
         quantity = plan["memory_bytes"]["peak"] if name == "memory_bytes.peak" else plan.get(name)
         if quantity:
             table.add_row(label(name).en.lower(), _shown(name, quantity["value"]), _interval(name, quantity))
+    if plan.get("text_used_up"):
+        table.add_row(
+            "", "", "no more steps: a text read more often is learned by heart; more text would use the budget"
+        )
     if not plan["fits"]:
         table.add_row("[red]does not fit[/]", "", "the forecast peak is above this machine's memory")
     return table

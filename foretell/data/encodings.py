@@ -2,7 +2,7 @@
 
 - A byte-order mark decides (UTF-8, UTF-16, UTF-32). UTF-16 and UTF-32 are re-coded to UTF-8 block by block, so that
   everything after this module deals with one kind of line.
-- A first block with NULs on one side of each pair, or anywhere in Chinese, which reads as text, is UTF-16 without a mark.
+- A first block with NULs on one side of each pair, or anywhere in Chinese, is UTF-16 without a mark if it reads so.
 - A first block with NULs or control characters beyond 1%, or with a known signature, is binary.
 - The first block that is not ASCII decides between UTF-8 and GB18030. UTF-8 with few bad bytes stays UTF-8 and loses
   only the lines they stand in. GB18030 accepts nearly any bytes, so it is believed only where at least a tenth of the

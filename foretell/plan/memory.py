@@ -108,7 +108,7 @@ def attention_bytes(model: ModelConfig, train: TrainConfig) -> int:
 def activation_bytes(model: ModelConfig, train: TrainConfig) -> float:
     """Bytes kept for the backward pass of one micro-batch, without the logits."""
     tokens = micro_batch_tokens(train)
-    kept = tokens * saved_bytes_per_token(model, train.dtype, train.dropout > 0) + probability_bytes(model, train)
+    kept = tokens * saved_bytes_per_token(model, train.dtype, bool(train.dropout)) + probability_bytes(model, train)
     cast = HALF * parameters(model)["total"] if train.dtype == "bfloat16" else 0
     return kept * (COMPILED_SHARE if train.compile == "on" else 1.0) + cast
 

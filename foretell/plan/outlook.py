@@ -66,6 +66,7 @@ def plan(
         result["loss"] = {k: v * nats for k, v in bits.items()}
         result["loss_curve"] = scaling.course(count["non_embedding"], steps, batch, corpus, probe)
         result["epochs"] = tokens / max(1, corpus["tokens"])
+        result["text_used_up"] = bool(t.budget) and tokens + batch > size.MOST_EPOCHS * corpus["tokens"]
     return result
 
 

@@ -29,6 +29,10 @@ EVALUATIONS = 10
 # Validation while training costs about a thirtieth of it: a tenth of its tokens, forward only.
 EVALUATED_SHARE, FEWEST_EVALUATED, MOST_EVALUATED = 0.01, 8_192, 65_536
 USUAL_VOCABULARY = 4096
+# A small model that reads a small text many times learns it by heart (docs/log.md): (epochs up to which, dropout).
+DROPOUTS = ((3.0, 0.0), (6.0, 0.1), (math.inf, 0.2))
+# More readings than that are not worth their time; a budget that would buy more goes to a larger model, or is left.
+MOST_EPOCHS = 8.0
 BYTE_VOCABULARY = 257  # every byte, and the end of a text
 
 
@@ -81,12 +85,25 @@ def completed(config: RunConfig, corpus: dict[str, Any] | None, machine: dict[st
             "steps": steps,
             "micro_batch_size": micro,
             "loss_chunk_tokens": t.loss_chunk_tokens or _chunk(micro * t.context, model),
+            "dropout": dropout(steps * batch, corpus) if t.dropout is None else t.dropout,
             "eval_every": t.eval_every or math.ceil(steps / EVALUATIONS),
             "eval_tokens": t.eval_tokens or evaluated,
         }
     )
     every = t.save_every or save_every(model, train, machine or {}, None)
     return run_config.updated(config, model=model.model_dump(), train={**train.model_dump(), "save_every": every})
+
+
+def dropout(tokens: float, corpus: dict[str, Any] | None) -> float:
+    """The dropout for a run of `tokens` on this text, by how often it reads the text."""
+    epochs = tokens / ((corpus or {}).get("tokens") or math.inf)
+    return next(share for most, share in DROPOUTS if epochs <= most)
+
+
+def _at_most(steps: int, batch: int, corpus: dict[str, Any] | None) -> int:
+    """So many steps, or fewer where they would read the text more than `MOST_EPOCHS` times; at least one."""
+    tokens = (corpus or {}).get("tokens")
+    return max(1, min(steps, int(MOST_EPOCHS * tokens / batch))) if tokens else steps
 
 
 def save_every(model: ModelConfig, train: TrainConfig, machine: dict[str, Any], trial: dict[str, Any] | None) -> int:
@@ -130,17 +147,20 @@ def size_for_budget(
 ) -> RunConfig:
     """The width, depth, batch and steps of lowest forecast loss for a budget. What the config sets is kept.
 
-    A config that says how long to train is left as it is, so that a finished run's config repeats the run. Raises
-    PlanError when nothing fits.
+    A budget of time is not spent on reading a text more than `MOST_EPOCHS` times; one of FLOPs is kept. A config that
+    says how long to train is left as it is, so that a finished run's config repeats the run. Raises PlanError when
+    nothing fits.
     """
     if config.train.steps or config.train.tokens:
         return config
     best: tuple[float, ModelConfig, TrainConfig] | None = None
     for model, train in _candidates(config, corpus, machine):
         steps = _steps_within(budget, model, train, machine, probe)
+        batch = train.global_batch_tokens or train.context
+        if budget.seconds is not None:
+            steps = _at_most(steps, batch, corpus)
         if steps < LEAST_STEPS:
             continue
-        batch = train.global_batch_tokens or train.context
         n = flops.parameters(model)["non_embedding"]
         loss = scaling.bits_per_byte(n, steps * batch, batch, corpus or {}, probe)["value"]
         if best is None or loss < best[0]:
@@ -212,6 +232,7 @@ def steps_for_budget(
     for _ in range(4):  # validations and checkpoints move with the steps
         forecast = time.run_seconds(config, machine, trial)["value"]
         steps = max(1, int((config.train.steps or 1) * AIM * budget.seconds / forecast))
+        steps = _at_most(steps, config.train.global_batch_tokens or config.train.context, corpus)
         config = _with_steps(config, steps, machine, trial)
     return config
 

@@ -66,7 +66,7 @@ def train(
         _write_folder(run, config, forecast, data, machine)
     show({"event": "plan", "plan": forecast, "config": config})
     c = config.train
-    model = trial.built(config.model, c.dropout, c.seed, c.attention)
+    model = trial.built(config.model, c.dropout or 0.0, c.seed, c.attention)
     job = _job(config, data, run, machine, forecast)
     runtime.reset_peak_memory()
     outcome = loop.run(model, job, resume=resume, display=show)
@@ -113,10 +113,20 @@ def decide(config: RunConfig, data: Data, machine: dict[str, Any], show: Display
             budget, machine=machine, corpus=text, probe=measured_probe, trial=measured_trial, config=config
         )
     runtime.reset_peak_memory()
-    held = max(runtime.resident_memory_bytes(), machine.get("process_bytes", 0)) + runtime.allocator_keeps_bytes()
-    here = {**machine, "process_bytes": held}
+    here = {**machine, "process_bytes": _held_bytes(config, machine, measured_trial)}
     forecast = plan.plan(config, machine=here, corpus=text, probe=measured_probe, trial=measured_trial)
     return config, {**forecast, "created": datetime.now(UTC).isoformat(timespec="seconds")}
+
+
+def _held_bytes(config: RunConfig, machine: dict[str, Any], tried: dict[str, Any] | None) -> float:
+    """What this process holds before the run: at least what the record says of one, and what the heap will keep.
+
+    A compiled trial has left both behind already, with the compiler that the forecast of a compiled run adds.
+    """
+    now = runtime.resident_memory_bytes()
+    if tried is not None and config.train.compile == "on":
+        return now - plan.COMPILER_BYTES
+    return max(now, machine.get("process_bytes", 0)) + runtime.allocator_keeps_bytes()
 
 
 def _seconds(config: RunConfig, text: dict[str, Any], machine: dict[str, Any]) -> float:

@@ -29,7 +29,7 @@ from foretell.train.loop import Job, State, loss_function, take_step
 # The probe is part of the loss law's definition: change it and the prior must be recorded again.
 PROBE_MODEL = ModelConfig(hidden_size=128, num_hidden_layers=2)
 PROBE_TRAIN = TrainConfig(
-    steps=80, context=128, micro_batch_size=16, global_batch_tokens=2048, save_every=80, eval_every=80
+    steps=80, context=128, micro_batch_size=16, global_batch_tokens=2048, dropout=0.0, save_every=80, eval_every=80
 )
 PROBE_EVAL_TOKENS = 131_072
 # Seconds that compiling costs, and a margin; the first compiled step took 25 to 36 s on two cores (docs/log.md).
@@ -120,7 +120,7 @@ def trial(config: RunConfig, data: Data, dtype: str, compiled: bool, steps: int 
     """
     config = run_config.updated(config, train={"attention": attention_kernel(config, dtype)})
     path = {"dtype": dtype, "compile": compiled, "attention": config.train.attention}
-    model = built(config.model, config.train.dropout, config.train.seed, config.train.attention)
+    model = built(config.model, config.train.dropout or 0.0, config.train.seed, config.train.attention)
     with tempfile.TemporaryDirectory() as folder:
         job = Job(config.train, data, Path(folder), config.data.packing, runtime.dtype(dtype), compiled, 0.0, 1.0)
         try:
