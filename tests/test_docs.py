@@ -266,9 +266,9 @@ def test_the_objects_that_are_shown_are_those_that_come(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("seconds", "code"), [(10.0, 0), (30.0, 3)])
 def test_a_missed_headline_is_exit_code_3(tmp_path: Path, seconds: float, code: int) -> None:
-    plan = {"seconds": {"value": 10.0, "low": 8.0, "high": 12.0}}
+    plan = {"steps": 5, "seconds": {"value": 10.0, "low": 8.0, "high": 12.0}}
     (tmp_path / "plan.json").write_text(json.dumps(plan), encoding="utf-8")
-    (tmp_path / "measured.json").write_text(json.dumps({"seconds": seconds}), encoding="utf-8")
+    (tmp_path / "measured.json").write_text(json.dumps({"steps": 5, "seconds": seconds}), encoding="utf-8")
     returned, told = foretell("verify", ".", cwd=tmp_path)
     assert returned == code
     assert told["headline_held"] is (code == 0)

@@ -101,9 +101,9 @@ def dropout(tokens: float, corpus: dict[str, Any] | None) -> float:
 
 
 def _at_most(steps: int, batch: int, corpus: dict[str, Any] | None) -> int:
-    """So many steps, or fewer where they would read the text more than `MOST_EPOCHS` times; at least one."""
+    """So many steps, or fewer, but `LEAST_STEPS`, where they would read the text more than `MOST_EPOCHS` times."""
     tokens = (corpus or {}).get("tokens")
-    return max(1, min(steps, int(MOST_EPOCHS * tokens / batch))) if tokens else steps
+    return min(steps, max(LEAST_STEPS, int(MOST_EPOCHS * tokens / batch))) if tokens else steps
 
 
 def save_every(model: ModelConfig, train: TrainConfig, machine: dict[str, Any], trial: dict[str, Any] | None) -> int:
