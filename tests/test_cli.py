@@ -14,7 +14,7 @@ import tiny
 from foretell import __version__, config
 from foretell.cli import console
 from foretell.cli.display import Display
-from foretell.cli.steps import prepared, train_and_report
+from foretell.cli.steps import prepared, train_and_report, visible
 from foretell.errors import ConfigError
 from foretell.models import hf
 
@@ -174,6 +174,11 @@ def test_generate_prints_in_any_encoding(tmp_path: Path, encoding: str) -> None:
     assert "lone surrogate" in done.stderr
     long = foretell("generate", "m", "--prompt", "word " * 40, *few, cwd=tmp_path)
     assert "the first 169 tokens of the prompt do not fit" in long.stderr
+
+
+def test_no_model_commands_the_terminal() -> None:
+    shown = visible("\x1b]0;title\x07red\x9b31m\r\x7f\n\tend 红楼梦\u00e9")
+    assert shown == "\u241b]0;title\u2407red\ufffd31m\u240d\u2421\n\tend 红楼梦\u00e9"
 
 
 def test_names_are_no_markup(tmp_path: Path) -> None:

@@ -117,6 +117,19 @@ def load_model(path: Path) -> tuple[Any, Any]:
     return model.to(runtime.device()), tokenizer
 
 
+# A model may write what it read: control characters would reach the terminal as commands. Shown as Unicode's pictures.
+_VISIBLE = (
+    {c: 0x2400 + c for c in range(32) if chr(c) not in "\n\t"}
+    | {0x7F: 0x2421}
+    | dict.fromkeys(range(0x80, 0xA0), 0xFFFD)
+)
+
+
+def visible(text: str) -> str:
+    """Text for a terminal, without control characters but newline and tab."""
+    return text.translate(_VISIBLE)
+
+
 def complete(model: Any, tokenizer: Any, prompt: str | None, options: dict[str, Any]) -> None:
     """`foretell generate`: one prompt, or one after another from the terminal."""
     from foretell import generate
@@ -130,9 +143,10 @@ def complete(model: Any, tokenizer: Any, prompt: str | None, options: dict[str, 
                 return
         if cut := generate.tokens_cut(model, tokenizer, prompt or ""):
             print(f"foretell: the first {cut:,} tokens of the prompt do not fit and are not seen", file=sys.stderr)
-        print(prompt, end="", flush=True)
+        show = visible if sys.stdout.isatty() else str
+        print(show(prompt or ""), end="", flush=True)
         for piece in generate.stream(model, tokenizer, prompt or "", **options):
-            print(piece, end="", flush=True)
+            print(show(piece), end="", flush=True)
         print()
         if not interactive:
             return
