@@ -52,9 +52,11 @@ _LONGER: Shape = (128, 4, 1_000_000, None)
 _LONGEST: Shape = (64, 2, 2_000_000, None)
 _WIDER: Shape = (256, 4, 250_000, None)
 _OFTEN: Shape = (128, 3, 2_500_000, 4096)  # four epochs of the novel, eight of the plays
+# A small model on much text and a larger one on less, for the same four minutes: what the choice of size rests on.
+_MINUTES: tuple[Shape, ...] = ((128, 2, 4_000_000, 4096), (64, 2, 8_000_000, 4096))
 _BATCHES: tuple[Shape, ...] = ((128, 4, 250_000, 4096), (128, 4, 250_000, 16_384))
 MORE: dict[str, tuple[Shape, ...]] = {
-    "sympy": (_LONGER, _LONGEST, *_BATCHES, (192, 4, 1_500_000, None)),
+    "sympy": (_LONGER, _LONGEST, *_MINUTES, *_BATCHES, (192, 4, 1_500_000, None)),
     "c4-mini": (_LONGER, *_BATCHES),
     "tinyshakespeare": (_LONGER, _LONGEST, _OFTEN),
     "torch-python": (_LONGER, _LONGEST, _WIDER),

@@ -388,6 +388,21 @@ def test_a_flop_budget_is_spent_on_the_model() -> None:
     assert more["bits_per_byte"]["value"] < forecast["bits_per_byte"]["value"]
 
 
+def test_of_forecasts_that_are_alike_the_largest_model_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    def sized() -> tuple[int, float]:
+        budget = plan.Budget(seconds=240)
+        c = plan.size_for_budget(budget, machine=MACHINE, corpus=CORPUS, probe=PROBE, config=RunConfig())
+        c = plan.completed(c, CORPUS, MACHINE)
+        forecast = plan.plan(c, machine=MACHINE, corpus=CORPUS, probe=PROBE)
+        return forecast["parameters"]["non_embedding"], forecast["bits_per_byte"]["value"]
+
+    larger, loss = sized()
+    monkeypatch.setattr(size, "ALIKE", 0.0)
+    best, lowest = sized()
+    assert larger > best
+    assert lowest <= loss <= 1.02 * lowest
+
+
 def test_sizes_are_sane_and_respect_what_is_set() -> None:
     budget = plan.Budget(seconds=240)
     sized = plan.size_for_budget(budget, machine=MACHINE, corpus=CORPUS, probe=PROBE, config=RunConfig())

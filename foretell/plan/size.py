@@ -19,6 +19,8 @@ WIDTHS = range(64, 1025, 64)
 LAYERS = range(2, 25)
 # Width a layer: trained models of every size lie between these (Kaplan et al., 2020, fig. 5: a flat optimum).
 NARROWEST, WIDEST = 24, 128
+# Forecasts this close in the logarithm are alike: then the larger model, better in each recorded pair (docs/log.md).
+ALIKE = 0.01
 LEAST_STEPS = 40
 SHARE_OF_MEMORY = 0.7
 USUAL_MEMORY_BYTES = 4e9
@@ -147,13 +149,13 @@ def size_for_budget(
 ) -> RunConfig:
     """The width, depth, batch and steps of lowest forecast loss for a budget. What the config sets is kept.
 
-    A budget of time is not spent on reading a text more than `MOST_EPOCHS` times; one of FLOPs is kept. A config that
-    says how long to train is left as it is, so that a finished run's config repeats the run. Raises PlanError when
-    nothing fits.
+    The optimum is flat: of the forecasts that are `ALIKE` the largest model's is taken. A budget of time is not spent on
+    reading a text more than `MOST_EPOCHS` times; one of FLOPs is kept. A config that says how long to train is left as
+    it is, so that a finished run's config repeats the run. Raises PlanError when nothing fits.
     """
     if config.train.steps or config.train.tokens:
         return config
-    best: tuple[float, ModelConfig, TrainConfig] | None = None
+    found: list[tuple[float, int, ModelConfig, TrainConfig]] = []
     for model, train in _candidates(config, corpus, machine):
         steps = _steps_within(budget, model, train, machine, probe)
         batch = train.global_batch_tokens or train.context
@@ -163,12 +165,13 @@ def size_for_budget(
             continue
         n = flops.parameters(model)["non_embedding"]
         loss = scaling.bits_per_byte(n, steps * batch, batch, corpus or {}, probe)["value"]
-        if best is None or loss < best[0]:
-            best = loss, model, train.model_copy(update={"steps": steps})
-    if best is None:
+        found.append((math.log(loss), -n, model, train.model_copy(update={"steps": steps})))
+    if not found:
         told = f"{budget.seconds:g} s" if budget.seconds is not None else f"{budget.flops:g} FLOPs"
         raise PlanError(f"nothing that learns fits {told} on this machine; give a larger budget, or a smaller model")
-    _, model, train = best
+    lowest = min(loss for loss, *_ in found)
+    alike = (f for f in found if f[0] <= lowest + ALIKE)
+    _, _, model, train = min(alike, key=lambda f: (f[1], f[0]))
     return run_config.updated(
         config,
         model={"hidden_size": model.hidden_size, "num_hidden_layers": model.num_hidden_layers},
