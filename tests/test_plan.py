@@ -390,7 +390,7 @@ def test_a_flop_budget_is_spent_on_the_model() -> None:
 
 def test_of_forecasts_that_are_alike_the_largest_model_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
     def sized() -> tuple[int, float]:
-        budget = plan.Budget(seconds=240)
+        budget = plan.Budget(seconds=1800)
         c = plan.size_for_budget(budget, machine=MACHINE, corpus=CORPUS, probe=PROBE, config=RunConfig())
         c = plan.completed(c, CORPUS, MACHINE)
         forecast = plan.plan(c, machine=MACHINE, corpus=CORPUS, probe=PROBE)

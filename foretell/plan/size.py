@@ -149,9 +149,9 @@ def size_for_budget(
 ) -> RunConfig:
     """The width, depth, batch and steps of lowest forecast loss for a budget. What the config sets is kept.
 
-    The optimum is flat: of the forecasts that are `ALIKE` the largest model's is taken. A budget of time is not spent on
-    reading a text more than `MOST_EPOCHS` times; one of FLOPs is kept. A config that says how long to train is left as
-    it is, so that a finished run's config repeats the run. Raises PlanError when nothing fits.
+    The optimum is flat: of the forecasts that are `ALIKE` the largest model's is taken. A budget of time is not spent
+    on reading a text more than `MOST_EPOCHS` times; one of FLOPs is kept. A config that says how long to train is left
+    as it is, so that a finished run's config repeats the run. Raises PlanError when nothing fits.
     """
     if config.train.steps or config.train.tokens:
         return config
