@@ -14,7 +14,7 @@ import tiny
 from foretell import __version__, config
 from foretell.cli import console
 from foretell.cli.display import Display
-from foretell.cli.steps import prepared, train_and_report, visible
+from foretell.cli.steps import complete, prepared, train_and_report, visible
 from foretell.errors import ConfigError
 from foretell.models import hf
 
@@ -179,6 +179,13 @@ def test_generate_prints_in_any_encoding(tmp_path: Path, encoding: str) -> None:
 def test_no_model_commands_the_terminal() -> None:
     shown = visible("\x1b]0;title\x07red\x9b31m\r\x7f\n\tend 红楼梦\u00e9")
     assert shown == "\u241b]0;title\u2407red\ufffd31m\u240d\u2421\n\tend 红楼梦\u00e9"
+
+
+def test_on_a_terminal_only_text_is_printed(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+    for terminal, shown in ((True, "\u241b[2J"), (False, "\x1b[2J")):
+        monkeypatch.setattr(sys.stdout, "isatty", lambda answer=terminal: answer)
+        complete(tiny.model(257), tiny.byte_level(), "\x1b[2J", {"max_new_tokens": 1})
+        assert capsys.readouterr().out.startswith(shown)
 
 
 def test_names_are_no_markup(tmp_path: Path) -> None:

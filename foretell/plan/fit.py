@@ -2,7 +2,7 @@
 
 Least squares of log bits per byte with Huber's loss (delta 0.02), each text weighted alike, and a weak pull of every
 parameter towards its published or provisional value, so that what the runs do not determine stays where it was. Gauss-
-Newton with Levenberg's damping on numeric derivatives; eight parameters and some sixty runs need no more. Errors are
+Newton with Levenberg's damping on numeric derivatives; seven parameters and some forty runs need no more. Errors are
 measured leaving out one text at a time: the left-out text enters by its own probe, as a new text would.
 """
 

@@ -19,7 +19,7 @@ WIDTHS = range(64, 1025, 64)
 LAYERS = range(2, 25)
 # Width a layer: trained models of every size lie between these (Kaplan et al., 2020, fig. 5: a flat optimum).
 NARROWEST, WIDEST = 24, 128
-# Forecasts this close in the logarithm are alike: then the larger model, better in each recorded pair (docs/log.md).
+# Forecasts this close in the logarithm are alike: then the larger model, better in both measured pairs (docs/log.md).
 ALIKE = 0.01
 LEAST_STEPS = 40
 SHARE_OF_MEMORY = 0.7

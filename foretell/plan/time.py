@@ -23,8 +23,8 @@ GUESSED_BANDWIDTH = 1e10
 GUESSED_OP_SECONDS = 6e-6
 GUESSED_CHECKPOINT_BYTES_PER_SECOND = 2e8
 
-# The mean step of a run over the median of its trial: machines slow down under a load that lasts (docs/plan.md).
-SUSTAINED = 1.06
+# The mean step of a run over the median of its trial, as measured on a shared machine (docs/plan.md).
+RUN_OVER_TRIAL = 1.06
 # Half-widths of the logarithm of seconds, meant as central 90%. After a trial: Student's for the errors of the runs in
 # docs/plan.md; the others are judgement.
 TRIAL_SPREAD, MOST_TRIAL_SPREAD = 0.17, 0.24
@@ -90,7 +90,7 @@ def step_seconds(
 ) -> dict[str, float]:
     """Seconds of one optimiser step of a run, with its interval: from the trial, else the roofline and the probe."""
     if trial is not None:
-        return spread(SUSTAINED * float(trial["step_seconds"]), _trial_spread(trial))
+        return spread(RUN_OVER_TRIAL * float(trial["step_seconds"]), _trial_spread(trial))
     value = roofline_step_seconds(m, t, machine)
     if probe is not None and probe.get("step_seconds"):
         return spread(value * _correction(m, t, machine, probe), PROBED_SPREAD)
