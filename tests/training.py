@@ -20,7 +20,17 @@ from foretell import config as run_config
 from foretell.errors import ForetellError
 
 CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["torch._dynamo", "safetensors.torch", "foretell.train.loop", "training"])
+CONTEXT.set_forkserver_preload(
+    [
+        *(
+            "torch._dynamo",
+            "torch.distributed.fsdp",
+            "torch.distributed.pipelining",
+            "torch.distributed.tensor.parallel",
+        ),
+        *("safetensors.torch", "foretell.train.loop", "training"),
+    ]
+)
 TINY = [
     "model.hidden_size=64",
     "model.num_hidden_layers=2",
