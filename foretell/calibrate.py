@@ -42,7 +42,7 @@ from foretell.models.decoder import Decoder
 from foretell.train import optim
 torch.set_num_threads(runtime.threads())
 model = Decoder(config.ModelConfig(hidden_size=64, num_hidden_layers=1).resolved(64, 16))
-model.initialise(torch.Generator().manual_seed(0))
+model.initialise(0)
 optimizers = optim.build(model, config.TrainConfig())
 for _ in range(2):
     tokens = torch.zeros(2, 16, dtype=torch.int64)

@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from foretell.config import ModelConfig
+from foretell.models import initial
 from foretell.models.attention import attend
 
 
@@ -84,6 +85,7 @@ class Attention(nn.Module):
         super().__init__()
         D, _, H, K, E, _, _ = c.sizes
         self.layer, self.heads, self.kv_heads, self.head_dim, self.kernel = layer, H, K, E, kernel
+        self.attend = attend  # another one where other processes have a part of the sequence
         self.q_proj = nn.Linear(D, H * E, bias=False)
         self.k_proj = nn.Linear(D, K * E, bias=False)
         self.v_proj = nn.Linear(D, K * E, bias=False)
@@ -99,7 +101,7 @@ class Attention(nn.Module):
         q, k = rotate(q, cos, sin), rotate(k, cos, sin)
         if cache is not None:
             k, v = cache.update(self.layer, k, v)
-        y = attend(q, k, v, self.kernel if self.training else "sdpa", mask)
+        y = self.attend(q, k, v, self.kernel if self.training else "sdpa", mask)
         return self.o_proj(y.transpose(1, 2).reshape(B, T, -1))
 
 
@@ -208,22 +210,9 @@ class Decoder(nn.Module):
         """Logits (B, T, V). Arguments as in `hidden`."""
         return self.lm_head(self.hidden(input_ids, positions, mask, cache))
 
-    @torch.no_grad()
-    def initialise(self, generator: torch.Generator) -> None:
-        """Embeddings normal(initializer_range), matrices normal(1/sqrt(fan in)), those that write to the residual 0.
-
-        Zero outputs make every layer start as the identity, so the first steps may be large (Zhang et al., 2019, Fixup;
-        Yang et al., 2022, muP).
-        """
-        for name, p in self.named_parameters():
-            if p.ndim < 2:
-                p.fill_(1.0)
-            elif name.endswith(("embed_tokens.weight", "lm_head.weight")):
-                p.normal_(0.0, self.config.initializer_range, generator=generator)
-            elif name.endswith(("o_proj.weight", "down_proj.weight")):
-                p.zero_()
-            else:
-                p.normal_(0.0, p.shape[1] ** -0.5, generator=generator)
+    def initialise(self, seed: int) -> None:
+        """The initial weights of a run: see `models/initial.py`."""
+        initial.initialise(self, self.config, seed)
 
 
 def document_mask(segments: Tensor) -> Tensor:

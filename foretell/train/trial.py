@@ -42,7 +42,7 @@ ATTENTION_ROUNDS = 6
 def built(model: ModelConfig, dropout: float, seed: int, attention: str = "sdpa") -> Decoder:
     """A model with its initial weights on this run's device: a pure function of (config, seed)."""
     decoder = Decoder(model, dropout, attention)
-    decoder.initialise(torch.Generator().manual_seed(seed))
+    decoder.initialise(seed)
     runtime.seed_all(seed)
     return decoder.to(runtime.device())
 

@@ -1,0 +1,54 @@
+"""Initial weights: each row a pure function of (seed, name of the parameter, number of the row).
+
+So a process that holds a part of a matrix draws that part alone, and a model is the same on every layout, whatever part
+is drawn where and in what order. Rows are drawn a block at a time, from a generator of the block's own.
+
+Embeddings are normal(initializer_range), matrices normal(1 / sqrt(fan in)), and those that write to the residual 0: all
+layers start as the identity, so the first steps may be large (Zhang et al., 2019, Fixup; Yang et al., 2022, muP).
+"""
+
+from __future__ import annotations
+
+import hashlib
+
+import torch
+from torch import Tensor, nn
+
+from foretell.config import ModelConfig
+
+_BLOCK_NUMBERS = 1 << 16
+
+
+def initialise(model: nn.Module, config: ModelConfig, seed: int) -> None:
+    """Fill every parameter of a whole model."""
+    for name, p in model.named_parameters():
+        fill(p, name, (0,) * p.ndim, p.shape, config, seed)
+
+
+@torch.no_grad()
+def fill(
+    part: Tensor, name: str, offset: tuple[int, ...], shape: tuple[int, ...], config: ModelConfig, seed: int
+) -> None:
+    """Fill the `part` of the parameter `name` of that `shape` that begins at `offset`, in place."""
+    if len(shape) < 2:
+        part.fill_(1.0)
+    elif name.endswith(("o_proj.weight", "down_proj.weight", "down_proj")):
+        part.zero_()
+    elif len(shape) == 3:  # a stack of matrices, each by its own name
+        for n in range(part.shape[0]):
+            fill(part[n], f"{name}.{offset[0] + n}", offset[1:], shape[1:], config, seed)
+    else:
+        table = name.endswith(("embed_tokens.weight", "lm_head.weight"))
+        _fill_rows(part, f"{seed} {name}", offset, shape[1], config.initializer_range if table else shape[1] ** -0.5)
+
+
+def _fill_rows(part: Tensor, key: str, offset: tuple[int, ...], columns: int, deviation: float) -> None:
+    rows = max(1, _BLOCK_NUMBERS // columns)  # of a block
+    first, last = offset[0], offset[0] + part.shape[0]
+    for block in range(first // rows, -(-last // rows)):
+        digest = hashlib.blake2b(f"{key} {block}".encode(), digest_size=8).digest()
+        generator = torch.Generator().manual_seed(int.from_bytes(digest, "little") >> 1)
+        drawn = torch.empty(rows, columns).normal_(0.0, deviation, generator=generator)
+        start, end = max(first, block * rows), min(last, (block + 1) * rows)
+        wanted = drawn[start - block * rows : end - block * rows, offset[1] : offset[1] + part.shape[1]]
+        part[start - first : end - first] = wanted.to(part.device, part.dtype)

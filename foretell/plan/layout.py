@@ -1,0 +1,194 @@
+"""The one table of which weight is split how. `distributed` places weights by it, `plan` counts bytes from it.
+
+Tensor parallelism (Shoeybi et al., 2019) splits a matrix by its output features (`column`, dim 0 of the weight) or by
+its input features (`row`, dim 1); with sequence parallelism (Korthikanti et al., 2022) what stands between such pairs
+works on a part of the sequence, so its weights are whole on every rank and their gradients are sums over the ranks.
+Stacked experts have their number in front. FSDP2 (Zhao et al., 2023) cuts dim 0 of what is left into equal parts, the
+last ones shorter; where it does not divide, its buffers are padded (`shard_rows`).
+
+Pure data and arithmetic, without torch. Not here: what is sent when, and what it costs.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from foretell.config import ModelConfig, ParallelConfig
+from foretell.errors import ConfigError
+
+# The order of the mesh: neighbours in the last axis are neighbours on the machine, so the busiest axis stands last.
+# dp_shard is divided: `ep` of its ranks share the experts, `dp_outer` times.
+AXES = ("pp", "dp_replicate", "dp_outer", "ep", "cp", "tp")
+
+
+class Split(NamedTuple):
+    """How one parameter is divided. Dims of the weight, or None where that axis leaves it whole.
+
+    tp: dim that tensor parallelism splits. ep: dim that expert parallelism splits. summed: its gradient is a sum over
+    the tensor-parallel ranks, each of which saw a part of the sequence or of the products.
+    """
+
+    tp: int | None
+    ep: int | None = None
+    summed: bool = False
+
+
+COLUMN, ROW, WHOLE = Split(tp=0), Split(tp=1), Split(tp=None, summed=True)
+
+# The first pattern that matches a parameter's name decides.
+TABLE: tuple[tuple[str, Split], ...] = (
+    (r"model\.embed_tokens\.weight|lm_head\.weight", COLUMN),
+    (r".*\.self_attn\.[qkv]_proj\.weight", COLUMN),
+    (r".*\.self_attn\.o_proj\.weight", ROW),
+    (r".*\.mlp\.(gate|up)_proj\.weight", COLUMN),
+    (r".*\.mlp\.down_proj\.weight", ROW),
+    (r".*\.mlp\.experts\.(gate|up)_proj", Split(tp=1, ep=0)),
+    (r".*\.mlp\.experts\.down_proj", Split(tp=2, ep=0)),
+    (r".*\.mlp\.gate\.weight", WHOLE),
+    (r".*norm\.weight", WHOLE),
+)
+
+
+class Degrees(NamedTuple):
+    """The degrees of a layout, in the order of AXES, and what follows from them."""
+
+    pp: int
+    dp_replicate: int
+    dp_outer: int
+    ep: int
+    cp: int
+    tp: int
+
+    @property
+    def world_size(self) -> int:
+        """Processes in all."""
+        return self.pp * self.dp_replicate * self.dp_shard * self.cp * self.tp
+
+    @property
+    def dp_shard(self) -> int:
+        """Processes that share the weights and have different sequences."""
+        return self.dp_outer * self.ep
+
+    @property
+    def dp(self) -> int:
+        """Parts into which the sequences of a batch are dealt."""
+        return self.dp_replicate * self.dp_shard
+
+    @property
+    def fsdp(self) -> int:
+        """Processes among which FSDP2 divides a weight: context parallelism shares its weights too."""
+        return self.dp_shard * self.cp
+
+
+def split(name: str) -> Split:
+    """How the parameter of that name is divided. Raises KeyError for a name that no row of the table knows."""
+    for pattern, how in TABLE:
+        if re.fullmatch(pattern, name):
+            return how
+    raise KeyError(f"plan/layout.py has no row for the parameter {name}")
+
+
+def degrees(p: ParallelConfig, world_size: int) -> Degrees:
+    """The degrees for so many processes. Raises ConfigError where their product is another number."""
+    others = p.dp_replicate * p.tp * p.pp * p.cp
+    named = f"dp_replicate {p.dp_replicate} x tp {p.tp} x pp {p.pp} x cp {p.cp}"
+    if p.dp_shard is None and world_size % others:
+        raise ConfigError(f"[parallel] {named} = {others} does not divide the {world_size} processes")
+    dp_shard = p.dp_shard or world_size // others
+    if others * dp_shard != world_size:
+        raise ConfigError(
+            f"[parallel] {named} x dp_shard {dp_shard} = {others * dp_shard}, but there are {world_size} processes; "
+            f"start as many (--nproc {others * dp_shard}), or leave dp_shard out to use all"
+        )
+    if dp_shard % p.ep:
+        raise ConfigError(f"parallel.ep ({p.ep}) must divide dp_shard ({dp_shard})")
+    return Degrees(p.pp, p.dp_replicate, dp_shard // p.ep, p.ep, p.cp, p.tp)
+
+
+def check(d: Degrees, p: ParallelConfig, model: ModelConfig, context: int, sequences: int) -> None:
+    """Raises ConfigError where a resolved model, the context or the batch cannot be divided so."""
+    for what, size, axis, degree in _divisions(d, p, model, context, sequences):
+        if size % degree:
+            near = max(degree, round(size / degree) * degree)
+            raise ConfigError(f"{what} ({size:,}) must be a multiple of {axis} = {degree:,}; nearest: {near:,}")
+    stages = d.pp * chunks(p)
+    if model.sizes.L < stages:
+        raise ConfigError(
+            f"model.num_hidden_layers ({model.sizes.L}) is less than the {stages} stages of parallel.pp ({d.pp}) with "
+            f"the {p.schedule} schedule, which has {chunks(p)} a process"
+        )
+    if p.strict:
+        _check_strict(d, p, sequences)
+
+
+def _divisions(
+    d: Degrees, p: ParallelConfig, m: ModelConfig, context: int, sequences: int
+) -> Iterator[tuple[str, int, str, int]]:
+    """(what, its size, the axes that divide it, their degree) of all that must come out even."""
+    _, _, H, K, _, F, V = m.sizes
+    yield "model.num_attention_heads", H, "parallel.tp", d.tp
+    yield "model.num_key_value_heads", K, "parallel.tp", d.tp
+    yield "model.intermediate_size", F, "parallel.tp", d.tp
+    yield "model.vocab_size", V, "parallel.tp", d.tp
+    pieces = 2 if d.cp > 1 and exchange(p, m) != "ulysses" else 1  # a rank has one piece of either end
+    yield "train.context", context, "parallel.tp x cp" + " x 2" * (pieces - 1), d.tp * d.cp * pieces
+    yield "sequences a step (train.global_batch_tokens / context)", sequences, "dp_replicate x dp_shard", d.dp
+    if exchange(p, m) == "ulysses":
+        yield "model.num_attention_heads", H, "parallel.tp x cp (context_exchange=ulysses)", d.tp * d.cp
+        yield "model.num_key_value_heads", K, "parallel.tp x cp (context_exchange=ulysses)", d.tp * d.cp
+
+
+def _check_strict(d: Degrees, p: ParallelConfig, sequences: int) -> None:
+    if d.world_size != d.dp_replicate:
+        raise ConfigError(
+            f"parallel.strict holds for copies only: {d.world_size} processes must all be dp_replicate, "
+            f"which is {d.dp_replicate}"
+        )
+    v = p.virtual_shards
+    if v & (v - 1) or v % d.dp_replicate or sequences % v:
+        raise ConfigError(
+            f"parallel.virtual_shards ({v}) must be a power of two, a multiple of dp_replicate ({d.dp_replicate}) and a "
+            f"divisor of the {sequences} sequences a step"
+        )
+    if p.reduce != "float32" or p.local_steps > 1:
+        raise ConfigError("parallel.strict cannot be had with compressed gradients or local steps; leave one out")
+
+
+def exchange(p: ParallelConfig, model: ModelConfig) -> str:
+    """What context parallelism sends: `ulysses` where the heads of a tensor-parallel rank can be dealt to all of cp."""
+    if p.context_exchange != "auto":
+        return p.context_exchange
+    shared = p.tp * p.cp
+    return "ulysses" if model.sizes.H % shared == 0 and model.sizes.K % shared == 0 else "gather"
+
+
+def chunks(p: ParallelConfig) -> int:
+    """Stages a process has: interleaved schedules take two (Narayanan et al., 2021)."""
+    return 2 if p.pp > 1 and p.schedule in ("interleaved", "zero-bubble") else 1
+
+
+def stage_layers(layers: int, stages: int) -> list[range]:
+    """The layers of each stage: as even as can be; the first and the last, with embedding and head, not the fullest."""
+    least, more = divmod(layers, stages)
+    # The odd ones go to the middle.
+    order = sorted(range(stages), key=lambda s: (s in (0, stages - 1), s))
+    fuller = set(order[:more])
+    result, start = [], 0
+    for stage in range(stages):
+        end = start + least + (stage in fuller)
+        result.append(range(start, end))
+        start = end
+    return result
+
+
+def stages_of(pp_rank: int, p: ParallelConfig) -> list[int]:
+    """The stages of one pipeline rank, first to last: rank, rank + pp, ..."""
+    return [pp_rank + n * p.pp for n in range(chunks(p))]
+
+
+def shard_rows(rows: int, ranks: int) -> list[range]:
+    """The rows of each FSDP2 rank: ceil(rows / ranks) each, the last ones fewer or none. Buffers hold the ceiling."""
+    each = -(-rows // ranks)
+    return [range(min(rows, r * each), min(rows, (r + 1) * each)) for r in range(ranks)]
