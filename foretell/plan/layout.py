@@ -114,7 +114,7 @@ def check(d: Degrees, p: ParallelConfig, model: ModelConfig, context: int, seque
             near = max(degree, round(size / degree) * degree)
             raise ConfigError(f"{what} ({size:,}) must be a multiple of {axis} = {degree:,}; nearest: {near:,}")
     stages = d.pp * chunks(p)
-    if model.sizes.L < stages:
+    if stages > model.sizes.L:
         raise ConfigError(
             f"model.num_hidden_layers ({model.sizes.L}) is less than the {stages} stages of parallel.pp ({d.pp}) with "
             f"the {p.schedule} schedule, which has {chunks(p)} a process"
@@ -149,8 +149,8 @@ def _check_strict(d: Degrees, p: ParallelConfig, sequences: int) -> None:
     v = p.virtual_shards
     if v & (v - 1) or v % d.dp_replicate or sequences % v:
         raise ConfigError(
-            f"parallel.virtual_shards ({v}) must be a power of two, a multiple of dp_replicate ({d.dp_replicate}) and a "
-            f"divisor of the {sequences} sequences a step"
+            f"parallel.virtual_shards ({v}) must be a power of two, a multiple of dp_replicate ({d.dp_replicate}) and "
+            f"a divisor of the {sequences} sequences a step"
         )
     if p.reduce != "float32" or p.local_steps > 1:
         raise ConfigError("parallel.strict cannot be had with compressed gradients or local steps; leave one out")
