@@ -102,7 +102,7 @@ def test_nothing_saved_is_none_and_nothing_whole_is_an_error(tmp_path: Path) -> 
 # Each kind changes the newest checkpoint (step 10) of a folder that also holds step 5, and returns what the report of
 # it must contain: the name of the file, and the reason where it is always the same.
 
-SHARDS = ("tensors-00001.safetensors", "tensors-00002.safetensors")
+SHARDS = ("tensors-00000-00001.safetensors", "tensors-00000-00002.safetensors")
 FILES = (*SHARDS, "manifest.json")
 Damage = Callable[[Path, random.Random], tuple[str, str]]
 
@@ -183,8 +183,8 @@ def forged(path: Path, change: Callable[[dict[str, Any]], None]) -> None:
 
 
 def newer(path: Path, r: random.Random) -> tuple[str, str]:
-    forged(path, lambda m: m.update(format_version=r.randrange(2, 99)))
-    return "manifest.json", "is newer than this Foretell reads (1)"
+    forged(path, lambda m: m.update(format_version=r.randrange(3, 99)))
+    return "manifest.json", "is newer than this Foretell reads (2)"
 
 
 def outside(path: Path, r: random.Random) -> tuple[str, str]:
@@ -269,7 +269,7 @@ def twice(path: Path, r: random.Random) -> tuple[str, str]:
     """One tensor in two files."""
     shutil.copy(path / SHARDS[0], path / SHARDS[1])
     forged(path, lambda m: m["files"].update({SHARDS[1]: m["files"][SHARDS[0]]}))
-    return SHARDS[1], "stands in another file as well"
+    return "manifest.json", f"in {SHARDS[1]} overlap"
 
 
 KINDS: list[Damage] = [

@@ -256,7 +256,7 @@ def test_a_stopped_process_leaves_leftovers_that_the_next_save_removes(tmp_path:
 def test_damaged_ones_do_not_count_as_kept(tmp_path: Path) -> None:
     for step in (5, 10):
         save(tmp_path, step)
-    victim = tmp_path / "step-000010" / "tensors-00001.safetensors"
+    victim = tmp_path / "step-000010" / "tensors-00000-00001.safetensors"
     victim.write_bytes(victim.read_bytes()[:-1] + b"x")
     save(tmp_path, 15)
     assert sorted(os.listdir(tmp_path)) == ["step-000005", "step-000010", "step-000015"]
