@@ -71,7 +71,7 @@ def load_latest(
 
 @dataclass(frozen=True)
 class Opened:
-    """A checkpoint whose files are verified; its tensors are read when asked for. Damage done in between is not seen."""
+    """A checkpoint whose files are verified; its tensors are read when asked for. Later damage is not seen."""
 
     step: int
     state: dict[str, Any]
