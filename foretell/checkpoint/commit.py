@@ -58,8 +58,9 @@ class Save:
                 path = self._lead(failure)
             else:
                 path = self._follow(failure)
-        except OSError as e:
-            raise self._not_saved(folders.place(e, self.folder)) from e
+        except (OSError, CheckpointError) as e:
+            why = folders.place(e, self.folder) if isinstance(e, OSError) else str(e)
+            raise CheckpointError(f"{why}: step {self.step} is not saved; earlier checkpoints are whole") from e
         if self.rank == 0:
             try:
                 folders.retain(self.folder, path, self.keep)
@@ -96,7 +97,7 @@ class Save:
     def _gathered(self, partial: Path, own: dict[str, Any]) -> dict[str, Any]:
         """The entries of all ranks' files, as soon as all are there."""
         parts: dict[int, dict[str, Any]] = {0: own}
-        for _ in self._polls():
+        for _ in self._polls(self.patience_seconds):
             names = files.names(partial)
             self._heed(partial)
             for name in names:
@@ -148,25 +149,25 @@ class Save:
             reason = self._note(partial)
             self._take_back(partial, e, delivered)
             if reason is not None:  # that it failed here as well comes from there
-                raise self._not_saved(reason) from e
+                raise CheckpointError(reason) from e
             raise
-        for _ in self._polls():
+        for _ in self._polls(2 * self.patience_seconds):  # so that rank 0 is the first to give up, and says why
             if files.exists(partial):
                 self._heed(partial)
             elif files.exists(path):
                 return path
             else:
-                raise self._not_saved("another rank failed and could not say why")
-        raise self._not_saved(f"{partial}: after {self.patience_seconds:,.0f} s it is not published; is rank 0 alive?")
+                raise CheckpointError(f"{partial}: another rank failed and could not say why")
+        raise CheckpointError(f"{partial}: after {2 * self.patience_seconds:,.0f} s not published; is rank 0 alive?")
 
     def _found(self) -> Path:
         """The partial folder that rank 0 makes."""
-        for _ in self._polls():
+        for _ in self._polls(self.patience_seconds):
             with contextlib.suppress(FileNotFoundError):
                 for name in files.names(self.folder):
                     if name.endswith(self._tag):
                         return self.folder / name
-        raise self._not_saved(
+        raise CheckpointError(
             f"{self.folder}: after {self.patience_seconds:,.0f} s rank 0 has not begun; is it alive, and do all ranks "
             "see this folder?"
         )
@@ -211,11 +212,11 @@ class Save:
         if shard:
             yield shard
 
-    def _polls(self) -> Iterator[None]:
+    def _polls(self, patience_seconds: float) -> Iterator[None]:
         """Comes again and again, with pauses between, until the patience is over."""
         pause, waited = _FIRST_PAUSE_SECONDS, 0.0
         yield
-        while waited < self.patience_seconds:
+        while waited < patience_seconds:
             files.pause(pause)
             waited += pause
             pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)
@@ -225,7 +226,7 @@ class Save:
         """Raises what another rank's note says."""
         reason = self._note(partial)
         if reason is not None:
-            raise self._not_saved(reason)
+            raise CheckpointError(reason)
 
     def _note(self, partial: Path) -> str | None:
         if self.ranks == 1 or not files.exists(partial / NOTE):
@@ -255,9 +256,6 @@ class Save:
             if not delivered:
                 with contextlib.suppress(OSError):
                     files.remove(partial)
-
-    def _not_saved(self, why: str) -> CheckpointError:
-        return CheckpointError(f"{why}: step {self.step} is not saved; earlier checkpoints are whole")
 
 
 def _part_name(rank: int) -> str:

@@ -70,8 +70,8 @@ def check_room(folder: Path, needed: int) -> None:
     free = files.free_bytes(folder)
     if free < needed + SPARE_BYTES:
         raise CheckpointError(
-            f"{folder}: a checkpoint needs {needed + SPARE_BYTES:,} bytes and the disk has {free:,} free; earlier "
-            f"checkpoints are whole. Free {needed + SPARE_BYTES - free:,} bytes and resume"
+            f"{folder}: a checkpoint needs {needed + SPARE_BYTES:,} bytes and the disk has {free:,} free; free "
+            f"{needed + SPARE_BYTES - free:,} bytes and resume"
         )
 
 
