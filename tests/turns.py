@@ -66,6 +66,8 @@ def in_turn(ranks: int, choose: Choose, around: Around = lambda name, real, a: r
         rank = own_rank()
         if rank is not None:
             turns.take(rank, name)
+        if name == "pause":
+            return None
         return around(name, real, arguments)
 
     run = Save.run

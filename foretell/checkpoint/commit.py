@@ -31,6 +31,7 @@ _PART = re.compile(r"part-([0-9]{5,})\.json")
 _FIRST_PAUSE_SECONDS = 0.005
 _LONGEST_PAUSE_SECONDS = 0.5
 _NOTE_BYTES_MAX = 1 << 16
+_SILENT = "another rank failed and could not say why"
 
 
 @dataclass(frozen=True)
@@ -89,8 +90,11 @@ class Save:
             manifest.read(partial / manifest.NAME)
             files.rename(partial, path)
         except Exception as e:
-            self._take_back(partial, e)
-            raise
+            cause = self._cause(partial, e)
+            self._take_back(partial, cause)
+            if cause is e:
+                raise
+            raise cause from e
         files.sync_folder(self.folder)
         return path
 
@@ -142,22 +146,24 @@ class Save:
         try:
             entries = self._written(partial, failure)
             content = {"format_version": manifest.FORMAT_VERSION, "step": self.step, "state": {}, "files": entries}
-            data = manifest.render(content)
-            delivered = True  # from here on it may be, whatever is raised
-            files.write_atomic(partial / _part_name(self.rank), data)
+            name = _part_name(self.rank)
+            files.write_file(partial / f".{name}", [manifest.render(content)])
+            files.sync_folder(partial)
+            delivered = True  # from here on it may be, whatever is raised, and rank 0 may rename the folder
+            files.rename(partial / f".{name}", partial / name)
         except Exception as e:
-            reason = self._note(partial)
-            self._take_back(partial, e, delivered)
-            if reason is not None:  # that it failed here as well comes from there
-                raise CheckpointError(reason) from e
-            raise
+            cause = self._cause(partial, e)
+            self._take_back(partial, cause, delivered)
+            if cause is e:
+                raise
+            raise cause from e
         for _ in self._polls(2 * self.patience_seconds):  # so that rank 0 is the first to give up, and says why
             if files.exists(partial):
                 self._heed(partial)
             elif files.exists(path):
                 return path
             else:
-                raise CheckpointError(f"{partial}: another rank failed and could not say why")
+                raise CheckpointError(f"{partial}: {_SILENT}")
         raise CheckpointError(f"{partial}: after {2 * self.patience_seconds:,.0f} s not published; is rank 0 alive?")
 
     def _found(self) -> Path:
@@ -236,13 +242,20 @@ class Save:
         except (OSError, ValueError, KeyError, TypeError):
             return "another rank failed and left a note that cannot be read"
 
+    def _cause(self, partial: Path, e: Exception) -> Exception:
+        """Why it failed here: because another rank did, if that one said so or took the folder away."""
+        reason = self._note(partial)
+        if reason is not None:
+            return CheckpointError(reason)
+        return e if self.ranks == 1 or files.exists(partial) else CheckpointError(f"{partial}: {_SILENT}")
+
     def _take_back(self, partial: Path, e: Exception, delivered: bool = False) -> None:
         """Delete what a failed save wrote and leave the reason to the other ranks, as far as the disk lets us."""
         if self.ranks == 1:
             with contextlib.suppress(OSError):
                 files.remove(partial)
             return
-        own = f"tensors-{self.rank:05d}-"
+        own = (f"tensors-{self.rank:05d}-", f".{_part_name(self.rank)}")
         try:
             for name in files.names(partial):
                 if name != NOTE and not delivered and (self.rank == 0 or name.startswith(own)):
