@@ -5,7 +5,7 @@ The model knows files and folders, not checkpoints. What was not forced to disk 
 """
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,15 +16,17 @@ import pytest
 from foretell.checkpoint import files
 
 CHANGING = ["create", "write", "sync", "close", "rename", "make_folder", "unlink", "remove_folder", "sync_folder"]
-READING = ["open_existing", "size_bytes", "read_into", "forget_cached", "free_bytes"]
+READING = ["open_existing", "size_bytes", "read_into", "seek", "forget_cached", "free_bytes"]
 Tree = dict[str, Any]  # name -> bytes or Tree
 
 
 @contextmanager
-def intercepted(around: Callable[[str, Callable[..., Any], tuple[Any, ...]], Any]) -> Iterator[None]:
-    """While entered, each call of the file layer goes to `around(name, real, arguments)`."""
+def intercepted(
+    around: Callable[[str, Callable[..., Any], tuple[Any, ...]], Any], also: Sequence[str] = ()
+) -> Iterator[None]:
+    """While entered, each call of the file layer, those `also` named too, goes to `around(name, real, arguments)`."""
     with pytest.MonkeyPatch.context() as patch:
-        for name in CHANGING + READING:
+        for name in [*CHANGING, *READING, *also]:
             real = getattr(files, name)
             patch.setattr(files, name, lambda *a, name=name, real=real: around(name, real, a))
         yield

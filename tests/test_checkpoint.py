@@ -8,6 +8,7 @@ import json
 import os
 import random
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ import safetensors.torch
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from saved import check_is, same, save
+from saved import check_is, same, save, save_on
 
 from foretell import checkpoint
 from foretell.checkpoint import files, manifest
@@ -102,7 +103,7 @@ def test_nothing_saved_is_none_and_nothing_whole_is_an_error(tmp_path: Path) -> 
 # Each kind changes the newest checkpoint (step 10) of a folder that also holds step 5, and returns what the report of
 # it must contain: the name of the file, and the reason where it is always the same.
 
-SHARDS = ("tensors-00001.safetensors", "tensors-00002.safetensors")
+SHARDS = ("tensors-00000-00001.safetensors", "tensors-00000-00002.safetensors")
 FILES = (*SHARDS, "manifest.json")
 Damage = Callable[[Path, random.Random], tuple[str, str]]
 
@@ -183,8 +184,8 @@ def forged(path: Path, change: Callable[[dict[str, Any]], None]) -> None:
 
 
 def newer(path: Path, r: random.Random) -> tuple[str, str]:
-    forged(path, lambda m: m.update(format_version=r.randrange(2, 99)))
-    return "manifest.json", "is newer than this Foretell reads (1)"
+    forged(path, lambda m: m.update(format_version=r.randrange(3, 99)))
+    return "manifest.json", "is newer than this Foretell reads (2)"
 
 
 def outside(path: Path, r: random.Random) -> tuple[str, str]:
@@ -269,12 +270,40 @@ def twice(path: Path, r: random.Random) -> tuple[str, str]:
     """One tensor in two files."""
     shutil.copy(path / SHARDS[0], path / SHARDS[1])
     forged(path, lambda m: m["files"].update({SHARDS[1]: m["files"][SHARDS[0]]}))
-    return SHARDS[1], "stands in another file as well"
+    return "manifest.json", f"in {SHARDS[1]} overlap"
+
+
+def piece(path: Path, r: random.Random) -> tuple[str, str]:
+    """A piece that the manifest puts elsewhere, calls part of another tensor, leaves out, or does not describe."""
+    found = manifest.read(path / "manifest.json")
+    file = r.choice(sorted(found["files"]))
+    tensors = found["files"][file]["tensors"]
+    name = r.choice(sorted(tensors))
+    t = tensors[name]
+    kind = r.choice(["offset", "global_shape", "dtype", "left out", "file left out", "mistyped"])
+    if kind == "left out":
+        del tensors[name]
+    elif kind == "file left out":
+        del found["files"][file]
+    elif kind == "mistyped":
+        t[r.choice(sorted(t))] = r.choice([None, [-1], [1.0], [True], "C64", 7])
+    elif kind == "dtype":
+        t["dtype"] = r.choice([d for d in tensor_files.DTYPES if d != t["dtype"]])
+    elif t["shape"]:
+        t[kind][r.randrange(len(t["shape"]))] += r.choice([1, 3, 2**40])
+    else:
+        t[kind] = [0]
+    if kind in ("left out", "file left out"):  # whole ones may be left out of a forged manifest without a trace
+        pieces = [n for e in found["files"].values() for n in e["tensors"]]
+        if kind == "file left out" or name not in pieces:
+            return flip(path, r)
+    (path / "manifest.json").write_bytes(manifest.render(found))
+    return "" if kind in ("dtype", "left out") else "manifest.json", ""
 
 
 KINDS: list[Damage] = [
     flip, truncate, zero, append, swap, stale, missing, not_a_file, newer, outside, mistyped, mistyped_entry,
-    not_canonical, huge_manifest, header, twice,
+    not_canonical, huge_manifest, header, twice, piece,
 ]  # fmt: skip
 
 
@@ -293,6 +322,7 @@ def check_damage(where: Path, damage: Damage, r: random.Random) -> None:
     (report,) = loaded.skipped
     assert str(path / name) in report
     assert reason in report
+    assert path.name in report
     assert len(report) > len(str(path / name)) + 10
     assert {p.parent for p in opened} <= {path, where / "step-000005"}
     for old in path.iterdir():
@@ -308,18 +338,29 @@ def two(tmp_path: Path) -> Path:
     return tmp_path
 
 
+@pytest.fixture(params=[1, 3], ids=["one rank", "three ranks"])
+def sharded(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Steps 5 and 10; of several ranks any file may be the one that is damaged."""
+    for step in (5, 10):
+        assert save_on(tmp_path, step, request.param, f"s{step}") == [None] * request.param
+    shards = sorted(n for n in os.listdir(tmp_path / "step-000010") if n != "manifest.json")
+    monkeypatch.setattr(sys.modules[__name__], "SHARDS", (shards[0], shards[-1]))
+    monkeypatch.setattr(sys.modules[__name__], "FILES", (*shards, "manifest.json"))
+    return tmp_path
+
+
 @pytest.mark.parametrize("damage", KINDS, ids=lambda d: d.__name__)
-def test_damage_is_named_and_passed_over(two: Path, damage: Damage) -> None:
-    for seed in range(40):
-        check_damage(two, damage, random.Random(seed))
-    check_is(checkpoint.load_latest(two), 10)
+def test_damage_is_named_and_passed_over(sharded: Path, damage: Damage) -> None:
+    for seed in range(60):
+        check_damage(sharded, damage, random.Random(seed))
+    check_is(checkpoint.load_latest(sharded), 10)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("damage", KINDS, ids=lambda d: d.__name__)
-def test_damage_is_named_and_passed_over_ten_thousand_times(two: Path, damage: Damage) -> None:
-    for seed in range(1000, 1640):
-        check_damage(two, damage, random.Random(seed))
+def test_damage_is_named_and_passed_over_ten_thousand_times(sharded: Path, damage: Damage) -> None:
+    for seed in range(1000, 1320):
+        check_damage(sharded, damage, random.Random(seed))
 
 
 def test_every_byte_counts(two: Path) -> None:
@@ -371,6 +412,15 @@ def test_an_unreadable_file_is_damage_too(two: Path) -> None:
 def test_the_stored_example_of_format_1_is_still_read() -> None:
     """tests/data/checkpoint-1 was written by the first version of the format and never changes."""
     loaded = checkpoint.load_latest(Path(__file__).parent / "data" / "checkpoint-1")
+    assert loaded is not None
+    assert loaded.state == {"step": 7, "loss": 0.1, "losses": [1.0, -0.0], "note": "é"}
+    assert torch.equal(loaded.tensors["model.w"], torch.arange(6, dtype=torch.float32).reshape(2, 3))
+    assert torch.equal(loaded.tensors["model.b"], torch.tensor([0.5, -2.0], dtype=torch.bfloat16))
+
+
+def test_the_stored_example_of_format_2_is_read() -> None:
+    """tests/data/checkpoint-2 was written by two ranks and never changes: a matrix cut by columns, a whole vector."""
+    loaded = checkpoint.load_latest(Path(__file__).parent / "data" / "checkpoint-2")
     assert loaded is not None
     assert loaded.state == {"step": 7, "loss": 0.1, "losses": [1.0, -0.0], "note": "é"}
     assert torch.equal(loaded.tensors["model.w"], torch.arange(6, dtype=torch.float32).reshape(2, 3))

@@ -11,6 +11,7 @@ import pytest
 import torch
 from tiny import CHINESE, ENGLISH, bpe, byte_level, model
 
+from foretell import checkpoint
 from foretell import tokenizer as tokenizers
 from foretell.errors import ModelError
 from foretell.models import folders, hf
@@ -263,3 +264,56 @@ def test_when_the_last_rename_fails_the_old_folder_stands(tmp_path: Path, monkey
     monkeypatch.undo()
     assert os.listdir(tmp_path) == ["m"]
     assert torch.equal(hf.load(tmp_path / "m")[0](ids_for(m)), m(ids_for(m)))
+
+
+@SHAPES
+def test_a_checkpoint_of_several_ranks_becomes_a_folder_of_several_files(
+    changes: dict[str, Any], tmp_path: Path
+) -> None:
+    """Every weight cut in three by rows; the files and their index as transformers reads them."""
+    transformers = pytest.importorskip("transformers")
+    m = model(448 if "num_key_value_heads" in changes else bpe().vocab_size, **changes)
+    savers = [checkpoint.Saver(tmp_path / "c", 1, rank=r, ranks=3, session="x") for r in range(3)]
+    for rank, saver in enumerate(savers):
+        held: dict[str, torch.Tensor | checkpoint.Piece] = {}
+        for name, p in m.named_parameters():
+            rows = -(-p.shape[0] // 3)
+            start = min(rank * rows, p.shape[0])
+            offset = (start, *[0] * (p.dim() - 1))
+            held[f"model.{name}"] = checkpoint.Piece(p.detach()[start : start + rows], offset, tuple(p.shape))
+        saver.save(1, held, {})
+    for saver in savers:
+        saver.wait()
+    opened = checkpoint.open_latest(tmp_path / "c", "model.")
+    assert opened is not None
+    limit = 40_000
+    hf.write(m.config, opened.tensors("model."), bpe(), tmp_path / "m", shard_bytes=limit)
+    files = sorted(p.name for p in (tmp_path / "m").glob("*.safetensors"))
+    assert files == [f"model-{n + 1:05d}-of-{len(files):05d}.safetensors" for n in range(len(files))]
+    assert len(files) > 2
+    largest = max(p.numel() * 4 for p in m.parameters())
+    assert all((tmp_path / "m" / f).stat().st_size <= max(limit, largest) + 4096 for f in files)
+    index = json.loads((tmp_path / "m" / hf.INDEX).read_text())
+    assert index["metadata"]["total_size"] == sum(p.numel() * 4 for p in m.parameters())
+    again, _ = hf.load(tmp_path / "m")
+    ours = dict(m.named_parameters())
+    assert all(torch.equal(p, ours[n]) for n, p in again.named_parameters())
+    theirs, info = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "m", output_loading_info=True)
+    assert not info["missing_keys"]
+    assert not info["unexpected_keys"]
+    assert all(torch.equal(p, ours[n]) for n, p in theirs.named_parameters())
+
+
+def test_weights_that_are_not_the_configs_are_refused(tmp_path: Path) -> None:
+    m = model(bpe().vocab_size)
+    weights = [(n, p.detach()) for n, p in m.named_parameters()]
+    name, first = weights[0]
+    for wrong, words in [
+        (weights[1:], f"1 of {len(weights)} weights are missing"),
+        ([*weights, ("x", first)], "x is .* it is unknown"),
+        ([(name, first[1:]), *weights[1:]], f"{name} is .* it is "),
+        ([*weights, (name, first)], "given twice"),
+    ]:
+        with pytest.raises(ModelError, match=words):
+            hf.write(m.config, wrong, bpe(), tmp_path / "m")
+        assert os.listdir(tmp_path) == []

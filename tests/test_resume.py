@@ -224,7 +224,7 @@ def test_damage_is_named_and_the_older_checkpoint_leads_to_the_same_end(
 ) -> None:
     run = tmp_path / "run"
     killed_at(23, run, data)
-    newest = run / "checkpoints" / "step-000020" / "tensors-00001.safetensors"
+    newest = run / "checkpoints" / "step-000020" / "tensors-00000-00001.safetensors"
     content = bytearray(newest.read_bytes())
     content[len(content) // 2] ^= 4
     newest.write_bytes(content)

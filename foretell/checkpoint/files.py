@@ -9,10 +9,12 @@ What a power cut may undo: data of a file until `sync`, and names in a folder un
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import os
 import stat
+import time
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -65,6 +67,11 @@ def read_into(fd: int, buffer: memoryview) -> int:
     return os.readv(fd, [buffer])
 
 
+def seek(fd: int, offset: int) -> None:
+    """Let the next read begin `offset` bytes behind the start."""
+    os.lseek(fd, offset, os.SEEK_SET)
+
+
 def forget_cached(fd: int) -> None:
     """Let the next read come from the disk instead of memory, where the system can be asked that."""
     if hasattr(os, "posix_fadvise"):
@@ -102,6 +109,21 @@ def sync_folder(path: Path) -> None:
     except OSError as e:
         if e.errno not in _NO_FOLDER_SYNC:  # some network file systems know no such thing
             raise
+
+
+def names(path: Path) -> list[str]:
+    """The names in a folder, sorted."""
+    return sorted(os.listdir(path))
+
+
+def exists(path: Path) -> bool:
+    """Whether a name is there, be it a link to nothing."""
+    return os.path.lexists(path)
+
+
+def pause(seconds: float) -> None:
+    """Wait for another process."""
+    time.sleep(seconds)
 
 
 def free_bytes(path: Path) -> int:
@@ -153,10 +175,12 @@ def write_atomic(path: Path, data: bytes) -> None:
 
 
 def remove(path: Path) -> None:
-    """Delete a file, or a folder of files, if it is there."""
+    """Delete a file, or a folder of files, if it is there; another process may delete it at the same time."""
     if path.is_dir() and not path.is_symlink():
-        for name in sorted(os.listdir(path)):
-            unlink(path / name)
-        remove_folder(path)
-    elif path.exists() or path.is_symlink():
-        unlink(path)
+        with contextlib.suppress(FileNotFoundError):
+            for name in names(path):
+                remove(path / name)
+            remove_folder(path)
+    elif exists(path):
+        with contextlib.suppress(FileNotFoundError):
+            unlink(path)

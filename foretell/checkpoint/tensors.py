@@ -15,7 +15,7 @@ import hashlib
 import itertools
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -64,10 +64,7 @@ def write(path: Path, tensors: Mapping[str, Tensor]) -> Written:
     header: dict[str, Any] = {}
     ordered, end = sorted(tensors.items(), key=_order), 0
     for name, t in ordered:
-        if t.dtype not in _NAMES or t.layout != torch.strided:
-            raise CheckpointError(
-                f"tensor {name}: {t.dtype}, {t.layout} cannot be stored; dense {', '.join(DTYPES)} can"
-            )
+        check_storable(name, t)
         start, end = end, end + t.nbytes
         header[name] = {**described(t), "data_offsets": [start, end]}
     head = json.dumps(header, separators=(",", ":")).encode()
@@ -82,6 +79,12 @@ def write(path: Path, tensors: Mapping[str, Tensor]) -> Written:
 
     files.write_file(path, parts())
     return Written(8 + len(head) + end, digest.hexdigest())
+
+
+def check_storable(name: str, t: Tensor) -> None:
+    """Raises CheckpointError for a tensor that the format has no name for."""
+    if t.dtype not in _NAMES or t.layout != torch.strided:
+        raise CheckpointError(f"tensor {name}: {t.dtype}, {t.layout} cannot be stored; dense {', '.join(DTYPES)} can")
 
 
 def described(t: Tensor) -> dict[str, Any]:
@@ -108,26 +111,30 @@ def digest(path: Path) -> Written:
         files.close(fd)
 
 
-def read(path: Path, expected: Written) -> dict[str, Tensor]:
-    """The tensors of a file, on the CPU. Raises CheckpointError or OSError with the reason if it is not as expected."""
+def read(
+    path: Path, expected: Written, described: dict[str, Any] | None = None, names: Container[str] | None = None
+) -> dict[str, Tensor]:
+    """The tensors of a file, on the CPU: those among `names`, or all. All bytes are verified in any case.
+
+    described: dtype and shape of every tensor, as the manifest has them. Raises CheckpointError or OSError with the
+    reason if the file is not as expected.
+    """
     fd = files.open_existing(path)
     try:
         size = files.size_bytes(fd)
         if size != expected.bytes:
             raise CheckpointError(f"{path}: {size:,} bytes, the manifest says {expected.bytes:,}")
         sha = hashlib.sha256()
-        head = _read_bytes(fd, 8, size, sha, path)
-        length = int.from_bytes(head, "little")
-        if length > min(size - 8, _HEADER_BYTES_MAX):
-            raise CheckpointError(f"{path}: the header claims {length:,} bytes of a file of {size:,}")
-        layout = _layout(_read_bytes(fd, length, size, sha, path), size - 8 - length, path)
+        layout = _header(fd, size, sha, path)
+        if described is not None and {p.name: p.described for p in layout} != described:
+            raise CheckpointError(f"{path}: names, dtypes or shapes of tensors differ from the manifest's")
         tensors = {}
-        for name, dtype, shape in layout:
-            t = _empty(shape, dtype, path)
-            view = raw(t)
-            files.read_exactly(fd, view)
-            sha.update(view)
-            tensors[name] = t
+        for place in layout:
+            if names is None or place.name in names:
+                tensors[place.name] = t = empty(place.shape, place.dtype, path)
+                _fill(fd, raw(t), sha)
+            else:
+                _pass_over(fd, place.stop - place.start, sha)
     except EOFError as e:
         raise CheckpointError(f"{path}: {e}") from None
     finally:
@@ -139,7 +146,65 @@ def read(path: Path, expected: Written) -> dict[str, Tensor]:
     return tensors
 
 
-def _empty(shape: tuple[int, ...], dtype: torch.dtype, path: Path) -> Tensor:
+def read_one(path: Path, name: str) -> Tensor:
+    """One tensor of a file that was verified before. Raises CheckpointError or OSError."""
+    fd = files.open_existing(path)
+    try:
+        for place in _header(fd, files.size_bytes(fd), hashlib.sha256(), path):
+            if place.name == name:
+                t = empty(place.shape, place.dtype, path)
+                files.seek(fd, place.start)
+                files.read_exactly(fd, raw(t))
+                return t
+    except EOFError as e:
+        raise CheckpointError(f"{path}: {e}") from None
+    finally:
+        files.close(fd)
+    raise CheckpointError(f"{path}: holds no tensor {name}")
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Where a tensor's bytes stand, counted from the start of the file."""
+
+    name: str
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    start: int
+    stop: int
+
+    @property
+    def described(self) -> dict[str, Any]:
+        return {"dtype": _NAMES[self.dtype], "shape": list(self.shape)}
+
+
+def _fill(fd: int, view: memoryview, sha: Any) -> None:
+    """Fill `view`, hashing each part while it is still in the cache."""
+    for start in range(0, view.nbytes, _HASH_BYTES):
+        part = view[start : start + _HASH_BYTES]
+        files.read_exactly(fd, part)
+        sha.update(part)
+
+
+def _pass_over(fd: int, length: int, sha: Any) -> None:
+    buffer = memoryview(bytearray(min(length, _HASH_BYTES)))
+    while length:
+        part = buffer[:length]
+        files.read_exactly(fd, part)
+        sha.update(part)
+        length -= part.nbytes
+
+
+def _header(fd: int, size: int, sha: Any, path: Path) -> list[_Place]:
+    """What stands where in an open file of `size` bytes; it is left at the first tensor."""
+    length = int.from_bytes(_read_bytes(fd, 8, size, sha, path), "little")
+    if length > min(size - 8, _HEADER_BYTES_MAX):
+        raise CheckpointError(f"{path}: the header claims {length:,} bytes of a file of {size:,}")
+    return _layout(_read_bytes(fd, length, size, sha, path), 8 + length, size, path)
+
+
+def empty(shape: tuple[int, ...], dtype: torch.dtype, path: Path) -> Tensor:
+    """Memory for a tensor that `path` describes. Raises CheckpointError when there cannot be one of this shape."""
     try:
         return torch.empty(shape, dtype=dtype)
     except RuntimeError as e:  # no bytes, but sides whose product overflows
@@ -155,24 +220,27 @@ def _read_bytes(fd: int, length: int, size: int, sha: Any, path: Path) -> bytes:
     return bytes(data)
 
 
-def _layout(head: bytes, size: int, path: Path) -> list[tuple[str, torch.dtype, tuple[int, ...]]]:
-    """Names, dtypes and shapes in the order of the bytes, which must fill `size` exactly."""
+def _layout(head: bytes, begin: int, size: int, path: Path) -> list[_Place]:
+    """The tensors in the order of their bytes, which must fill the file from `begin` to `size` exactly."""
     try:
         header = json.loads(head)
         header.pop("__metadata__", None)
-        entries = []
+        places = []
         for name, entry in header.items():
             (start, stop), shape = entry["data_offsets"], tuple(entry["shape"])
             if not all(type(n) is int and n >= 0 for n in (start, stop, *shape)):
                 raise ValueError(f"{name} has offsets or a shape that are not counts")
-            entries.append((start, stop, name, DTYPES[entry["dtype"]], shape))
+            places.append(_Place(name, DTYPES[entry["dtype"]], shape, begin + start, begin + stop))
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as e:
         raise CheckpointError(f"{path}: the safetensors header is not valid: {type(e).__name__}: {e}") from None
-    end = 0
-    for start, stop, name, dtype, shape in sorted(entries, key=lambda e: e[:3]):
-        if start != end or stop - start != math.prod(shape) * dtype.itemsize:
-            raise CheckpointError(f"{path}: tensor {name} {list(shape)} does not fill bytes {start:,} to {stop:,}")
-        end = stop
+    places.sort(key=lambda p: (p.start, p.stop, p.name))
+    end = begin
+    for p in places:
+        if p.start != end or p.stop - p.start != math.prod(p.shape) * p.dtype.itemsize:
+            raise CheckpointError(
+                f"{path}: tensor {p.name} {list(p.shape)} does not fill bytes {p.start:,} to {p.stop:,}"
+            )
+        end = p.stop
     if end != size:
-        raise CheckpointError(f"{path}: tensors fill {end:,} bytes of {size:,}")
-    return [(name, dtype, shape) for _, _, name, dtype, shape in sorted(entries, key=lambda e: e[:3])]
+        raise CheckpointError(f"{path}: tensors fill {end - begin:,} bytes of {size - begin:,}")
+    return places

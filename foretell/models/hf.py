@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,8 @@ from foretell.tokenizer import Tokenizer
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
+# As transformers cuts by default: above this a model is written in several files.
+SHARD_BYTES = 5_000_000_000
 # A longer context than any published model has; its rotary tables take 1 GB at head_dim 128.
 _LONGEST_CONTEXT = 1 << 20
 _TENSORS_OF_A_LAYER = 11
@@ -65,8 +68,7 @@ def _built(folder: Path, config: ModelConfig) -> Decoder:
     if layers * _TENSORS_OF_A_LAYER > len(place):
         raise ModelError(f"{folder}: num_hidden_layers is {layers:,}, but the weights are only {len(place):,} tensors")
     try:
-        with torch.device("meta"):
-            model = Decoder(config.model_copy(update={"max_position_embeddings": 1}))
+        model = _unmade(config)
     except (RuntimeError, OverflowError) as e:  # sides whose product overflows
         raise ModelError(f"{folder}/config.json: sizes that cannot be: {str(e).splitlines()[0]}") from None
     wanted = {name: tuple(p.shape) for name, p in model.named_parameters()}
@@ -82,6 +84,17 @@ def _built(folder: Path, config: ModelConfig) -> Decoder:
     length, E = config.max_position_embeddings or 1, config.head_dim or 2
     model.model.cos, model.model.sin = rotary_tables(length, E, config.rope_theta)
     return model.requires_grad_(True)
+
+
+def _unmade(config: ModelConfig) -> Decoder:
+    """The decoder without memory for its weights."""
+    with torch.device("meta"):
+        return Decoder(config.model_copy(update={"max_position_embeddings": 1}))
+
+
+def _shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
+    """The weights of a folder by name; a tied table is there once."""
+    return {name: tuple(p.shape) for name, p in _unmade(config).named_parameters()}
 
 
 def _check_shapes(
@@ -212,12 +225,63 @@ def save(model: Decoder, tokenizer: Tokenizer, folder: Path) -> None:
     state = model.state_dict()
     if model.config.tie_word_embeddings:
         del state["lm_head.weight"]
-    tensors = {n: t.detach().to("cpu", torch.float32).contiguous() for n, t in state.items()}
+    write(model.config, state.items(), tokenizer, folder)
+
+
+def write(
+    config: ModelConfig,
+    tensors: Iterable[tuple[str, Tensor]],
+    tokenizer: Tokenizer,
+    folder: Path,
+    shard_bytes: int = SHARD_BYTES,
+) -> None:
+    """Write the folder from named weights, of which no more than a file's are held in memory.
+
+    Whole or not at all; one that is there is replaced. Weights are stored as float32: in one file, or, from
+    `shard_bytes` on, in several with an index. Raises ModelError where names or shapes are not the config's.
+    """
+    wanted = _shapes(config)
     with folders.replaced(Path(folder)) as partial:
-        save_file(tensors, partial / WEIGHTS, metadata={"format": "pt"})
+        written = _write_weights(tensors, wanted, partial, shard_bytes)
+        if missing := [n for n in wanted if n not in written]:
+            raise ModelError(f"{folder}: {len(missing):,} of {len(wanted):,} weights are missing ({missing[0]})")
         tokenizer.save(partial / "tokenizer.json")
-        for name, value in _descriptions(model.config, tokenizer).items():
+        for name, value in _descriptions(config, tokenizer).items():
             (partial / name).write_text(json.dumps(value, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
+
+
+def _write_weights(
+    tensors: Iterable[tuple[str, Tensor]], wanted: dict[str, tuple[int, ...]], partial: Path, shard_bytes: int
+) -> dict[str, str]:
+    """Write the weight files; returns the file of each tensor. They are named last: names say how many there are."""
+    shard: dict[str, Tensor] = {}
+    of_tensor: dict[str, int] = {}
+    number = size = total = 0
+
+    def flush() -> None:
+        save_file(shard, partial / f"{number}", metadata={"format": "pt"})
+        shard.clear()
+
+    for name, t in tensors:
+        if name not in wanted or tuple(t.shape) != wanted[name] or name in of_tensor:
+            expected = "given twice" if name in of_tensor else f"{list(wanted[name])}" if name in wanted else "unknown"
+            raise ModelError(f"{name} is {list(t.shape)}; for this config it is {expected}")
+        weight = t.detach().to("cpu", torch.float32).contiguous()
+        if shard and size + weight.nbytes > shard_bytes:
+            flush()
+            number, size = number + 1, 0
+        shard[name], of_tensor[name] = weight, number
+        size, total = size + weight.nbytes, total + weight.nbytes
+    flush()
+    count = number + 1
+    names = [WEIGHTS] if count == 1 else [f"model-{n + 1:05d}-of-{count:05d}.safetensors" for n in range(count)]
+    for n, name in enumerate(names):
+        (partial / f"{n}").rename(partial / name)
+    placed = {name: names[n] for name, n in of_tensor.items()}
+    if count > 1:
+        index = {"metadata": {"total_size": total}, "weight_map": placed}
+        (partial / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+    return placed
 
 
 def _descriptions(c: ModelConfig, tokenizer: Tokenizer) -> dict[str, dict[str, Any]]:
