@@ -6,7 +6,8 @@ Wolf, 2017). This is the architecture and these are the parameter names of Qwen3
 trained model needs no conversion to be loaded there.
 
 Shapes: B batch, T time, S time of keys (cached and new), D hidden, H heads, K KV heads, E head dim, V vocabulary.
-Not handled here: masks other than what the caller passes, sliding windows, RoPE scaling, experts.
+With `num_experts` the feed-forward part is a mixture of experts (`models/moe.py`), as in Qwen3-MoE.
+Not handled here: masks other than what the caller passes, sliding windows, RoPE scaling.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from torch import Tensor, nn
 
 from foretell.config import ModelConfig
 from foretell.models.attention import attend
+from foretell.models.moe import MoE
 
 
 class Cache(Protocol):
@@ -123,7 +125,7 @@ class Layer(nn.Module):
     def __init__(self, c: ModelConfig, layer: int, dropout: float, kernel: str) -> None:
         super().__init__()
         self.self_attn = Attention(c, layer, kernel)
-        self.mlp = MLP(c)
+        self.mlp = MoE(c) if c.num_experts else MLP(c)
         self.input_layernorm = RMSNorm(c.sizes.D, c.rms_norm_eps)
         self.post_attention_layernorm = RMSNorm(c.sizes.D, c.rms_norm_eps)
         self.dropout = Dropout(dropout)
@@ -210,20 +212,21 @@ class Decoder(nn.Module):
 
     @torch.no_grad()
     def initialise(self, generator: torch.Generator) -> None:
-        """Embeddings normal(initializer_range), matrices normal(1/sqrt(fan in)), those that write to the residual 0.
+        """Embeddings and routers normal(initializer_range), matrices normal(1/sqrt(fan in)), those that write to the
+        residual 0.
 
         Zero outputs make every layer start as the identity, so the first steps may be large (Zhang et al., 2019, Fixup;
         Yang et al., 2022, muP).
         """
         for name, p in self.named_parameters():
-            if p.ndim < 2:
-                p.fill_(1.0)
-            elif name.endswith(("embed_tokens.weight", "lm_head.weight")):
-                p.normal_(0.0, self.config.initializer_range, generator=generator)
-            elif name.endswith(("o_proj.weight", "down_proj.weight")):
+            if name.endswith(("o_proj.weight", "down_proj.weight", "experts.down_proj", "expert_bias")):
                 p.zero_()
+            elif p.ndim < 2:
+                p.fill_(1.0)
+            elif name.endswith(("embed_tokens.weight", "lm_head.weight", "mlp.gate.weight")):
+                p.normal_(0.0, self.config.initializer_range, generator=generator)
             else:
-                p.normal_(0.0, p.shape[1] ** -0.5, generator=generator)
+                p.normal_(0.0, p.shape[-1] ** -0.5, generator=generator)
 
 
 def document_mask(segments: Tensor) -> Tensor:
