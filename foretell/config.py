@@ -63,7 +63,7 @@ class ModelConfig(Table):
     tie_word_embeddings: bool = Field(True, description="input and output embedding share one table")
     initializer_range: float = Field(0.02, gt=0, description="standard deviation of the initial embedding table")
     num_experts: int | None = Field(None, gt=0, description="experts N of a layer; unset: one dense feed-forward part")
-    num_experts_per_tok: int | None = Field(None, gt=0, description="experts of one token; 2, or all where there are fewer")
+    num_experts_per_tok: int | None = Field(None, gt=0, description="experts of one token, k; 2, or the one there is")
     moe_intermediate_size: int | None = Field(None, gt=0, description="width of an expert; F / num_experts_per_tok")
     norm_topk_prob: bool | None = Field(None, description="weights of a token's experts are made to sum to one; true")
     balance: Literal["loss", "bias"] | None = Field(None, description="how experts are kept equally busy; loss")

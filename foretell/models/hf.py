@@ -1,9 +1,10 @@
 """Hugging Face model folders, in and out: config.json, model.safetensors, tokenizer.json.
 
 `save` writes what transformers, vLLM and llama.cpp load as Qwen3 or Qwen3-MoE without conversion; `load` reads such a
-folder, from us or from others: one safetensors file or several with an index, tied or untied, float32 from float32, bfloat16,
-float16 or float64. Formats: https://github.com/huggingface/safetensors and the Qwen3 models of transformers. A mixture of
-experts whose choice is biased is none of theirs; it has a `model_type` of its own, so that nobody computes it wrongly.
+folder, from us or from others: one safetensors file or several with an index, tied or untied, float32 from float32,
+bfloat16, float16 or float64. Formats: https://github.com/huggingface/safetensors and the Qwen3 models of transformers.
+A mixture of experts whose choice is biased is none of theirs; it has a `model_type` of its own, so that nobody computes
+it wrongly.
 
 Nothing of a folder is executed and nothing is allocated because a file says so: the shapes that config.json implies are
 compared with the headers of the weight files, which the safetensors library has compared with the files' sizes, before

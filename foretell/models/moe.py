@@ -31,7 +31,7 @@ from torch import Tensor, nn
 from foretell.config import ModelConfig
 from foretell.models.grouped import grouped_product
 
-# The load error's scale as a gradient: a power of two, which keeps sums exact, too small for the gradient's norm to see.
+# The load error's scale as a gradient: a power of two, which keeps sums exact, and too small for the gradient's norm.
 LOAD_SCALE = 2.0**-40
 _STACKS = ("gate_proj", "up_proj", "down_proj")
 
@@ -105,11 +105,12 @@ class MoE(nn.Module):
             weights = _LoadError.apply(weights, self.expert_bias, counts)
         if self.statistics is not None:
             self.statistics.append(torch.cat([counts, probabilities.sum(0), counts.new_tensor([len(tokens)])]))
-        order = flat.argsort(stable=True)  # dispatch: copies of tokens, those of the first expert first
-        rows = order // self.top_k
-        y = self.exchange(self.experts, tokens.index_select(0, rows), counts)
-        y = y * weights.flatten().index_select(0, order)[:, None].to(y.dtype)  # combine
-        return y.new_zeros(tokens.shape).index_add(0, rows, y).view_as(x)
+        order = flat.argsort(stable=True)
+        dispatched = tokens.index_select(0, order // self.top_k)
+        y = self.exchange(self.experts, dispatched, counts)
+        # Back in the order of tokens and summed, not added row by row: index_add would keep its operand for nothing.
+        copies = y.index_select(0, order.argsort()).view(*chosen.shape, -1)
+        return (copies * weights[..., None].to(y.dtype)).sum(1).view_as(x)
 
     def choose(self, probabilities: Tensor) -> tuple[Tensor, Tensor]:
         """Of each token, the weights (tokens, k) and the experts (tokens, k), from probabilities (tokens, N)."""
@@ -130,7 +131,7 @@ class MoE(nn.Module):
 
 
 def with_balance(model: nn.Module, forward: Callable[[], Tensor]) -> tuple[Tensor, Tensor | None]:
-    """What `forward` returns, and the balance loss of the experts of `model` in it, to be added to the loss it leads to.
+    """What `forward` returns, and the balance loss of the experts of `model` in it, to be added to what is minimised.
 
     None where no part of the model has such a loss. `model` may be one stage of a pipeline: the parts of all stages add
     up. Statistics are taken only inside this call, so that layers which a backward pass runs again leave none.
@@ -178,7 +179,7 @@ def split(name: str, tensor: Tensor) -> Iterator[tuple[str, Tensor]]:
 
 
 def stack(parameters: Mapping[str, Tensor], stored: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The inverse of `split` for all of `parameters`, whose values do not count; their parts are taken from `stored`."""
+    """The inverse of `split` for all of `parameters`, whose values do not count; the parts are taken from `stored`."""
     whole = {}
     for name, p in parameters.items():
         parts = [stored.pop(n) for n, _ in split(name, p)]
