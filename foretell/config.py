@@ -190,7 +190,7 @@ class TrainConfig(Table):
     )
     warmup_fraction: float = Field(0.02, ge=0, lt=1, description="share of the steps that warm up")
     decay_fraction: float = Field(0.5, ge=0, le=1, description="wsd: share of the steps that decay to zero")
-    balance_rate: float = Field(0.001, ge=0, description="peak step of the experts' biases where model.balance is bias")
+    balance_step: float = Field(0.001, ge=0, description="peak step of the experts' biases where model.balance is bias")
     grad_clip: float = Field(1.0, ge=0, description="gradient norm at which gradients are scaled down; 0 never")
     dropout: float | None = Field(
         None, ge=0, lt=1, description="of the residual branches and the embedding; unset: by the epochs of the run"

@@ -202,7 +202,7 @@ def test_the_bias_hears_the_load_of_all_micro_batches_and_only_the_choice_hears_
     error = sum(counts).float() - 6 * 16 * first.top_k / 4
     assert torch.equal(first.expert_bias.grad, LOAD_SCALE * error)
     before = first.expert_bias.detach().clone()
-    for optimizer in optim.build(m, TrainConfig(balance_rate=0.01)):
+    for optimizer in optim.build(m, TrainConfig(balance_step=0.01)):
         optimizer.step()
     assert torch.equal(first.expert_bias, before - 0.01 * error.sign())
     # In the gradient's norm the load errors are nothing.
@@ -219,7 +219,7 @@ def test_balancing_balances(way: str) -> None:
     mean = torch.randn(32)
     x = mean + torch.randn(512, 32)
     m.gate.weight.data[0] += 0.3 * mean / mean.norm()
-    optimizers = optim.build(m, TrainConfig(optimizer="sgd", lr=0.1, weight_decay=0.0, balance_rate=0.003))
+    optimizers = optim.build(m, TrainConfig(optimizer="sgd", lr=0.1, weight_decay=0.0, balance_step=0.003))
     most = []
     for _ in range(250):
         m.statistics = []
@@ -244,7 +244,7 @@ def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "data"
 
 
-SPARSE = [*TINY, "model.num_experts=4", "model.moe_intermediate_size=32", "train.balance_rate=0.01"]
+SPARSE = [*TINY, "model.num_experts=4", "model.moe_intermediate_size=32", "train.balance_step=0.01"]
 
 
 @pytest.mark.parametrize("more", [["train.dtype=float32"], ["train.dtype=bfloat16", "model.balance=bias"]])
@@ -374,6 +374,28 @@ def test_activations_equal_what_autograd_saves(c: ModelConfig, dtype: str) -> No
         built.lm_head(built.hidden(x).flatten(0, 1))
     kept = sum(t.untyped_storage().nbytes() for t in seen.values())
     assert kept == B * T * memory.saved_bytes_per_token(c, dtype)
+
+
+@pytest.mark.parametrize(
+    ("micro", "batches", "optimizer", "balance"), [(8, 1, "muon", "loss"), (16, 2, "adamw", "bias")]
+)
+def test_live_memory_is_within_three_percent_of_torchs_own_count(
+    micro: int, batches: int, optimizer: str, balance: str
+) -> None:
+    from test_plan import _live_peak_bytes
+
+    c = config(hidden_size=64, balance=balance, moe_intermediate_size=64)
+    train = TrainConfig(
+        context=64,
+        micro_batch_size=micro,
+        global_batch_tokens=64 * micro * batches,
+        optimizer=optimizer,
+        attention="sdpa",
+        dtype="float32",
+        compile="off",
+    )
+    states, expected = memory.state_bytes(c, optimizer), memory.memory_bytes(c, train)["live"]
+    assert _live_peak_bytes(c, train) == pytest.approx(expected - states["weights"] - states["optimizer"], rel=0.03)
 
 
 def test_muon_makes_each_matrix_of_a_stack_orthogonal() -> None:

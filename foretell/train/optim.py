@@ -70,12 +70,13 @@ class Muon(torch.optim.Optimizer):
                     self.state[p]["momentum_buffer"] = torch.zeros_like(p)
             buffers = [self.state[p]["momentum_buffer"] for p in params]
             torch._foreach_lerp_(buffers, gradients, 1 - momentum)
-            stacked = torch.stack(torch._foreach_lerp(gradients, buffers, momentum))
-            updates = orthogonalise(stacked.view(-1, *shape[-2:]), dtype=self.dtype).view_as(stacked)
+            updates = orthogonalise(
+                torch.stack(torch._foreach_lerp(gradients, buffers, momentum)).flatten(0, -3), dtype=self.dtype
+            )
             if decay:
                 torch._foreach_mul_(params, 1 - lr * decay)
             scale = -lr * max(1.0, shape[-2] / shape[-1]) ** 0.5
-            torch._foreach_add_(params, list(updates.unbind(0)), alpha=scale)
+            torch._foreach_add_(params, list(updates.view(-1, *shape).unbind(0)), alpha=scale)
 
 
 class Balance(torch.optim.Optimizer):
@@ -117,7 +118,7 @@ def build(model: nn.Module, c: TrainConfig, dtype: torch.dtype = torch.float32) 
         )
         built = [Muon(matrices, lr, c.momentum, c.weight_decay, dtype), rest]
     if biases:
-        built.append(Balance(biases, c.balance_rate))
+        built.append(Balance(biases, c.balance_step))
     for optimizer in built:
         for group in optimizer.param_groups:
             group["peak_lr"] = group["lr"]
