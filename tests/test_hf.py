@@ -222,6 +222,7 @@ def edited(folder: Path, change: Callable[[dict[str, Any]], Any]) -> None:
     [
         ("model_type", "llama", "model_type 'llama' cannot be read"),
         ("model_type", None, "model_type None"),
+        ("model_type", ["qwen3"], r"model_type \['qwen3'\] cannot"),
         ("rope_parameters", {"rope_type": "yarn", "rope_theta": 1e6, "factor": 4}, "rope_parameters = .*yarn"),
         ("attention_bias", True, "attention_bias = true"),
         ("use_sliding_window", True, "use_sliding_window"),

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from ranks import on
 from tiny import bpe, model
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
@@ -123,6 +124,77 @@ def test_an_exchange_may_spread_the_experts() -> None:
     assert all(map(torch.equal, torch.autograd.grad(m(x), inputs, direction), expected[1]))
     assert seen[0].sum() == 15 * m.top_k
     assert seen[0].shape == (4,)
+
+
+def on_a_rank(c: ModelConfig) -> tuple[float, dict[str, Any]]:
+    """Loss and gradients with half of the batch and half of the experts; all of them on the whole batch's scale."""
+    import torch.distributed as dist
+    import torch.distributed._functional_collectives as collectives
+
+    rank, ranks = dist.get_rank(), dist.get_world_size()
+    m = Decoder(c).train()
+    m.initialise(torch.Generator().manual_seed(0))
+    spread(m)
+    local = (c.num_experts or 0) // ranks
+
+    def across(rows: Tensor, out: list[int], into: list[int]) -> Tensor:
+        return collectives.all_to_all_single_autograd(rows, out, into, dist.group.WORLD)
+
+    def exchange(experts: Experts, tokens: Tensor, counts: Tensor) -> Tensor:
+        sent = counts.view(ranks, local)
+        got = torch.empty_like(sent)
+        dist.all_to_all_single(got, sent.contiguous())
+        out, into = got.sum(1).tolist(), sent.sum(1).tolist()
+        rows = across(tokens, out, into)
+        by_expert = torch.arange(local).repeat(ranks).repeat_interleave(got.flatten()).argsort(stable=True)
+        y = experts(rows.index_select(0, by_expert), got.sum(0))
+        return across(y.index_select(0, by_expert.argsort()), into, out)
+
+    for part in m.modules():
+        if isinstance(part, MoE):
+            for name, p in list(part.experts.named_parameters()):
+                setattr(part.experts, name, torch.nn.Parameter(p[rank * local : (rank + 1) * local].detach().clone()))
+            part.exchange, part.reduce = exchange, lambda s: collectives.all_reduce(s, "sum", dist.group.WORLD)
+    own = ids.chunk(ranks)[rank]
+    loss = next_token_loss(m, own, own, None, None)
+    loss.backward()
+    mean = loss.detach().clone()
+    dist.all_reduce(mean)
+    gradients = {n: p.grad / ranks for n, p in m.named_parameters() if p.grad is not None}
+    for name, g in gradients.items():
+        if ".experts." not in name:
+            dist.all_reduce(g)
+    return mean.item() / ranks, {n: g.numpy() for n, g in gradients.items()}
+
+
+def spread(m: Decoder) -> None:
+    """Every matrix random: outputs that begin at zero would hide what the experts do."""
+    generator = torch.Generator().manual_seed(1)
+    for p in m.parameters():
+        if p.ndim > 1:
+            p.data.normal_(0.0, p.shape[-1] ** -0.5, generator=generator)
+
+
+@pytest.mark.parametrize("balance", ["loss", "bias"])
+def test_experts_on_two_ranks_learn_as_on_one(balance: str) -> None:
+    """The contract of `exchange` and `reduce` on gloo: loss, gradients and loads of the whole batch."""
+    c = config(balance=balance)
+    results = on(2, on_a_rank, c)
+    m = Decoder(c).train()
+    m.initialise(torch.Generator().manual_seed(0))
+    spread(m)
+    loss = next_token_loss(m, ids, ids, None, None)
+    loss.backward()
+    for rank, (found, arrays) in enumerate(results):
+        gradients = {n: torch.from_numpy(a) for n, a in arrays.items()}
+        assert found == pytest.approx(loss.item(), rel=1e-5)
+        for name, p in m.named_parameters():
+            if ".experts." in name:
+                torch.testing.assert_close(gradients[name], p.grad[2 * rank : 2 * rank + 2], rtol=1e-4, atol=1e-6)
+            elif name.endswith("expert_bias"):
+                assert torch.equal(2 * gradients[name], p.grad)
+            else:
+                torch.testing.assert_close(gradients[name], p.grad, rtol=1e-4, atol=1e-6)
 
 
 def balance_of(m: Decoder, x: Tensor) -> Tensor:

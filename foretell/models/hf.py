@@ -153,7 +153,7 @@ def _weight_files(folder: Path) -> list[Path]:
 def read_config(path: Path) -> ModelConfig:
     """The `[model]` table of a Qwen3 or Qwen3-MoE config.json. ModelError for what the decoder does not do."""
     raw = _read_json(path)
-    if raw.get("model_type") not in _FAMILIES:
+    if raw.get("model_type") not in list(_FAMILIES):  # which, unlike a dict, may be asked for any JSON value
         known = ", ".join(repr(k) for k in _FAMILIES)
         raise ModelError(f"{path}: model_type {raw.get('model_type')!r} cannot be read; only {known} can")
     _refuse_what_differs(raw, path)
