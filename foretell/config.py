@@ -67,7 +67,7 @@ class ModelConfig(Table):
     moe_intermediate_size: int | None = Field(None, gt=0, description="width of an expert; F / num_experts_per_tok")
     norm_topk_prob: bool | None = Field(None, description="weights of a token's experts are made to sum to one; true")
     balance: Literal["loss", "bias"] | None = Field(None, description="how experts are kept equally busy; loss")
-    router_aux_loss_coef: float | None = Field(None, ge=0, description="weight of the balance loss; 0.001, bias: 0")
+    router_aux_loss_coef: float | None = Field(None, ge=0, description="weight of the balance loss; 0.01, bias: 0")
 
     @property
     def sizes(self) -> Sizes:
@@ -121,7 +121,7 @@ class ModelConfig(Table):
         if k > N:
             raise ConfigError(f"model.num_experts_per_tok ({k}) exceeds model.num_experts ({N})")
         balance = self.balance or "loss"
-        usual = 0.001 if balance == "loss" else 0.0
+        usual = 0.01 if balance == "loss" else 0.0
         return {
             "num_experts_per_tok": k,
             "moe_intermediate_size": self.moe_intermediate_size or 64 * math.ceil(F / k / 64),
@@ -190,7 +190,9 @@ class TrainConfig(Table):
     )
     warmup_fraction: float = Field(0.02, ge=0, lt=1, description="share of the steps that warm up")
     decay_fraction: float = Field(0.5, ge=0, le=1, description="wsd: share of the steps that decay to zero")
-    balance_step: float = Field(0.001, ge=0, description="peak step of the experts' biases where model.balance is bias")
+    balance_step: float | None = Field(
+        None, gt=0, description="peak step of the experts' biases where model.balance is bias; 0.1 / num_experts"
+    )
     grad_clip: float = Field(1.0, ge=0, description="gradient norm at which gradients are scaled down; 0 never")
     dropout: float | None = Field(
         None, ge=0, lt=1, description="of the residual branches and the embedding; unset: by the epochs of the run"

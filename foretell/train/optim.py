@@ -4,7 +4,7 @@ Muon (Jordan et al., 2024) orthogonalises the momentum of each matrix by a Newto
 takes one matrix at a time in bfloat16; here all matrices of one shape go through the iteration as one batched product,
 in the dtype the caller chose, because bfloat16 is slow on some processors and dozens of small products are slow on all
 (docs/log.md has the comparison). A stack of matrices, such as that of experts, counts as so many matrices; a router of
-experts is a matrix like others, since AdamW's rate for embeddings is far too large for it.
+experts is a matrix like others, which learned better than at AdamW's rate for embeddings.
 """
 
 from __future__ import annotations
@@ -23,6 +23,9 @@ _A, _B, _C = 3.4445, -4.7750, 2.0315
 # (docs/log.md); those of AdamW and SGD are usual values, not tuned.
 DEFAULT_LR = {"muon": 0.02, "adamw": 2e-3, "sgd": 0.1}
 DEFAULT_EMBEDDING_LR = 0.05
+# What an expert's bias moves in a step where the config names nothing, times the experts: their probabilities are about
+# 1 / experts. Tried with 8 (docs/log.md).
+BALANCE_SHARE = 0.1
 
 
 def orthogonalise(g: Tensor, steps: int = 5, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -118,7 +121,7 @@ def build(model: nn.Module, c: TrainConfig, dtype: torch.dtype = torch.float32) 
         )
         built = [Muon(matrices, lr, c.momentum, c.weight_decay, dtype), rest]
     if biases:
-        built.append(Balance(biases, c.balance_step))
+        built.append(Balance(biases, c.balance_step or BALANCE_SHARE / biases[0].numel()))
     for optimizer in built:
         for group in optimizer.param_groups:
             group["peak_lr"] = group["lr"]
