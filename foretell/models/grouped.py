@@ -3,8 +3,8 @@
 Two operators, because the gradient of the first is the first again and the second. They are registered with torch, so
 that tracing without data (FakeTensorMode), torch.compile and FlopCounterMode know their shapes and their cost; torch's
 own `F.grouped_mm` traces in bfloat16 alone, is not counted, and refuses strides that are no multiple of 16 bytes. On a
-CPU it loops over the groups as is done here and takes about as long (docs/log.md); on CUDA it is one kernel that spares the
-device the wait for the counts, and is used (this project has not run it there).
+CPU it loops over the groups as is done here and takes about as long (docs/log.md); on CUDA it is one kernel that spares
+the device the wait for the counts, and is used (this project has not run it there).
 """
 
 from __future__ import annotations
