@@ -62,6 +62,12 @@ class ModelConfig(Table):
     rms_norm_eps: float = Field(1e-6, gt=0, description="epsilon of RMSNorm")
     tie_word_embeddings: bool = Field(True, description="input and output embedding share one table")
     initializer_range: float = Field(0.02, gt=0, description="standard deviation of the initial embedding table")
+    num_experts: int | None = Field(None, gt=0, description="experts N of a layer; unset: one dense feed-forward part")
+    num_experts_per_tok: int | None = Field(None, gt=0, description="experts of one token, k; 2, or the one there is")
+    moe_intermediate_size: int | None = Field(None, gt=0, description="width of an expert; F / num_experts_per_tok")
+    norm_topk_prob: bool | None = Field(None, description="weights of a token's experts are made to sum to one; true")
+    balance: Literal["loss", "bias"] | None = Field(None, description="how experts are kept equally busy; loss")
+    router_aux_loss_coef: float | None = Field(None, ge=0, description="weight of the balance loss; 0.01, bias: 0")
 
     @property
     def sizes(self) -> Sizes:
@@ -90,16 +96,42 @@ class ModelConfig(Table):
         longest = self.max_position_embeddings or context
         if longest < context:
             raise ConfigError(f"train.context ({context}) exceeds model.max_position_embeddings ({longest})")
+        F = self.intermediate_size or 64 * math.ceil(8 * D / 3 / 64)
         return self.model_copy(
             update={
                 "num_attention_heads": H,
                 "num_key_value_heads": K,
                 "head_dim": E,
-                "intermediate_size": self.intermediate_size or 64 * math.ceil(8 * D / 3 / 64),
+                "intermediate_size": F,
                 "vocab_size": self.vocab_size or vocab_size,
                 "max_position_embeddings": longest,
+                **self._resolved_experts(F),
             }
         )
+
+    def _resolved_experts(self, F: int) -> dict[str, Any]:
+        """The keys of a mixture of experts filled in; all stay unset in a dense model."""
+        N = self.num_experts
+        if N is None:
+            alone = [k for k in _OF_EXPERTS if getattr(self, k) is not None]
+            if alone:
+                raise ConfigError(f"model.{alone[0]} is set, but model.num_experts is not; set it, or leave both out")
+            return {}
+        k = self.num_experts_per_tok or min(2, N)
+        if k > N:
+            raise ConfigError(f"model.num_experts_per_tok ({k}) exceeds model.num_experts ({N})")
+        balance = self.balance or "loss"
+        usual = 0.01 if balance == "loss" else 0.0
+        return {
+            "num_experts_per_tok": k,
+            "moe_intermediate_size": self.moe_intermediate_size or 64 * math.ceil(F / k / 64),
+            "norm_topk_prob": self.norm_topk_prob is not False,
+            "balance": balance,
+            "router_aux_loss_coef": usual if self.router_aux_loss_coef is None else self.router_aux_loss_coef,
+        }
+
+
+_OF_EXPERTS = ("num_experts_per_tok", "moe_intermediate_size", "norm_topk_prob", "balance", "router_aux_loss_coef")
 
 
 def _default_heads(hidden_size: int) -> int:
@@ -158,6 +190,9 @@ class TrainConfig(Table):
     )
     warmup_fraction: float = Field(0.02, ge=0, lt=1, description="share of the steps that warm up")
     decay_fraction: float = Field(0.5, ge=0, le=1, description="wsd: share of the steps that decay to zero")
+    balance_step: float | None = Field(
+        None, gt=0, description="peak step of the experts' biases where model.balance is bias; 0.1 / num_experts"
+    )
     grad_clip: float = Field(1.0, ge=0, description="gradient norm at which gradients are scaled down; 0 never")
     dropout: float | None = Field(
         None, ge=0, lt=1, description="of the residual branches and the embedding; unset: by the epochs of the run"

@@ -24,8 +24,10 @@ SHAPES = pytest.mark.parametrize(
         {"tie_word_embeddings": False, "rope_theta": 1e6, "rms_norm_eps": 1e-5},
         {"num_attention_heads": 4, "num_key_value_heads": 4, "head_dim": 32, "intermediate_size": 96},
         {"num_attention_heads": 4, "num_key_value_heads": 1},
+        {"num_experts": 4, "moe_intermediate_size": 40},
+        {"num_experts": 5, "num_experts_per_tok": 3, "norm_topk_prob": False, "tie_word_embeddings": False},
     ],
-    ids=["default", "untied", "wide heads", "one kv head and spare ids"],
+    ids=["default", "untied", "wide heads", "one kv head and spare ids", "experts", "untied experts"],
 )
 
 
@@ -48,7 +50,7 @@ def test_transformers_computes_the_same_logits(changes: dict[str, Any], tmp_path
     theirs, info = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "m", output_loading_info=True)
     assert not info["missing_keys"]
     assert not info["unexpected_keys"]
-    assert type(theirs).__name__ == "Qwen3ForCausalLM"
+    assert type(theirs).__name__ == ("Qwen3MoeForCausalLM" if m.config.num_experts else "Qwen3ForCausalLM")
     x = ids_for(m)
     assert agrees(m(x), theirs(x).logits)
     assert theirs.generation_config.eos_token_id == bpe().eot_id
@@ -113,6 +115,96 @@ def test_a_qwen3_of_transformers_is_read(tied: bool, dtype: torch.dtype, shard_s
     assert agrees(ours(x), theirs(x).logits)
 
 
+@pytest.mark.parametrize("normal", [True, False])
+@pytest.mark.parametrize("shard_size", ["20KB", "1GB"])
+def test_a_qwen3_moe_of_transformers_is_read(normal: bool, shard_size: str, tmp_path: Path) -> None:
+    """The same logits, and the same gradient of every weight."""
+    transformers = pytest.importorskip("transformers")
+    config = transformers.Qwen3MoeConfig(
+        vocab_size=448,
+        hidden_size=64,
+        intermediate_size=96,
+        moe_intermediate_size=36,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=24,
+        num_experts=6,
+        num_experts_per_tok=3,
+        norm_topk_prob=normal,
+        max_position_embeddings=64,
+        router_aux_loss_coef=0.02,
+        tie_word_embeddings=normal,
+    )
+    torch.manual_seed(0)
+    theirs = transformers.Qwen3MoeForCausalLM(config)
+    with torch.no_grad():
+        for p in theirs.parameters():
+            p.add_(torch.randn_like(p) * 0.2)
+    theirs.save_pretrained(tmp_path, max_shard_size=shard_size)
+    bpe().save(tmp_path)
+    ours, _ = hf.load(tmp_path)
+    c = ours.config
+    assert (c.num_experts, c.num_experts_per_tok, c.moe_intermediate_size) == (6, 3, 36)
+    assert (c.norm_topk_prob, c.balance, c.router_aux_loss_coef) == (normal, "loss", 0.02)
+    x = ids_for(ours)
+    logits = ours(x), theirs(x).logits
+    assert agrees(*logits)
+    direction = torch.randn_like(logits[0])
+    for y in logits:
+        (y * direction).sum().backward()
+    gradients = {n: p.grad for n, p in theirs.named_parameters()}
+    for name, p in ours.named_parameters():
+        if name.endswith(("experts.gate_proj", "experts.up_proj")):
+            place, _, kind = name.rpartition(".")
+            expected = gradients[f"{place}.gate_up_proj"].chunk(2, 1)[kind == "up_proj"]
+        else:
+            expected = gradients[name]
+        assert agrees(p.grad, expected), name
+
+
+def test_biased_experts_are_kept_by_us_and_refused_by_others(tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers")
+    m = model(bpe().vocab_size, num_experts=4, balance="bias")
+    hf.save(m, bpe(), tmp_path / "m")
+    again, _ = hf.load(tmp_path / "m")
+    assert again.config == m.config
+    assert torch.equal(again(ids_for(m)), m(ids_for(m)))
+    with pytest.raises(ValueError, match="foretell_biased_moe"):
+        transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "m")
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("decoder_sparse_step", 2, "decoder_sparse_step = 2"),
+        ("mlp_only_layers", [0], r"mlp_only_layers = \[0\]"),
+        ("num_experts", None, "num_experts is None, not a count"),
+        ("num_experts", 2**31 - 1, "of 2,147,483,647 experts, but the weights are only 44 tensors"),
+        ("num_experts", 5, "of 5 experts, but|missing"),
+        ("num_experts", 3, "unknown"),
+        ("num_experts_per_tok", 5, r"num_experts_per_tok \(5\) exceeds num_experts \(4\)"),
+        ("num_experts_per_tok", 0, "not a count"),
+        ("moe_intermediate_size", 32, "config.json wants"),
+        ("moe_intermediate_size", 2**31 - 1, "wants|cannot be"),
+        ("router_aux_loss_coef", -1, "not a positive number"),
+        ("router_aux_loss_coef", 0, None),
+        ("model_type", "qwen3", "unknown|missing"),
+        ("model_type", "foretell_biased_moe", "missing .*expert_bias"),
+    ],
+)
+def test_configs_of_experts_that_do_not_fit_are_refused(
+    key: str, value: Any, message: str | None, tmp_path: Path
+) -> None:
+    hf.save(model(bpe().vocab_size, num_experts=4), bpe(), tmp_path / "m")
+    edited(tmp_path / "m", lambda c: {**c, key: value})
+    if message is None:
+        hf.load(tmp_path / "m")
+        return
+    with pytest.raises(ModelError, match=message):
+        hf.load(tmp_path / "m")
+
+
 def test_older_config_files_give_the_same(tmp_path: Path) -> None:
     """transformers 4 wrote rope_theta at the top and rope_scaling beside it."""
     m = model(bpe().vocab_size, rope_theta=12345.0)
@@ -131,6 +223,7 @@ def edited(folder: Path, change: Callable[[dict[str, Any]], Any]) -> None:
     [
         ("model_type", "llama", "model_type 'llama' cannot be read"),
         ("model_type", None, "model_type None"),
+        ("model_type", ["qwen3"], r"model_type \['qwen3'\] cannot"),
         ("rope_parameters", {"rope_type": "yarn", "rope_theta": 1e6, "factor": 4}, "rope_parameters = .*yarn"),
         ("attention_bias", True, "attention_bias = true"),
         ("use_sliding_window", True, "use_sliding_window"),

@@ -34,7 +34,7 @@ def model(vocab_size: int, context: int = 64, seed: int = 0, **changes: object) 
             if p.ndim < 2:
                 p.uniform_(0.5, 1.5, generator=generator)
             else:
-                p.normal_(0.0, 1.5 * p.shape[1] ** -0.5, generator=generator)
+                p.normal_(0.0, 1.5 * p.shape[-1] ** -0.5, generator=generator)
     return decoder.eval()
 
 

@@ -16,6 +16,9 @@ def forecast(plan: dict[str, Any]) -> Table:
     m, own = plan["model"], plan["parameters"]["total"]
     shape = f"{m['num_hidden_layers']} layers, width {m['hidden_size']}, vocabulary {m['vocab_size']:,}"
     table.add_row("model", f"{own:,} parameters", shape)
+    if "active" in plan["parameters"]:
+        experts = f"{m['num_experts_per_tok']} of {m['num_experts']} experts of width {m['moe_intermediate_size']}"
+        table.add_row("", f"{plan['parameters']['active']:,} active", experts)
     epochs = f", {plan['epochs']:.1f} times the text" if "epochs" in plan else ""
     table.add_row(
         "tokens", f"{plan['tokens']:,}", f"{plan['steps']:,} steps of {plan['global_batch_tokens']:,}{epochs}"

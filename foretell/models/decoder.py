@@ -6,7 +6,8 @@ Wolf, 2017). This is the architecture and these are the parameter names of Qwen3
 trained model needs no conversion to be loaded there.
 
 Shapes: B batch, T time, S time of keys (cached and new), D hidden, H heads, K KV heads, E head dim, V vocabulary.
-Not handled here: masks other than what the caller passes, sliding windows, RoPE scaling, experts.
+With `num_experts` the feed-forward part is a mixture of experts (`models/moe.py`), as in Qwen3-MoE.
+Not handled here: masks other than what the caller passes, sliding windows, RoPE scaling.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from torch import Tensor, nn
 from foretell.config import ModelConfig
 from foretell.models import initial
 from foretell.models.attention import attend
+from foretell.models.moe import MoE
 
 
 class Cache(Protocol):
@@ -125,7 +127,7 @@ class Layer(nn.Module):
     def __init__(self, c: ModelConfig, layer: int, dropout: float, kernel: str) -> None:
         super().__init__()
         self.self_attn = Attention(c, layer, kernel)
-        self.mlp = MLP(c)
+        self.mlp = MoE(c) if c.num_experts else MLP(c)
         self.input_layernorm = RMSNorm(c.sizes.D, c.rms_norm_eps)
         self.post_attention_layernorm = RMSNorm(c.sizes.D, c.rms_norm_eps)
         self.dropout = Dropout(dropout)

@@ -1,8 +1,10 @@
 """Hugging Face model folders, in and out: config.json, model.safetensors, tokenizer.json.
 
-`save` writes what transformers, vLLM and llama.cpp load as Qwen3 without conversion; `load` reads such a folder, from
-us or from others: one safetensors file or several with an index, tied or untied, float32 from float32, bfloat16,
-float16 or float64. Formats: https://github.com/huggingface/safetensors and the Qwen3 model of transformers.
+`save` writes what transformers, vLLM and llama.cpp load as Qwen3 or Qwen3-MoE without conversion; `load` reads such a
+folder, from us or from others: one safetensors file or several with an index, tied or untied, float32 from float32,
+bfloat16, float16 or float64. Formats: https://github.com/huggingface/safetensors and the Qwen3 models of transformers.
+A mixture of experts whose choice is biased is none of theirs; it has a `model_type` of its own, so that nobody computes
+it wrongly.
 
 Nothing of a folder is executed and nothing is allocated because a file says so: the shapes that config.json implies are
 compared with the headers of the weight files, which the safetensors library has compared with the files' sizes, before
@@ -20,12 +22,12 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from foretell import tokenizer as tokenizers
 from foretell.config import ModelConfig
 from foretell.errors import ConfigError, ModelError
-from foretell.models import folders
+from foretell.models import folders, moe
 from foretell.models.decoder import Decoder, rotary_tables
 from foretell.tokenizer import Tokenizer
 
@@ -36,6 +38,12 @@ SHARD_BYTES = 5_000_000_000
 # A longer context than any published model has; its rotary tables take 1 GB at head_dim 128.
 _LONGEST_CONTEXT = 1 << 20
 _TENSORS_OF_A_LAYER = 11
+# By model_type, the class in transformers, and how experts are balanced.
+_FAMILIES = {
+    "qwen3": ("Qwen3ForCausalLM", None),
+    "qwen3_moe": ("Qwen3MoeForCausalLM", "loss"),
+    "foretell_biased_moe": ("BiasedQwen3MoeForCausalLM", "bias"),
+}
 _JSON_BYTES = 1 << 28  # an index of a million tensors is a fraction of it
 _SIZES = (
     *("hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "intermediate_size"),
@@ -65,19 +73,23 @@ def _built(folder: Path, config: ModelConfig) -> Decoder:
     """The decoder with the folder's weights; made without memory first, so that shapes are compared before any is."""
     place = _places(folder)
     layers = config.num_hidden_layers or 0
-    if layers * _TENSORS_OF_A_LAYER > len(place):
-        raise ModelError(f"{folder}: num_hidden_layers is {layers:,}, but the weights are only {len(place):,} tensors")
+    if layers * (_TENSORS_OF_A_LAYER + 3 * ((config.num_experts or 1) - 1)) > len(place):
+        each = f" of {config.num_experts:,} experts" if config.num_experts else ""
+        raise ModelError(
+            f"{folder}: num_hidden_layers is {layers:,}{each}, but the weights are only {len(place):,} tensors"
+        )
     try:
         model = _unmade(config)
     except (RuntimeError, OverflowError) as e:  # sides whose product overflows
         raise ModelError(f"{folder}/config.json: sizes that cannot be: {str(e).splitlines()[0]}") from None
-    wanted = {name: tuple(p.shape) for name, p in model.named_parameters()}
+    parameters = dict(model.named_parameters())
+    wanted = _folder_shapes(parameters)
     _check_shapes(folder, wanted, place, tied=config.tie_word_embeddings)
     tensors: dict[str, Tensor] = {}
     for file in sorted({place[name][0] for name in wanted}):
         with safe_open(file, framework="pt") as opened:
             tensors |= {n: opened.get_tensor(n).float() for n in wanted if place[n][0] == file}
-    model.load_state_dict(tensors, strict=False, assign=True)
+    model.load_state_dict(moe.stack(parameters, tensors), strict=False, assign=True)
     if config.tie_word_embeddings:
         model.lm_head.weight = model.model.embed_tokens.weight
     model.config = config
@@ -94,7 +106,11 @@ def _unmade(config: ModelConfig) -> Decoder:
 
 def _shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
     """The weights of a folder by name; a tied table is there once."""
-    return {name: tuple(p.shape) for name, p in _unmade(config).named_parameters()}
+    return _folder_shapes(dict(_unmade(config).named_parameters()))
+
+
+def _folder_shapes(parameters: dict[str, nn.Parameter]) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(t.shape) for whole, p in parameters.items() for name, t in moe.split(whole, p)}
 
 
 def _check_shapes(
@@ -152,10 +168,11 @@ def _weight_files(folder: Path) -> list[Path]:
 
 
 def read_config(path: Path) -> ModelConfig:
-    """The `[model]` table of a Qwen3 config.json. ModelError for another family, or what the decoder does not do."""
+    """The `[model]` table of a Qwen3 or Qwen3-MoE config.json. ModelError for what the decoder does not do."""
     raw = _read_json(path)
-    if raw.get("model_type") != "qwen3":
-        raise ModelError(f"{path}: model_type {raw.get('model_type')!r} cannot be read; only 'qwen3' can")
+    if raw.get("model_type") not in list(_FAMILIES):  # which, unlike a dict, may be asked for any JSON value
+        known = ", ".join(repr(k) for k in _FAMILIES)
+        raise ModelError(f"{path}: model_type {raw.get('model_type')!r} cannot be read; only {known} can")
     _refuse_what_differs(raw, path)
     sizes: dict[str, Any] = {}
     for key in _SIZES:
@@ -175,7 +192,28 @@ def read_config(path: Path) -> ModelConfig:
         rms_norm_eps=_number(raw.get("rms_norm_eps", 1e-6), "rms_norm_eps", path),
         tie_word_embeddings=raw.get("tie_word_embeddings", False) is True,
         initializer_range=_number(raw.get("initializer_range", 0.02), "initializer_range", path),
+        **_experts(raw, path),
     )
+
+
+def _experts(raw: dict[str, Any], path: Path) -> dict[str, Any]:
+    """The keys of a mixture of experts; none in a dense model. What a file leaves out has transformers' default."""
+    balance = _FAMILIES[raw["model_type"]][1]
+    if balance is None:
+        return {}
+    N = _count(raw.get("num_experts", raw.get("num_local_experts")), "num_experts", path)
+    k = _count(raw.get("num_experts_per_tok", 8), "num_experts_per_tok", path)
+    if k > N:
+        raise ModelError(f"{path}: num_experts_per_tok ({k:,}) exceeds num_experts ({N:,})")
+    coefficient = raw.get("router_aux_loss_coef", 0.001)
+    return {
+        "num_experts": N,
+        "num_experts_per_tok": k,
+        "moe_intermediate_size": _count(raw.get("moe_intermediate_size", 768), "moe_intermediate_size", path),
+        "norm_topk_prob": raw.get("norm_topk_prob", False) is True,
+        "balance": balance,
+        "router_aux_loss_coef": _number(coefficient, "router_aux_loss_coef", path) if coefficient else 0.0,
+    }
 
 
 def _refuse_what_differs(raw: dict[str, Any], path: Path) -> None:
@@ -189,6 +227,8 @@ def _refuse_what_differs(raw: dict[str, Any], path: Path) -> None:
         "layer_types": not isinstance(layers, list) or any(t != "full_attention" for t in layers),
         "rope_parameters": not isinstance(rope, dict) or kind != "default",
         "quantization_config": raw.get("quantization_config") is not None,
+        "decoder_sparse_step": raw.get("decoder_sparse_step", 1) != 1,
+        "mlp_only_layers": bool(raw.get("mlp_only_layers")),
     }
     for key, differs in refused.items():
         if differs:
@@ -241,8 +281,9 @@ def write(
     `shard_bytes` on, in several with an index. Raises ModelError where names or shapes are not the config's.
     """
     wanted = _shapes(config)
+    parts = (part for name, tensor in tensors for part in moe.split(name, tensor))
     with folders.replaced(Path(folder)) as partial:
-        written = _write_weights(tensors, wanted, partial, shard_bytes)
+        written = _write_weights(parts, wanted, partial, shard_bytes)
         if missing := [n for n in wanted if n not in written]:
             raise ModelError(f"{folder}: {len(missing):,} of {len(wanted):,} weights are missing ({missing[0]})")
         tokenizer.save(partial / "tokenizer.json")
@@ -289,9 +330,10 @@ def _descriptions(c: ModelConfig, tokenizer: Tokenizer) -> dict[str, dict[str, A
     known = {"bos_token_id": tokenizer.bos_id, "eos_token_id": tokenizer.eot_id, "pad_token_id": tokenizer.eot_id}
     ends = {k: v for k, v in known.items() if v is not None}
     of_id = {v: k for k, v in tokenizer.inner.get_vocab(with_added_tokens=True).items()}
+    family = next(k for k, (_, balance) in _FAMILIES.items() if balance == c.balance)
     config = {
-        "architectures": ["Qwen3ForCausalLM"],
-        "model_type": "qwen3",
+        "architectures": [_FAMILIES[family][0]],
+        "model_type": family,
         **{k: getattr(c, k) for k in _SIZES},
         "head_dim": c.head_dim,
         "hidden_act": "silu",
@@ -304,6 +346,7 @@ def _descriptions(c: ModelConfig, tokenizer: Tokenizer) -> dict[str, dict[str, A
         "rope_theta": c.rope_theta,
         "tie_word_embeddings": c.tie_word_embeddings,
         "initializer_range": c.initializer_range,
+        **_descriptions_of_experts(c),
         "torch_dtype": "float32",
         "use_cache": True,
         **ends,
@@ -318,3 +361,10 @@ def _descriptions(c: ModelConfig, tokenizer: Tokenizer) -> dict[str, dict[str, A
             **{k.removesuffix("_id"): of_id[v] for k, v in ends.items()},
         },
     }
+
+
+def _descriptions_of_experts(c: ModelConfig) -> dict[str, Any]:
+    if not c.num_experts:
+        return {}
+    keys = ("num_experts", "num_experts_per_tok", "moe_intermediate_size", "norm_topk_prob", "router_aux_loss_coef")
+    return {**{k: getattr(c, k) for k in keys}, "decoder_sparse_step": 1, "mlp_only_layers": []}

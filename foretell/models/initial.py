@@ -3,7 +3,7 @@
 So a process that holds a part of a matrix draws that part alone, and a model is the same on every layout, whatever part
 is drawn where and in what order. Rows are drawn a block at a time, from a generator of the block's own.
 
-Embeddings are normal(initializer_range), matrices normal(1 / sqrt(fan in)), and those that write to the residual 0: all
+Embeddings and routers are normal(initializer_range), matrices normal(1 / sqrt(fan in)), and those that write to the residual 0: all
 layers start as the identity, so the first steps may be large (Zhang et al., 2019, Fixup; Yang et al., 2022, muP).
 """
 
@@ -30,15 +30,15 @@ def fill(
     part: Tensor, name: str, offset: tuple[int, ...], shape: tuple[int, ...], config: ModelConfig, seed: int
 ) -> None:
     """Fill the `part` of the parameter `name` of that `shape` that begins at `offset`, in place."""
-    if len(shape) < 2:
-        part.fill_(1.0)
-    elif name.endswith(("o_proj.weight", "down_proj.weight", "down_proj")):
+    if name.endswith(("o_proj.weight", "down_proj.weight", "experts.down_proj", "expert_bias")):
         part.zero_()
+    elif len(shape) < 2:
+        part.fill_(1.0)
     elif len(shape) == 3:  # a stack of matrices, each by its own name
         for n in range(part.shape[0]):
             fill(part[n], f"{name}.{offset[0] + n}", offset[1:], shape[1:], config, seed)
     else:
-        table = name.endswith(("embed_tokens.weight", "lm_head.weight"))
+        table = name.endswith(("embed_tokens.weight", "lm_head.weight", "mlp.gate.weight"))
         _fill_rows(part, f"{seed} {name}", offset, shape[1], config.initializer_range if table else shape[1] ** -0.5)
 
 

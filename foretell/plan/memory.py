@@ -24,9 +24,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from foretell.config import ModelConfig, TrainConfig
-from foretell.plan.flops import layer_matrices, parameters
+from foretell.plan.flops import bias_parameters, layer_matrices, parameters
 
-FLOAT, HALF = 4, 2
+FLOAT, HALF, INDEX = 4, 2, 8
 # Interpreter with torch and this package loaded, where no calibration has measured it.
 PROCESS_BYTES = 3.5e8
 # torch.compile's modules, graphs and code in this process; what its kernels keep of the activations. Estimates.
@@ -42,8 +42,9 @@ def state_bytes(model: ModelConfig, optimizer: str) -> dict[str, int]:
     """Bytes of weights, gradients and optimiser tensors; all in float32."""
     count = parameters(model)
     total = count["total"]
-    matrices = count["attention"] + count["feed_forward"]
-    kept = {"sgd": total, "adamw": 2 * total, "muon": matrices + 2 * (total - matrices)}[optimizer]
+    updated = total - bias_parameters(model)
+    matrices = count["attention"] + count["feed_forward"] + count.get("router", 0) - bias_parameters(model)
+    kept = {"sgd": updated, "adamw": 2 * updated, "muon": matrices + 2 * (updated - matrices)}[optimizer]
     return {"weights": FLOAT * total, "gradients": FLOAT * total, "optimizer": FLOAT * kept}
 
 
@@ -69,7 +70,21 @@ def _feed_forward_bytes_per_token(model: ModelConfig, dtype: str) -> int:
     """What autograd keeps of one layer's feed-forward part: norm, input, gate, up, silu(gate) and their product."""
     D, F = model.sizes.D, model.sizes.F
     item, copies = (HALF, 2) if dtype == "bfloat16" else (FLOAT, 1)
+    if model.num_experts:
+        return FLOAT * (2 * D + 1) + item * D + _experts_bytes_per_token(model, item)
     return FLOAT * (2 * D + 1) + item * copies * D + item * 4 * F
+
+
+def _experts_bytes_per_token(model: ModelConfig, item: int) -> int:
+    """What autograd keeps of one token's router and experts.
+
+    The router's probabilities, the experts it chose, and their weights, before they sum to one and after; of each of
+    the k copies of the token its input, gate, up, silu(gate), their product and the output, and its places in the order
+    of tokens and of experts.
+    """
+    N, k, F = model.needed("num_experts"), model.needed("num_experts_per_tok"), model.needed("moe_intermediate_size")
+    router = FLOAT * (N + (k + 1 if model.norm_topk_prob else 0)) + item * k + INDEX * k
+    return router + k * (item * (2 * model.sizes.D + 4 * F) + 2 * INDEX)
 
 
 def attention_blocks(T: int) -> Iterator[tuple[int, int]]:
@@ -132,10 +147,11 @@ def workspace_bytes(model: ModelConfig, optimizer: str) -> int:
     """Bytes the optimiser takes: Muon's iteration holds three of each matrix of a shape, and three squares."""
     if optimizer != "muon":
         return 0
-    groups: dict[tuple[int, int], int] = {}
-    for _, rows, columns in layer_matrices(model):
-        groups[rows, columns] = groups.get((rows, columns), 0) + model.sizes[1]
-    return max(FLOAT * 3 * n * (rows * columns + min(rows, columns) ** 2) for (rows, columns), n in groups.items())
+    groups: dict[tuple[int, int, bool], int] = {}
+    for name, rows, columns in layer_matrices(model):
+        kind = (rows, columns, ".experts." in name)
+        groups[kind] = groups.get(kind, 0) + model.sizes[1]
+    return max(FLOAT * 3 * n * (rows * columns + min(rows, columns) ** 2) for (rows, columns, _), n in groups.items())
 
 
 def memory_bytes(m: ModelConfig, t: TrainConfig, process_bytes: float | None = None) -> dict[str, float]:

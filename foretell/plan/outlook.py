@@ -59,12 +59,14 @@ def plan(
         "trial": trial,
     }
     if corpus:
-        bits = scaling.bits_per_byte(count["non_embedding"], tokens, batch, corpus, probe)
+        # The law was fitted to dense models; of a mixture it is given what a token passes through, which is cautious.
+        N = count.get("active_non_embedding", count["non_embedding"])
+        bits = scaling.bits_per_byte(N, tokens, batch, corpus, probe)
         # The validation text's bytes a token differ from the training text's; the probe has read both units there.
         nats = probe["loss"] / probe["bits_per_byte"] if probe else math.log(2) * corpus["bytes_per_token"]
         result["bits_per_byte"] = bits
         result["loss"] = {k: v * nats for k, v in bits.items()}
-        result["loss_curve"] = scaling.course(count["non_embedding"], steps, batch, corpus, probe)
+        result["loss_curve"] = scaling.course(N, steps, batch, corpus, probe)
         result["epochs"] = tokens / max(1, corpus["tokens"])
         result["text_used_up"] = bool(t.budget) and tokens + batch > size.MOST_EPOCHS * corpus["tokens"]
     return result

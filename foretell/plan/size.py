@@ -155,6 +155,11 @@ def size_for_budget(
     """
     if config.train.steps or config.train.tokens:
         return config
+    if config.model.num_experts and not (config.model.hidden_size and config.model.num_hidden_layers):
+        raise ConfigError(
+            "a budget chooses the size of dense models only; with model.num_experts give model.hidden_size and "
+            "model.num_hidden_layers"
+        )
     found: list[tuple[float, int, ModelConfig, TrainConfig]] = []
     for model, train in _candidates(config, corpus, machine):
         steps = _steps_within(budget, model, train, machine, probe)

@@ -38,6 +38,8 @@ EVALUATION_SHARE = 0.40
 PRODUCT_EFFICIENCY = 0.85
 # Operators of one layer and of the rest, forward and backward; and of the optimiser a parameter tensor.
 OPERATORS_A_LAYER, OPERATORS_BESIDE = 110, 60
+# More of them in a layer with experts, and for each expert: three products forward and six backward.
+OPERATORS_OF_A_ROUTER, OPERATORS_AN_EXPERT = 60, 9
 
 
 def rate(machine: dict[str, Any], dtype: str = "float32") -> float:
@@ -77,7 +79,8 @@ def roofline_step_seconds(m: ModelConfig, t: TrainConfig, machine: dict[str, Any
     traffic = 3.0 * tokens * (memory.saved_bytes_per_token(m, "float32") + 3 * memory.FLOAT * V)
     traffic += 4 * sum(memory.state_bytes(m, t.optimizer).values())
     micro = math.ceil(tokens / t.context / (t.micro_batch_size or max(1, tokens // t.context)))
-    operators = micro * (L * OPERATORS_A_LAYER + OPERATORS_BESIDE) + OPERATORS_BESIDE
+    layer = OPERATORS_A_LAYER + (OPERATORS_OF_A_ROUTER + OPERATORS_AN_EXPERT * m.num_experts if m.num_experts else 0)
+    operators = micro * (L * layer + OPERATORS_BESIDE) + OPERATORS_BESIDE
     return products / speed + traffic / bandwidth + operators * per_op
 
 

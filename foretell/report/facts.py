@@ -108,7 +108,8 @@ def model(run: Run) -> str:
     parts = []
     if total:
         parts.append(f"<h3>{say('model.parameters', n=numbers.count(total))}</h3>")
-        fine = [(k, n) for k, n in sizes.items() if n and k not in {"total", "non_embedding", "per_rank"}]
+        sums = {"total", "non_embedding", "per_rank", "active", "active_non_embedding"}
+        fine = [(k, n) for k, n in sizes.items() if n and k not in sums]
         coarse = [(k, sizes.get(k)) for k in ("embedding", "non_embedding")]
         chosen = fine if abs(sum(n for _, n in fine) - total) < 0.5 else [(k, n) for k, n in coarse if n]
         if chosen:

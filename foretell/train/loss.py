@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from foretell.models.decoder import Decoder, document_mask
+from foretell.models.moe import with_balance
 
 
 def next_token_loss(
@@ -21,12 +22,20 @@ def next_token_loss(
 ) -> Tensor:
     """Mean negative log-likelihood in nats of targets (B, T), given inputs (B, T). A scalar in float32.
 
+    A mixture of experts adds its balance loss, which is no part of the likelihood.
+
     segments: (B, T) document numbers to keep attention inside documents, or None. chunk_tokens: tokens a chunk of the
     cross-entropy, or None for all at once.
     """
     mask = None if segments is None else document_mask(segments)
-    hidden = model.hidden(inputs, mask=mask).flatten(0, 1)
-    flat = targets.flatten()
+    if model.config.num_experts is None:
+        return _cross_entropy(model, model.hidden(inputs, mask=mask).flatten(0, 1), targets.flatten(), chunk_tokens)
+    hidden, balance = with_balance(model, lambda: model.hidden(inputs, mask=mask))
+    loss = _cross_entropy(model, hidden.flatten(0, 1), targets.flatten(), chunk_tokens)
+    return loss if balance is None else loss + balance
+
+
+def _cross_entropy(model: Decoder, hidden: Tensor, flat: Tensor, chunk_tokens: int | None) -> Tensor:
     if chunk_tokens is None or chunk_tokens >= flat.numel():
         return F.cross_entropy(model.lm_head(hidden).float(), flat)
     weight = model.lm_head.weight

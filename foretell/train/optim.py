@@ -3,7 +3,8 @@
 Muon (Jordan et al., 2024) orthogonalises the momentum of each matrix by a Newton-Schulz iteration. torch.optim.Muon
 takes one matrix at a time in bfloat16; here all matrices of one shape go through the iteration as one batched product,
 in the dtype the caller chose, because bfloat16 is slow on some processors and dozens of small products are slow on all
-(docs/log.md has the comparison).
+(docs/log.md has the comparison). A stack of matrices, such as that of experts, counts as so many matrices; a router of
+experts is a matrix like others, which learned better than at AdamW's rate for embeddings.
 """
 
 from __future__ import annotations
@@ -22,6 +23,9 @@ _A, _B, _C = 3.4445, -4.7750, 2.0315
 # (docs/log.md); those of AdamW and SGD are usual values, not tuned.
 DEFAULT_LR = {"muon": 0.02, "adamw": 2e-3, "sgd": 0.1}
 DEFAULT_EMBEDDING_LR = 0.05
+# What an expert's bias moves in a step where the config names nothing, times the experts: their probabilities are about
+# 1 / experts. Tried with 8 (docs/log.md).
+BALANCE_SHARE = 0.1
 
 
 def orthogonalise(g: Tensor, steps: int = 5, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -69,19 +73,39 @@ class Muon(torch.optim.Optimizer):
                     self.state[p]["momentum_buffer"] = torch.zeros_like(p)
             buffers = [self.state[p]["momentum_buffer"] for p in params]
             torch._foreach_lerp_(buffers, gradients, 1 - momentum)
-            updates = orthogonalise(torch.stack(torch._foreach_lerp(gradients, buffers, momentum)), dtype=self.dtype)
+            updates = orthogonalise(
+                torch.stack(torch._foreach_lerp(gradients, buffers, momentum)).flatten(0, -3), dtype=self.dtype
+            )
             if decay:
                 torch._foreach_mul_(params, 1 - lr * decay)
-            scale = -lr * max(1.0, shape[0] / shape[1]) ** 0.5
-            torch._foreach_add_(params, list(updates.unbind(0)), alpha=scale)
+            scale = -lr * max(1.0, shape[-2] / shape[-1]) ** 0.5
+            torch._foreach_add_(params, list(updates.view(-1, *shape).unbind(0)), alpha=scale)
+
+
+class Balance(torch.optim.Optimizer):
+    """One step down the sign of the gradient: of the experts' biases, whose gradient is their load error.
+
+    An expert that got more tokens than the mean is chosen less from now on (Wang et al., 2024; `models/moe.py`).
+    """
+
+    def __init__(self, params: list[nn.Parameter], lr: float) -> None:
+        super().__init__(params, {"lr": lr})
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        for group in self.param_groups:
+            for p in group["params"]:
+                if p.grad is not None:
+                    p.add_(p.grad.sign(), alpha=-group["lr"])
 
 
 def build(model: nn.Module, c: TrainConfig, dtype: torch.dtype = torch.float32) -> list[torch.optim.Optimizer]:
     """The optimisers of a run. dtype: of Muon's iteration. Peak learning rates stand in each group's `peak_lr`."""
     named = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
-    matrices = [p for n, p in named if p.ndim == 2 and "embed_tokens" not in n and "lm_head" not in n]
+    matrices = [p for n, p in named if p.ndim >= 2 and "embed_tokens" not in n and "lm_head" not in n]
     tables = [p for n, p in named if p.ndim == 2 and ("embed_tokens" in n or "lm_head" in n)]
-    vectors = [p for n, p in named if p.ndim != 2]
+    biases = [p for n, p in named if n.endswith("expert_bias")]
+    vectors = [p for n, p in named if p.ndim < 2 and not n.endswith("expert_bias")]
     lr = c.lr or DEFAULT_LR[c.optimizer]
     betas = (c.beta1, c.beta2)
     built: list[torch.optim.Optimizer]
@@ -96,6 +120,8 @@ def build(model: nn.Module, c: TrainConfig, dtype: torch.dtype = torch.float32) 
             tables + vectors, c.embedding_lr or DEFAULT_EMBEDDING_LR, betas, weight_decay=0.0, fused=True
         )
         built = [Muon(matrices, lr, c.momentum, c.weight_decay, dtype), rest]
+    if biases:
+        built.append(Balance(biases, c.balance_step or BALANCE_SHARE / biases[0].numel()))
     for optimizer in built:
         for group in optimizer.param_groups:
             group["peak_lr"] = group["lr"]
