@@ -131,8 +131,9 @@ def attach(model: nn.Module, hook: Callable[[str], Callable[[Tensor], None]]) ->
     """Let every FSDP2 group of `model` call hook(its module's name) on its gradient, after its reduce-scatter.
 
     Gradients become sums over all ranks, not means: the loss of a rank must be its share of the global batch's mean.
-    The hook gets the group's flat gradient (N / shards, padded), in `reduce_dtype`; keep that float32. It is not called
-    in a backward pass under `set_requires_gradient_sync(False)`.
+    The hook gets the group's flat gradient (N / shards, padded), in `reduce_dtype`. Keep that and the parameters
+    float32: where torch casts afterwards, nothing holds the buffer while a hook on another stream still works on it.
+    The hook is not called in a backward pass under `set_requires_gradient_sync(False)`.
     """
     for name, module in model.named_modules():
         if isinstance(module, FSDPModule):
