@@ -426,6 +426,22 @@ def test_a_decoders_gradient_is_the_same_bits_on_1_2_and_4_ranks(hook: bool) -> 
         assert value.item() == loss.item()
 
 
+def accumulated() -> Tensor:
+    """What a gradient holds after all virtual shards, each -0: the first one is put there, the others are added."""
+    reducer, gradient = StrictReducer(Collectives(), V), None
+    for _ in shards_here():
+        part = torch.full((3,), -0.0)
+        reducer.sum_(part, "a")
+        gradient = part if gradient is None else gradient + part
+    assert gradient is not None
+    return gradient
+
+
+def test_minus_nothing_is_nothing() -> None:
+    """-0 equals 0 and is other bits: what is added to the zeros of earlier shards loses its sign, so all must."""
+    assert [r.signbit().any().item() for ranks in (1, 2, 4) for r in on(ranks, accumulated)] == [False] * 7
+
+
 def refused(make: Callable[[], object]) -> str:
     try:
         make()
