@@ -3,8 +3,9 @@
 So a process that holds a part of a matrix draws that part alone, and a model is the same on every layout, whatever part
 is drawn where and in what order. Rows are drawn a block at a time, from a generator of the block's own.
 
-Embeddings and routers are normal(initializer_range), matrices normal(1 / sqrt(fan in)), and those that write to the residual 0: all
-layers start as the identity, so the first steps may be large (Zhang et al., 2019, Fixup; Yang et al., 2022, muP).
+Embeddings and routers are normal(initializer_range), matrices normal(1 / sqrt(fan in)), and those that write to the
+residual 0: all layers start as the identity, so the first steps may be large (Zhang et al., 2019, Fixup; Yang et al.,
+2022, muP).
 """
 
 from __future__ import annotations
