@@ -91,7 +91,7 @@ def trained(row: Row, corpus: Data, seed: int, steps: int) -> dict[str, Any]:
     model.initialise(torch.Generator().manual_seed(seed))
     updates = steps // row.accumulate
     c = TrainConfig(optimizer="adamw", lr=LR * math.sqrt(row.accumulate), steps=updates, seed=seed, context=CONTEXT)
-    optimizers = optim.build(model, c)
+    optimizers = optim.build(model.named_parameters(), c)
     reducer = Reducer(method=row.method)
     sum_, counts, pieces = reducer.sum_, reducer.collectives, row.accumulate
     if row.virtual_shards:

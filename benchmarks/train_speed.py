@@ -133,7 +133,12 @@ def run_ours(vocab_size: int, steps: int, machine: dict[str, Any], chosen: dict[
         job = Job(
             c.train, corpus, Path(name), "across", runtime.dtype(c.train.dtype), c.train.compile == "on", 0.0, 1.0
         )
-        optimizers, loss_of, state, seconds = optim.build(model, c.train), loss_function(job, model), State(), []
+        optimizers, loss_of, state, seconds = (
+            optim.build(model.named_parameters(), c.train),
+            loss_function(job, model),
+            State(),
+            [],
+        )
         model.train()
         for _ in range(steps + 3):
             began = time.perf_counter()

@@ -43,7 +43,7 @@ from foretell.train import optim
 torch.set_num_threads(runtime.threads())
 model = Decoder(config.ModelConfig(hidden_size=64, num_hidden_layers=1).resolved(64, 16))
 model.initialise(0)
-optimizers = optim.build(model, config.TrainConfig())
+optimizers = optim.build(model.named_parameters(), config.TrainConfig())
 for _ in range(2):
     tokens = torch.zeros(2, 16, dtype=torch.int64)
     torch.nn.functional.cross_entropy(model(tokens).flatten(0, 1), tokens.flatten()).backward()

@@ -212,23 +212,15 @@ class ParallelConfig(Table):
         None, gt=0, description="FSDP2: processes that share one copy; unset: all that are left"
     )
     tp: int = Field(1, gt=0, description="tensor and sequence parallelism, inside layers")
-    pp: int = Field(1, gt=0, description="pipeline stages")
     cp: int = Field(1, gt=0, description="context parallelism: parts of a sequence")
     ep: int = Field(1, gt=0, description="expert parallelism; a divisor of dp_shard")
-    schedule: Literal["1f1b", "gpipe", "interleaved", "zero-bubble"] = Field("1f1b", description="of the pipeline")
-    context_exchange: Literal["auto", "ulysses", "gather", "ring"] = Field(
-        "auto", description="what cp sends: heads, all keys and values, or these in a ring; auto: ulysses where it can"
+    context_exchange: Literal["auto", "ulysses", "gather"] = Field(
+        "auto", description="what cp sends: heads, or all keys and values; auto: ulysses where it can"
     )
     recompute: Literal["none", "selective", "full"] = Field("none", description="activations formed again in backward")
-    offload: bool = Field(False, description="weights and optimiser state rest in the processor's memory")
     reduce: Literal["float32", "bfloat16", "int8"] = Field(
         "float32", description="what gradients travel as between copies; int8 with error feedback"
     )
-    local_steps: int = Field(1, gt=0, description="steps between meetings of the copies; above 1: DiLoCo")
-    outer_lr: float = Field(0.7, gt=0, description="DiLoCo: rate of the outer step")
-    outer_momentum: float = Field(0.9, ge=0, lt=1, description="DiLoCo: Nesterov momentum of the outer step")
-    strict: bool = Field(False, description="the same bits for 1, 2, 4, ... copies")
-    virtual_shards: int = Field(4, gt=0, description="strict: parts of the batch that are summed in a fixed order")
 
 
 class EvaluateConfig(Table):

@@ -274,7 +274,7 @@ def test_the_bias_hears_the_load_of_all_micro_batches_and_only_the_choice_hears_
     error = sum(counts).float() - 6 * 16 * first.top_k / 4
     assert torch.equal(first.expert_bias.grad, LOAD_SCALE * error)
     before = first.expert_bias.detach().clone()
-    for optimizer in optim.build(m, TrainConfig(balance_step=0.01)):
+    for optimizer in optim.build(m.named_parameters(), TrainConfig(balance_step=0.01)):
         optimizer.step()
     assert torch.equal(first.expert_bias, before - 0.01 * error.sign())
     # In the gradient's norm the load errors are nothing.
@@ -291,7 +291,9 @@ def test_balancing_balances(way: str) -> None:
     mean = torch.randn(32)
     x = mean + torch.randn(512, 32)
     m.gate.weight.data[0] += 0.3 * mean / mean.norm()
-    optimizers = optim.build(m, TrainConfig(optimizer="sgd", lr=0.1, weight_decay=0.0, balance_step=0.003))
+    optimizers = optim.build(
+        m.named_parameters(), TrainConfig(optimizer="sgd", lr=0.1, weight_decay=0.0, balance_step=0.003)
+    )
     most = []
     for _ in range(250):
         m.statistics = []
@@ -418,12 +420,12 @@ def test_the_plan_counts_what_is_built(c: ModelConfig) -> None:
         next_token_loss(built, ids, ids, None, None).backward()
     assert counter.get_total_flops() == ids.numel() * flops.flops_per_token(c, 16)["full"]
     for name in ("muon", "adamw", "sgd"):
-        optimizers = optim.build(built, TrainConfig(optimizer=name))
+        optimizers = optim.build(built.named_parameters(), TrainConfig(optimizer=name))
         with FlopCounterMode(display=False) as counter:
             for o in optimizers:
                 o.step()
         assert counter.get_total_flops() == flops.optimizer_flops(c, name)
-        kept = sum(t.nbytes for t in optim.state_tensors(built, optimizers).values() if t.ndim)
+        kept = sum(t.nbytes for t in optim.state_tensors(built.named_parameters(), optimizers).values() if t.ndim)
         assert memory.state_bytes(c, name)["optimizer"] == kept
 
 

@@ -127,13 +127,13 @@ def test_muon_products_equal_an_operator_level_count() -> None:
 def test_states_equal_the_optimisers_tensors(optimizer: str) -> None:
     model = Decoder(RESOLVED)
     model.initialise(0)
-    optimizers = optim.build(model, TrainConfig(optimizer=optimizer))
+    optimizers = optim.build(model.named_parameters(), TrainConfig(optimizer=optimizer))
     ids = torch.zeros(1, 8, dtype=torch.int64)
     next_token_loss(model, ids, ids, None, None).backward()
     gradients = sum(p.grad.nbytes for p in model.parameters() if p.grad is not None)
     for o in optimizers:
         o.step()
-    kept = sum(t.nbytes for t in optim.state_tensors(model, optimizers).values() if t.ndim)
+    kept = sum(t.nbytes for t in optim.state_tensors(model.named_parameters(), optimizers).values() if t.ndim)
     states = memory.state_bytes(RESOLVED, optimizer)
     assert states == {"weights": gradients, "gradients": gradients, "optimizer": kept}
 
@@ -169,7 +169,7 @@ def _live_peak_bytes(model: ModelConfig, train: TrainConfig) -> int:
 
     built = Decoder(model, kernel=train.attention)
     built.initialise(0)
-    optimizers = optim.build(built, train)
+    optimizers = optim.build(built.named_parameters(), train)
     micro, context = train.micro_batch_size or 1, train.context
 
     def step() -> None:

@@ -20,7 +20,7 @@ from foretell.errors import ConfigError
 
 # The order of the mesh: neighbours in the last axis are neighbours on the machine, so the busiest axis stands last.
 # dp_shard is divided: `ep` of its ranks share the experts, `dp_outer` times.
-AXES = ("pp", "dp_replicate", "dp_outer", "ep", "cp", "tp")
+AXES = ("dp_replicate", "dp_outer", "ep", "cp", "tp")
 
 
 class Split(NamedTuple):
@@ -47,6 +47,7 @@ TABLE: tuple[tuple[str, Split], ...] = (
     (r".*\.mlp\.experts\.(gate|up)_proj", Split(tp=1, ep=0)),
     (r".*\.mlp\.experts\.down_proj", Split(tp=2, ep=0)),
     (r".*\.mlp\.gate\.weight", WHOLE),
+    (r".*\.mlp\.expert_bias", Split(tp=None)),  # every rank sees all tokens that are routed
     (r".*norm\.weight", WHOLE),
 )
 
@@ -54,7 +55,6 @@ TABLE: tuple[tuple[str, Split], ...] = (
 class Degrees(NamedTuple):
     """The degrees of a layout, in the order of AXES, and what follows from them."""
 
-    pp: int
     dp_replicate: int
     dp_outer: int
     ep: int
@@ -64,7 +64,7 @@ class Degrees(NamedTuple):
     @property
     def world_size(self) -> int:
         """Processes in all."""
-        return self.pp * self.dp_replicate * self.dp_shard * self.cp * self.tp
+        return self.dp_replicate * self.dp_shard * self.cp * self.tp
 
     @property
     def dp_shard(self) -> int:
@@ -92,8 +92,8 @@ def split(name: str) -> Split:
 
 def degrees(p: ParallelConfig, world_size: int) -> Degrees:
     """The degrees for so many processes. Raises ConfigError where their product is another number."""
-    others = p.dp_replicate * p.tp * p.pp * p.cp
-    named = f"dp_replicate {p.dp_replicate} x tp {p.tp} x pp {p.pp} x cp {p.cp}"
+    others = p.dp_replicate * p.tp * p.cp
+    named = f"dp_replicate {p.dp_replicate} x tp {p.tp} x cp {p.cp}"
     if p.dp_shard is None and world_size % others:
         raise ConfigError(f"[parallel] {named} = {others} does not divide the {world_size} processes")
     dp_shard = p.dp_shard or world_size // others
@@ -104,7 +104,7 @@ def degrees(p: ParallelConfig, world_size: int) -> Degrees:
         )
     if dp_shard % p.ep:
         raise ConfigError(f"parallel.ep ({p.ep}) must divide dp_shard ({dp_shard})")
-    return Degrees(p.pp, p.dp_replicate, dp_shard // p.ep, p.ep, p.cp, p.tp)
+    return Degrees(p.dp_replicate, dp_shard // p.ep, p.ep, p.cp, p.tp)
 
 
 def check(d: Degrees, p: ParallelConfig, model: ModelConfig, context: int, sequences: int) -> None:
@@ -113,14 +113,6 @@ def check(d: Degrees, p: ParallelConfig, model: ModelConfig, context: int, seque
         if size % degree:
             near = max(degree, round(size / degree) * degree)
             raise ConfigError(f"{what} ({size:,}) must be a multiple of {axis} = {degree:,}; nearest: {near:,}")
-    stages = d.pp * chunks(p)
-    if stages > model.sizes.L:
-        raise ConfigError(
-            f"model.num_hidden_layers ({model.sizes.L}) is less than the {stages} stages of parallel.pp ({d.pp}) with "
-            f"the {p.schedule} schedule, which has {chunks(p)} a process"
-        )
-    if p.strict:
-        _check_strict(d, p, sequences)
 
 
 def _divisions(
@@ -131,29 +123,16 @@ def _divisions(
     yield "model.num_attention_heads", H, "parallel.tp", d.tp
     yield "model.num_key_value_heads", K, "parallel.tp", d.tp
     yield "model.intermediate_size", F, "parallel.tp", d.tp
+    if m.num_experts:
+        yield "model.num_experts", m.num_experts, "parallel.ep", d.ep
+        yield "model.moe_intermediate_size", m.needed("moe_intermediate_size"), "parallel.tp", d.tp
     yield "model.vocab_size", V, "parallel.tp", d.tp
-    pieces = 2 if d.cp > 1 and exchange(p, m) != "ulysses" else 1  # a rank has one piece of either end
+    pieces = 2 if d.cp > 1 and exchange(p, m) != "ulysses" else 1  # a rank has a piece of either end
     yield "train.context", context, "parallel.tp x cp" + " x 2" * (pieces - 1), d.tp * d.cp * pieces
     yield "sequences a step (train.global_batch_tokens / context)", sequences, "dp_replicate x dp_shard", d.dp
     if exchange(p, m) == "ulysses":
         yield "model.num_attention_heads", H, "parallel.tp x cp (context_exchange=ulysses)", d.tp * d.cp
         yield "model.num_key_value_heads", K, "parallel.tp x cp (context_exchange=ulysses)", d.tp * d.cp
-
-
-def _check_strict(d: Degrees, p: ParallelConfig, sequences: int) -> None:
-    if d.world_size != d.dp_replicate:
-        raise ConfigError(
-            f"parallel.strict holds for copies only: {d.world_size} processes must all be dp_replicate, "
-            f"which is {d.dp_replicate}"
-        )
-    v = p.virtual_shards
-    if v & (v - 1) or v % d.dp_replicate or sequences % v:
-        raise ConfigError(
-            f"parallel.virtual_shards ({v}) must be a power of two, a multiple of dp_replicate ({d.dp_replicate}) and "
-            f"a divisor of the {sequences} sequences a step"
-        )
-    if p.reduce != "float32" or p.local_steps > 1:
-        raise ConfigError("parallel.strict cannot be had with compressed gradients or local steps; leave one out")
 
 
 def exchange(p: ParallelConfig, model: ModelConfig) -> str:
@@ -162,30 +141,6 @@ def exchange(p: ParallelConfig, model: ModelConfig) -> str:
         return p.context_exchange
     shared = p.tp * p.cp
     return "ulysses" if model.sizes.H % shared == 0 and model.sizes.K % shared == 0 else "gather"
-
-
-def chunks(p: ParallelConfig) -> int:
-    """Stages a process has: interleaved schedules take two (Narayanan et al., 2021)."""
-    return 2 if p.pp > 1 and p.schedule in ("interleaved", "zero-bubble") else 1
-
-
-def stage_layers(layers: int, stages: int) -> list[range]:
-    """The layers of each stage: as even as can be; the first and the last, with embedding and head, not the fullest."""
-    least, more = divmod(layers, stages)
-    # The odd ones go to the middle.
-    order = sorted(range(stages), key=lambda s: (s in (0, stages - 1), s))
-    fuller = set(order[:more])
-    result, start = [], 0
-    for stage in range(stages):
-        end = start + least + (stage in fuller)
-        result.append(range(start, end))
-        start = end
-    return result
-
-
-def stages_of(pp_rank: int, p: ParallelConfig) -> list[int]:
-    """The stages of one pipeline rank, first to last: rank, rank + pp, ..."""
-    return [pp_rank + n * p.pp for n in range(chunks(p))]
 
 
 def shard_rows(rows: int, ranks: int) -> list[range]:

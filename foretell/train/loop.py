@@ -221,7 +221,7 @@ def run(model: Decoder, job: Job, *, resume: bool = False, display: Display | No
 
 def _begun(model: Decoder, job: Job, resume: bool, show: Display) -> tuple[_Session, int | None]:
     """The session from the newest good checkpoint, or from the start; and the step it resumed from."""
-    optimizers = optim.build(model, job.config, job.dtype)
+    optimizers = optim.build(model.named_parameters(), job.config, job.dtype)
     state, resumed_from, damaged = State(), None, list[str]()
     if resume:
         state, resumed_from, damaged = _restore(job.folder / "checkpoints", model, optimizers)
@@ -251,7 +251,7 @@ def _validate(model: Decoder, job: Job, state: State) -> dict[str, Any]:
 
 def _tensors(model: Decoder, optimizers: list[torch.optim.Optimizer]) -> dict[str, Tensor]:
     tensors = {f"model.{n}": p.detach() for n, p in model.named_parameters()}
-    tensors |= optim.state_tensors(model, optimizers)
+    tensors |= optim.state_tensors(model.named_parameters(), optimizers)
     tensors["random.cpu"] = torch.get_rng_state()
     if runtime.device().type == "cuda":
         tensors["random.cuda"] = torch.cuda.get_rng_state()
@@ -272,7 +272,7 @@ def _restore(
             found = "absent" if value is None else tuple(value.shape)
             raise CheckpointError(f"{saved.path}: {name} is {found}, the model wants {tuple(p.shape)}")
         p.copy_(value)
-    optim.load_state_tensors(model, optimizers, saved.tensors)
+    optim.load_state_tensors(model.named_parameters(), optimizers, saved.tensors)
     torch.set_rng_state(saved.tensors["random.cpu"])
     if "random.cuda" in saved.tensors and runtime.device().type == "cuda":
         torch.cuda.set_rng_state(saved.tensors["random.cuda"])

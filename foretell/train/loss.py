@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from foretell.distributed.placed import Placed
 from foretell.models.decoder import Decoder, document_mask
 from foretell.models.moe import with_balance
 
@@ -32,6 +33,18 @@ def next_token_loss(
         return _cross_entropy(model, model.hidden(inputs, mask=mask).flatten(0, 1), targets.flatten(), chunk_tokens)
     hidden, balance = with_balance(model, lambda: model.hidden(inputs, mask=mask))
     loss = _cross_entropy(model, hidden.flatten(0, 1), targets.flatten(), chunk_tokens)
+    return loss if balance is None else loss + balance
+
+
+def placed_loss(
+    placed: Placed, inputs: Tensor, targets: Tensor, segments: Tensor | None, chunk_tokens: int | None
+) -> Tensor:
+    """The same on many processes, over this one's positions; arguments are the whole sequences of its micro-batch."""
+    hidden, balance = with_balance(placed.model, lambda: placed.hidden(inputs, segments))
+    hidden, flat = hidden.flatten(0, 1), placed.own(targets).flatten()
+    loss = placed.split_cross_entropy(hidden, flat, chunk_tokens)
+    if loss is None:
+        loss = _cross_entropy(placed.model, hidden, flat, chunk_tokens)
     return loss if balance is None else loss + balance
 
 

@@ -10,11 +10,16 @@ experts is a matrix like others, which learned better than at AdamW's rate for e
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Callable, Iterable
+from functools import partial
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
 from foretell.config import TrainConfig
+
+Named = Iterable[tuple[str, nn.Parameter]]
 
 # The quintic whose iteration drives singular values towards 1 (Jordan et al., 2024).
 _A, _B, _C = 3.4445, -4.7750, 2.0315
@@ -42,6 +47,32 @@ def orthogonalise(g: Tensor, steps: int = 5, dtype: torch.dtype = torch.float32)
     return (x.mT if tall else x).to(g.dtype)
 
 
+class Matrices(Protocol):
+    """What Muon works on where this process holds parts of matrices: `distributed/whole.py`."""
+
+    def shape(self, p: nn.Parameter) -> tuple[int, ...]:
+        """The shape of the whole that p is a part of."""
+        ...
+
+    def updates(
+        self, parts: list[nn.Parameter], momenta: list[Tensor], whole: Callable[[Tensor], Tensor]
+    ) -> list[Tensor]:
+        """This process's parts of `whole` (stacked matrices to the same) of the momenta, all of one whole shape."""
+        ...
+
+
+class _AllHere:
+    """Matrices that this process holds whole."""
+
+    def shape(self, p: nn.Parameter) -> tuple[int, ...]:
+        return tuple(p.shape)
+
+    def updates(
+        self, parts: list[nn.Parameter], momenta: list[Tensor], whole: Callable[[Tensor], Tensor]
+    ) -> list[Tensor]:
+        return list(whole(torch.stack(momenta)).unbind(0))
+
+
 class Muon(torch.optim.Optimizer):
     """Muon with Nesterov momentum over matrices. The update is scaled by sqrt(max(1, rows / cols))."""
 
@@ -52,19 +83,20 @@ class Muon(torch.optim.Optimizer):
         momentum: float,
         weight_decay: float,
         dtype: torch.dtype = torch.float32,
+        matrices: Matrices | None = None,
     ) -> None:
         super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
-        self.dtype = dtype
-        self._shapes: dict[torch.Size, list[nn.Parameter]] = defaultdict(list)
+        self.dtype, self.matrices = dtype, matrices or _AllHere()
+        self._shapes: dict[tuple[int, ...], list[nn.Parameter]] = defaultdict(list)
         for p in params:
-            self._shapes[p.shape].append(p)
+            self._shapes[self.matrices.shape(p)].append(p)
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
         group = self.param_groups[0]
         lr, momentum, decay = group["lr"], group["momentum"], group["weight_decay"]
         for shape, members in self._shapes.items():
-            params: list[Tensor] = [p for p in members if p.grad is not None]
+            params = [p for p in members if p.grad is not None]
             if not params:
                 continue
             gradients = [p.grad for p in params if p.grad is not None]
@@ -73,13 +105,13 @@ class Muon(torch.optim.Optimizer):
                     self.state[p]["momentum_buffer"] = torch.zeros_like(p)
             buffers = [self.state[p]["momentum_buffer"] for p in params]
             torch._foreach_lerp_(buffers, gradients, 1 - momentum)
-            updates = orthogonalise(
-                torch.stack(torch._foreach_lerp(gradients, buffers, momentum)).flatten(0, -3), dtype=self.dtype
-            )
+            momenta = list(torch._foreach_lerp(gradients, buffers, momentum))
+            updates = self.matrices.updates(params, momenta, partial(orthogonalise, dtype=self.dtype))
+            weights: list[Tensor] = list(params)
             if decay:
-                torch._foreach_mul_(params, 1 - lr * decay)
+                torch._foreach_mul_(weights, 1 - lr * decay)
             scale = -lr * max(1.0, shape[-2] / shape[-1]) ** 0.5
-            torch._foreach_add_(params, list(updates.view(-1, *shape).unbind(0)), alpha=scale)
+            torch._foreach_add_(weights, updates, alpha=scale)
 
 
 class Balance(torch.optim.Optimizer):
@@ -99,10 +131,15 @@ class Balance(torch.optim.Optimizer):
                     p.add_(p.grad.sign(), alpha=-group["lr"])
 
 
-def build(model: nn.Module, c: TrainConfig, dtype: torch.dtype = torch.float32) -> list[torch.optim.Optimizer]:
-    """The optimisers of a run. dtype: of Muon's iteration. Peak learning rates stand in each group's `peak_lr`."""
-    named = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
-    matrices = [p for n, p in named if p.ndim >= 2 and "embed_tokens" not in n and "lm_head" not in n]
+def build(
+    parameters: Named, c: TrainConfig, dtype: torch.dtype = torch.float32, matrices: Matrices | None = None
+) -> list[torch.optim.Optimizer]:
+    """The optimisers of a run. dtype: of Muon's iteration. Peak learning rates stand in each group's `peak_lr`.
+
+    parameters: named; where they are parts, `matrices` knows the wholes.
+    """
+    named = [(n, p) for n, p in parameters if p.requires_grad and p.numel()]
+    weights = [p for n, p in named if p.ndim >= 2 and "embed_tokens" not in n and "lm_head" not in n]
     tables = [p for n, p in named if p.ndim == 2 and ("embed_tokens" in n or "lm_head" in n)]
     biases = [p for n, p in named if n.endswith("expert_bias")]
     vectors = [p for n, p in named if p.ndim < 2 and not n.endswith("expert_bias")]
@@ -111,15 +148,15 @@ def build(model: nn.Module, c: TrainConfig, dtype: torch.dtype = torch.float32) 
     built: list[torch.optim.Optimizer]
     if c.optimizer == "sgd":
         built = [
-            torch.optim.SGD(_decayed(matrices + tables, vectors, c.weight_decay), lr, momentum=c.momentum, foreach=True)
+            torch.optim.SGD(_decayed(weights + tables, vectors, c.weight_decay), lr, momentum=c.momentum, foreach=True)
         ]
     elif c.optimizer == "adamw":
-        built = [torch.optim.AdamW(_decayed(matrices + tables, vectors, c.weight_decay), lr, betas, fused=True)]
+        built = [torch.optim.AdamW(_decayed(weights + tables, vectors, c.weight_decay), lr, betas, fused=True)]
     else:
         rest = torch.optim.AdamW(
             tables + vectors, c.embedding_lr or DEFAULT_EMBEDDING_LR, betas, weight_decay=0.0, fused=True
         )
-        built = [Muon(matrices, lr, c.momentum, c.weight_decay, dtype), rest]
+        built = [Muon(weights, lr, c.momentum, c.weight_decay, dtype, matrices), rest]
     if biases:
         built.append(Balance(biases, c.balance_step or BALANCE_SHARE / biases[0].numel()))
     for optimizer in built:
@@ -140,10 +177,10 @@ def set_lr(optimizers: list[torch.optim.Optimizer], factor: float) -> float:
     return float(optimizers[0].param_groups[0]["lr"])
 
 
-def state_tensors(model: nn.Module, optimizers: list[torch.optim.Optimizer]) -> dict[str, Tensor]:
+def state_tensors(parameters: Named, optimizers: list[torch.optim.Optimizer]) -> dict[str, Tensor]:
     """The optimisers' state as named tensors: `optimizer.KEY.PARAMETER`."""
     tensors = {}
-    for name, p in model.named_parameters():
+    for name, p in parameters:
         for optimizer in optimizers:
             for key, value in optimizer.state.get(p, {}).items():
                 if isinstance(value, Tensor):
@@ -151,12 +188,12 @@ def state_tensors(model: nn.Module, optimizers: list[torch.optim.Optimizer]) -> 
     return tensors
 
 
-def load_state_tensors(model: nn.Module, optimizers: list[torch.optim.Optimizer], tensors: dict[str, Tensor]) -> None:
+def load_state_tensors(parameters: Named, optimizers: list[torch.optim.Optimizer], tensors: dict[str, Tensor]) -> None:
     """The inverse of `state_tensors`."""
     owner = {p: o for o in optimizers for group in o.param_groups for p in group["params"]}
-    parameters = dict(model.named_parameters())
+    by_name = dict(parameters)
     for full, value in tensors.items():
         if full.startswith("optimizer."):
             key, _, name = full.removeprefix("optimizer.").partition(".")
-            p = parameters[name]
+            p = by_name[name]
             owner[p].state[p][key] = value.clone()

@@ -156,7 +156,7 @@ def choose_path(
 
 def _timed_steps(job: Job, model: Decoder, steps: int, least_seconds: float = 0.0) -> list[float]:
     """Wall seconds of each of the first `steps` steps, and of more until `least_seconds` after the first are over."""
-    optimizers = optim.build(model, job.config, job.dtype)
+    optimizers = optim.build(model.named_parameters(), job.config, job.dtype)
     loss_of = loss_function(job, model)
     state, seconds = State(), list[float]()
     model.train()

@@ -1,0 +1,90 @@
+"""Context parallelism: each rank of the axis has a part of every sequence; only attention needs the others.
+
+ulysses (Jacobs et al., 2023): an all-to-all changes parts of the sequence for heads, attention runs on whole sequences
+with a part of the heads, and a second all-to-all changes back. Needs heads for every rank.
+gather (Llama 3, 2024): keys and values of all ranks are gathered. A rank has one piece from either end of the sequence
+(zigzag), so that causal work is even.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from foretell.distributed.tensor import gathered, scattered
+from foretell.models.attention import attend
+
+
+def positions(context: int, rank: int, ranks: int, method: str) -> Tensor:
+    """The places (context / ranks,) in the sequence that are this rank's."""
+    if method == "ulysses":
+        return torch.arange(context).chunk(ranks)[rank]
+    pieces = torch.arange(context).chunk(2 * ranks)
+    return torch.cat([pieces[rank], pieces[2 * ranks - 1 - rank]])
+
+
+def mask(context: int, rank: int, ranks: int, method: str, segments: Tensor | None) -> Tensor | None:
+    """What `attending` wants for a mask; segments: (B, T) document numbers of the whole sequence, or None.
+
+    ulysses: (B, 1, T, T), or None for causal. gather: (B or 1, 1, T / ranks, T) with keys in the order of the ranks.
+    """
+    if method == "ulysses" and segments is None:
+        return None
+    own = torch.arange(context) if method == "ulysses" else positions(context, rank, ranks, method)
+    keys = torch.cat([positions(context, r, ranks, method) for r in range(ranks)])
+    seen = own[:, None] >= keys[None, :]
+    if segments is None:
+        return seen[None, None]
+    return (seen & (segments[:, own, None] == segments[:, None, keys])).unsqueeze(1)
+
+
+def attending(group: dist.ProcessGroup, method: str) -> Callable[..., Tensor]:
+    """`models.attention.attend` for q, k, v that are this rank's part of the sequence."""
+
+    def ulysses(q: Tensor, k: Tensor, v: Tensor, kernel: str = "sdpa", mask: Tensor | None = None) -> Tensor:
+        q, k, v = (_Exchange.apply(t, 1, 2, group) for t in (q, k, v))
+        return _Exchange.apply(attend(q, k, v, kernel, mask), 2, 1, group)
+
+    def gather(q: Tensor, k: Tensor, v: Tensor, kernel: str = "sdpa", mask: Tensor | None = None) -> Tensor:
+        both = _GatherKeys.apply(torch.stack([k, v]), group)
+        return attend(q, both[0], both[1], "sdpa", mask)
+
+    return ulysses if method == "ulysses" else gather
+
+
+def _exchanged(x: Tensor, split: int, join: int, group: dist.ProcessGroup) -> Tensor:
+    """All-to-all: dim `split` of (B, H, T, E) is dealt to the ranks, dim `join` comes from all of them."""
+    sent = torch.stack(x.chunk(dist.get_world_size(group), split)).contiguous()
+    received = torch.empty_like(sent)
+    dist.all_to_all_single(received, sent, group=group)
+    return torch.cat(list(received.unbind(0)), join)
+
+
+class _Exchange(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, split: int, join: int, group: dist.ProcessGroup) -> Tensor:
+        ctx.dims, ctx.group = (split, join), group
+        return _exchanged(x, split, join, group)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
+        split, join = ctx.dims
+        return _exchanged(grads[0], join, split, ctx.group), None, None, None
+
+
+class _GatherKeys(torch.autograd.Function):
+    """(2, B, K, T / ranks, E) of all ranks along T; the gradient is summed and scattered."""
+
+    @staticmethod
+    def forward(ctx: Any, kv: Tensor, group: dist.ProcessGroup) -> Tensor:
+        ctx.group, ctx.shape = group, kv.shape
+        flat = kv.flatten(0, 2)  # the time stands in dim 1, where `gathered` joins
+        return gathered(flat, group).unflatten(0, kv.shape[:3])
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        return scattered(grads[0].flatten(0, 2), ctx.group).view(ctx.shape), None

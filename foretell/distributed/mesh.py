@@ -1,0 +1,68 @@
+"""The processes of a run as a mesh, and the groups that talk to each other on it.
+
+One DeviceMesh with the axes of `plan/layout.py`; every group is a product of neighbouring or chosen axes of it. Device
+and backend are those of `foretell.runtime`: NCCL on CUDA, gloo elsewhere.
+"""
+
+from __future__ import annotations
+
+from functools import cached_property
+
+import torch.distributed as dist
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+
+from foretell import runtime
+from foretell.plan.layout import AXES, Degrees
+
+
+class Mesh:
+    """This process's place among all. Groups are made when they are first asked for: by all ranks in one order."""
+
+    def __init__(self, degrees: Degrees) -> None:
+        self.degrees = degrees
+        self.whole = init_device_mesh(runtime.device().type, tuple(degrees), mesh_dim_names=AXES)
+        self.place = dict(zip(AXES, self.whole.get_coordinate() or [], strict=True))
+
+    def _joined(self, name: str, *axes: str) -> DeviceMesh:
+        return self.whole[axes]._flatten(name)
+
+    @cached_property
+    def fsdp(self) -> DeviceMesh:
+        """Those that divide one copy of a dense weight: dp_shard x cp."""
+        return self._joined("fsdp", "dp_outer", "ep", "cp")
+
+    @cached_property
+    def expert_fsdp(self) -> DeviceMesh:
+        """Those that divide one copy of the same experts."""
+        return self._joined("expert_fsdp", "dp_outer", "cp")
+
+    @cached_property
+    def copy(self) -> DeviceMesh:
+        """Those that hold one copy of one pipeline stage together: fsdp x tp, tp fastest."""
+        return self._joined("copy", "dp_outer", "ep", "cp", "tp")
+
+    @cached_property
+    def tokens(self) -> DeviceMesh:
+        """Those that see different tokens in the same layers."""
+        return self._joined("tokens", "dp_replicate", "dp_outer", "ep", "cp")
+
+    def group(self, axis: str) -> dist.ProcessGroup:
+        """The group along one axis."""
+        return self.whole[axis].get_group()
+
+    @property
+    def dp_rank(self) -> int:
+        """Which part of each batch's sequences is this process's."""
+        shard = self.place["dp_outer"] * self.degrees.ep + self.place["ep"]
+        return self.place["dp_replicate"] * self.degrees.dp_shard + shard
+
+    @property
+    def fsdp_rank(self) -> int:
+        """Place in `fsdp`."""
+        shard = self.place["dp_outer"] * self.degrees.ep + self.place["ep"]
+        return shard * self.degrees.cp + self.place["cp"]
+
+    @property
+    def expert_fsdp_rank(self) -> int:
+        """Place in `expert_fsdp`."""
+        return self.place["dp_outer"] * self.degrees.cp + self.place["cp"]

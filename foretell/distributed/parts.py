@@ -1,0 +1,118 @@
+"""A model whose weights are this process's parts of the whole, and what must be known of each part.
+
+`divided` makes the parts: tensor and expert parallelism by the table of `plan/layout.py`, then FSDP2 along dim 0. The
+weights are drawn part by part (`models/initial.py`), so nothing whole is ever held. `Part.local` is what the optimiser
+works on: a plain tensor that shares memory with FSDP2's shard.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
+from torch.distributed.tensor import DTensor
+
+from foretell import runtime
+from foretell.config import ModelConfig
+from foretell.distributed.mesh import Mesh
+from foretell.models import initial
+from foretell.models.decoder import Decoder, rotary_tables
+from foretell.plan import layout
+from foretell.plan.layout import Split
+
+Box = tuple[tuple[int, ...], tuple[int, ...]]  # offset and shape of a part in the whole
+
+
+@dataclass(frozen=True)
+class Part:
+    """One parameter as this process holds it. name: in the whole model. owner: the model's own parameter."""
+
+    name: str
+    owner: nn.Parameter
+    local: nn.Parameter
+    offset: tuple[int, ...]
+    shape: tuple[int, ...]  # of the whole
+    split: Split
+
+    def gradient(self) -> Tensor | None:
+        """This part's gradient as a plain tensor."""
+        grad = self.owner.grad
+        return grad.to_local() if isinstance(grad, DTensor) else grad
+
+
+def narrow(model: Decoder, mesh: Mesh) -> dict[str, tuple[int, ...]]:
+    """Replace each parameter of a model on the meta device by memory for this rank's part. Returns the whole shapes."""
+    shapes: dict[str, tuple[int, ...]] = {}
+    made: dict[nn.Parameter, nn.Parameter] = {}
+    for path, p in list(model.named_parameters(remove_duplicate=False)):
+        place, _, leaf = path.rpartition(".")
+        if p not in made:
+            shapes[path] = tuple(p.shape)
+            _, size = before_fsdp(path, shapes[path], mesh.degrees, mesh.place)
+            made[p] = nn.Parameter(torch.empty(size, device=runtime.device()))
+        setattr(model.get_submodule(place), leaf, made[p])
+    return shapes
+
+
+def before_fsdp(name: str, shape: tuple[int, ...], degrees: layout.Degrees, place: dict[str, int]) -> Box:
+    """The box of a parameter that the rank at `place` would hold without FSDP2."""
+    how, offset, size = layout.split(name), [0] * len(shape), list(shape)
+    for dim, ranks, rank in ((how.tp, degrees.tp, place["tp"]), (how.ep, degrees.ep, place["ep"])):
+        if dim is not None:
+            size[dim] //= ranks
+            offset[dim] = rank * size[dim]
+    return tuple(offset), tuple(size)
+
+
+def box(name: str, shape: tuple[int, ...], degrees: layout.Degrees, place: dict[str, int]) -> Box:
+    """The box of a parameter that the rank at `place` holds."""
+    offset, size = before_fsdp(name, shape, degrees, place)
+    ranks = degrees.dp_outer * degrees.cp
+    rank = place["dp_outer"] * degrees.cp + place["cp"]
+    if layout.split(name).ep is None:
+        ranks, rank = ranks * degrees.ep, (place["dp_outer"] * degrees.ep + place["ep"]) * degrees.cp + place["cp"]
+    rows = layout.shard_rows(size[0], ranks)[rank]
+    return (offset[0] + rows.start, *offset[1:]), (len(rows), *size[1:])
+
+
+@torch.no_grad()
+def fill(model: Decoder, config: ModelConfig, mesh: Mesh, shapes: dict[str, tuple[int, ...]], seed: int) -> None:
+    """Initial weights, and the tables of positions, of a narrowed model."""
+    length, E = config.needed("max_position_embeddings"), config.sizes.E
+    cos, sin = rotary_tables(length, E, config.rope_theta)
+    model.model.cos, model.model.sin = cos.to(runtime.device()), sin.to(runtime.device())
+    for name, p in model.named_parameters():
+        offset, _ = before_fsdp(name, shapes[name], mesh.degrees, mesh.place)
+        initial.fill(p, name, offset, shapes[name], config, seed)
+
+
+def shard(model: Decoder, mesh: Mesh, dtype: torch.dtype, reshard: bool) -> None:
+    """FSDP2 over every layer and over what is left. Weights travel in `dtype`, gradients in float32.
+
+    reshard: give a layer's weights back after its forward pass; not in a pipeline, which needs them soon again.
+    """
+    policy = MixedPrecisionPolicy(
+        param_dtype=None if dtype == torch.float32 else dtype, reduce_dtype=torch.float32, cast_forward_inputs=False
+    )
+    for layer in model.model.layers:
+        experts = getattr(layer.mlp, "experts", None)
+        if experts is not None and mesh.degrees.ep > 1:
+            fully_shard(experts, mesh=mesh.expert_fsdp, mp_policy=policy, reshard_after_forward=reshard)
+        fully_shard(layer, mesh=mesh.fsdp, mp_policy=policy, reshard_after_forward=reshard)
+    whole = MixedPrecisionPolicy(reduce_dtype=torch.float32, cast_forward_inputs=False)
+    fully_shard(model, mesh=mesh.fsdp, mp_policy=whole, reshard_after_forward=False)
+    register_fsdp_forward_method(model, "hidden")
+
+
+def parts(model: Decoder, mesh: Mesh, shapes: dict[str, tuple[int, ...]]) -> Iterator[Part]:
+    """Every parameter of the model as a part; a tied table once."""
+    for name, p in model.named_parameters():
+        tensor = p.data
+        local = tensor.to_local() if isinstance(tensor, DTensor) else tensor
+        offset, size = box(name, shapes[name], mesh.degrees, mesh.place)
+        if tuple(local.shape) != size:
+            raise RuntimeError(f"{name}: FSDP2 holds {tuple(local.shape)} here, plan/layout.py says {size}")
+        yield Part(name, p, nn.Parameter(local), offset, shapes[name], layout.split(name))

@@ -1,0 +1,157 @@
+"""A model on many processes: `Placed` builds it, runs it and answers for its gradients as one process would.
+
+Order of application: parts of weights (tensor and expert parallelism), hooks, recomputation, FSDP2. Losses are shares
+of the global batch's mean and all sums are sums, so every layout has the gradients of one process up to the rounding
+of another order of additions.
+
+Not handled: pipelines, CPU offload, ring attention, local steps and strict sums as part of a run.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
+from torch.utils.checkpoint import checkpoint
+
+from foretell import runtime
+from foretell.config import ModelConfig, ParallelConfig
+from foretell.distributed import context, experts, parts, tensor
+from foretell.distributed.mesh import Mesh
+from foretell.distributed.replicate import Reducer, attach
+from foretell.models.decoder import Decoder, Layer
+from foretell.models.moe import MoE
+from foretell.plan import layout
+
+
+class Placed:
+    """This process's part of a model, and what it takes to train it together with the others.
+
+    config must be resolved, and `layout.check` must have passed it. An initialised process group is needed.
+    """
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        parallel: ParallelConfig,
+        length: int,
+        *,
+        seed: int,
+        dropout: float = 0.0,
+        kernel: str = "sdpa",
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        self.degrees = layout.degrees(parallel, dist.get_world_size())
+        self.mesh, self.length = Mesh(self.degrees), length
+        self.exchange = layout.exchange(parallel, config)
+        with torch.device("meta"):
+            self.model = Decoder(config, dropout, kernel)
+        shapes = parts.narrow(self.model, self.mesh)
+        parts.fill(self.model, config, self.mesh, shapes, seed)
+        self._connect(parallel)
+        parts.shard(self.model, self.mesh, dtype, reshard=True)
+        self.reducer = Reducer(self.mesh.group("dp_replicate"), parallel.reduce)
+        attach(self.model, self.reducer.hook)
+        self.parts = list(parts.parts(self.model, self.mesh, shapes))
+        cp, rank = self.degrees.cp, self.mesh.place["cp"]
+        self.positions = context.positions(length, rank, cp, self.exchange)
+        # Ranks of a sequence or of a replica must not drop the same numbers; those of one tensor must.
+        runtime.seed_all(seed + 1 + self.mesh.tokens.get_local_rank())
+
+    def _connect(self, parallel: ParallelConfig) -> None:
+        if self.degrees.tp > 1:
+            tensor.connect(self.model, self.mesh.group("tp"))
+        for layer in self.model.model.layers:
+            assert isinstance(layer, Layer)
+            if self.degrees.cp > 1:
+                layer.self_attn.attend = context.attending(self.mesh.group("cp"), self.exchange)
+            if isinstance(layer.mlp, MoE):
+                layer.mlp.reduce = experts.summing(self.mesh.tokens.get_group(), self.degrees.tp)
+                if self.degrees.ep > 1:
+                    layer.mlp.exchange = experts.exchanging(self.mesh.group("ep"))
+            if parallel.recompute == "full":
+                layer.forward = partial(checkpoint, layer.forward, use_reentrant=False)  # type: ignore
+            elif parallel.recompute == "selective":  # what is between the products of the feed-forward part
+                layer.mlp.forward = partial(checkpoint, layer.mlp.forward, use_reentrant=False)  # type: ignore
+
+    def rows(self, sequences: int, micro_batch_size: int) -> list[int]:
+        """Which of the global batch's sequences are this process's, micro-batch after micro-batch.
+
+        All processes' first micro-batches are the first sequences, so that a batch is cut as one process would cut it.
+        """
+        dp, own = self.degrees.dp, self.mesh.dp_rank
+        starts = range(own * micro_batch_size, sequences, dp * micro_batch_size)
+        return [row for start in starts for row in range(start, start + micro_batch_size)]
+
+    def hidden(self, inputs: Tensor, segments: Tensor | None) -> Tensor:
+        """Hidden states (B, T / cp, D) of this rank's positions of inputs (B, T), whole along D and the tp axis."""
+        cp, rank = self.degrees.cp, self.mesh.place["cp"]
+        mask = context.mask(self.length, rank, cp, self.exchange, segments)
+        mask = None if mask is None else mask.to(inputs.device)
+        places = self.positions.to(inputs.device)
+        hidden = self.model.hidden(self.own(inputs), positions=places.expand(len(inputs), -1), mask=mask)
+        return tensor.gather(hidden, self.mesh.group("tp")) if self.degrees.tp > 1 else hidden
+
+    def own(self, x: Tensor) -> Tensor:
+        """This rank's positions of x (B, T)."""
+        return x[:, self.positions.to(x.device)]
+
+    def share(self, sequences: int, of: int) -> float:
+        """The share of a batch of `of` sequences that this rank's positions of `sequences` are."""
+        return sequences / of / self.degrees.cp
+
+    def split_cross_entropy(self, hidden: Tensor, targets: Tensor, chunk: int | None) -> Tensor | None:
+        """The mean loss of hidden (N, D) at targets (N,) where the vocabulary is divided, else None."""
+        if self.degrees.tp == 1:
+            return None
+        weight = self.model.lm_head.weight
+        if torch.is_autocast_enabled(hidden.device.type):
+            weight = weight.to(torch.get_autocast_dtype(hidden.device.type))
+        return tensor.cross_entropy(hidden, weight, targets, chunk, self.mesh.group("tp"))
+
+    def named(self) -> list[tuple[str, nn.Parameter]]:
+        """The optimiser's tensors by their names in the whole model."""
+        return [(p.name, p.local) for p in self.parts]
+
+    def synchronise(self, on: bool) -> None:
+        """Whether the next backward pass sums gradients over ranks: only the last of a step's need do so."""
+        assert isinstance(self.model, FSDPModule)
+        self.model.set_requires_gradient_sync(on)
+
+    @torch.no_grad()
+    def finish_gradients(self) -> None:
+        """After the last backward pass: sum what is partial over tp, give the optimiser's tensors their gradients."""
+        for p in self.parts:
+            p.local.grad = p.gradient()
+        if self.degrees.tp > 1:
+            partial_sums = [p.local.grad for p in self.parts if p.split.summed and p.local.grad is not None]
+            flat = torch.cat([g.flatten() for g in partial_sums])
+            dist.all_reduce(flat, group=self.mesh.group("tp"))
+            for g, total in zip(partial_sums, flat.split([g.numel() for g in partial_sums]), strict=True):
+                g.copy_(total.view_as(g))
+
+    def forget_gradients(self) -> None:
+        """After a step."""
+        for p in self.parts:
+            p.local.grad = p.owner.grad = None
+
+    @torch.no_grad()
+    def totals(self, loss: float) -> tuple[float, float]:
+        """The global batch's loss, from every rank's share, and the norm of the whole gradient; the same everywhere."""
+        own = torch.zeros(2, dtype=torch.float64)
+        own[0] = loss if self.mesh.place["tp"] == 0 else 0.0
+        for p in self.parts:
+            whole_here = p.split.tp is None and self.mesh.place["tp"] > 0
+            if p.local.grad is not None and not whole_here and self.mesh.place["dp_replicate"] == 0:
+                own[1] += p.local.grad.double().square().sum().cpu()
+        own = own.to(runtime.device()) if runtime.device().type == "cuda" else own
+        dist.all_reduce(own)
+        return own[0].item(), own[1].sqrt().item()
+
+    @torch.no_grad()
+    def scale_gradients(self, factor: float) -> None:
+        """Multiply this rank's gradients."""
+        torch._foreach_mul_([p.local.grad for p in self.parts if p.local.grad is not None], factor)

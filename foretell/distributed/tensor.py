@@ -1,0 +1,147 @@
+"""Tensor and sequence parallelism: a layer's matrices over the ranks of one axis, what is between them by sequence.
+
+Megatron-LM's scheme (Shoeybi et al., 2019; Korthikanti et al., 2022) on plain local tensors: attention and feed-forward
+see the whole sequence with a part of their heads or width, everything else a part of the sequence. So a sequence is
+gathered before each of the two and their partial outputs are summed and scattered behind them: four collectives a layer
+each way. The embedding holds a part of the vocabulary, and so does the head, whose logits never meet (`cross_entropy`).
+
+The model's files know nothing of it: hooks gather and scatter, and weights are smaller (see `parts.py`). Weights that
+are whole on every rank get partial gradients, which are summed once a step.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from foretell.models.decoder import Decoder, Layer
+
+
+def gathered(x: Tensor, group: dist.ProcessGroup) -> Tensor:
+    """x (B, T / ranks, ...) of every rank as (B, T, ...)."""
+    n = dist.get_world_size(group)
+    whole = x.new_empty(n * x.shape[0], *x.shape[1:])
+    dist.all_gather_single(whole, x.contiguous(), group=group)
+    return whole.view(n, *x.shape).movedim(0, 1).flatten(1, 2)
+
+
+def scattered(x: Tensor, group: dist.ProcessGroup) -> Tensor:
+    """The sum over ranks of x (B, T, ...), of which each gets its part (B, T / ranks, ...)."""
+    n = dist.get_world_size(group)
+    parts = x.unflatten(1, (n, -1)).movedim(1, 0).contiguous()
+    own = torch.empty_like(parts[0])
+    dist.reduce_scatter_single(own, parts.flatten(0, 1), group=group)
+    return own
+
+
+class _Gather(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, group: dist.ProcessGroup) -> Tensor:
+        ctx.group = group
+        return gathered(x, group)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        return scattered(grads[0], ctx.group), None
+
+
+class _Scatter(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, group: dist.ProcessGroup) -> Tensor:
+        ctx.group = group
+        return scattered(x, group)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        return gathered(grads[0], ctx.group), None
+
+
+def gather(x: Tensor, group: dist.ProcessGroup) -> Tensor:
+    """`gathered` with its gradient: summed and scattered."""
+    return _Gather.apply(x, group)
+
+
+def scatter(x: Tensor, group: dist.ProcessGroup) -> Tensor:
+    """`scattered` with its gradient: gathered."""
+    return _Scatter.apply(x, group)
+
+
+def connect(model: Decoder, group: dist.ProcessGroup) -> None:
+    """Make the layers and the embedding of `model`, whose weights are this rank's parts, work with those of `group`."""
+    rank = dist.get_rank(group)
+
+    def before(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        return gather(args[0], group), *args[1:]
+
+    def behind(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
+        return scatter(output, group)
+
+    for layer in model.model.layers:
+        assert isinstance(layer, Layer)
+        for part in (layer.self_attn, layer.mlp):
+            part.register_forward_pre_hook(before)
+            part.register_forward_hook(behind)
+    table = model.model.embed_tokens
+    if not isinstance(table, nn.Embedding):  # a stage behind the first
+        return
+
+    def looked_up(ids: Tensor) -> Tensor:
+        rows = table.weight.shape[0]
+        local = ids - rank * rows
+        here = (local >= 0) & (local < rows)
+        found = F.embedding(local.clamp(0, rows - 1), table.weight)
+        return scatter(found * here.unsqueeze(-1), group)
+
+    table.forward = looked_up  # type: ignore
+
+
+def cross_entropy(
+    hidden: Tensor, weight: Tensor, targets: Tensor, chunk: int | None, group: dist.ProcessGroup
+) -> Tensor:
+    """Mean negative log-likelihood of targets (N,), the same on every rank, whose weight (V / ranks, D) is its part.
+
+    hidden: (N, D), whole on every rank; its gradient is this rank's part of a sum.
+    """
+    return _CrossEntropy.apply(hidden.to(weight.dtype), weight, targets, chunk or targets.numel(), group)
+
+
+class _CrossEntropy(torch.autograd.Function):
+    """As `train/loss.py` forms it, chunk by chunk with its gradients; maxima and sums over the ranks' vocabularies."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, chunk: int, group: dist.ProcessGroup
+    ) -> Tensor:
+        N, rows = targets.numel(), weight.shape[0]
+        total = torch.zeros((), dtype=torch.float32, device=hidden.device)
+        grad_hidden = torch.empty_like(hidden)
+        grad_weight = torch.zeros(weight.shape, dtype=torch.float32, device=weight.device)
+        first = dist.get_rank(group) * rows
+        for i in range(0, N, chunk):
+            h, local = hidden[i : i + chunk], targets[i : i + chunk, None] - first
+            here = (local >= 0) & (local < rows)
+            local = local.clamp(0, rows - 1)
+            logits = (h @ weight.T).float()
+            top = logits.amax(1, keepdim=True)
+            dist.all_reduce(top, dist.ReduceOp.MAX, group=group)
+            logits -= top
+            of_target = logits.gather(1, local) * here
+            exponentials = logits.exp_()
+            sums = torch.cat([exponentials.sum(1, keepdim=True), of_target])
+            dist.all_reduce(sums, group=group)
+            norm, of_target = sums.chunk(2)
+            total += (norm.log() - of_target).sum()
+            grad = exponentials.div_(norm).scatter_add_(1, local, -here.float()).mul_(1.0 / N).to(h.dtype)
+            grad_hidden[i : i + chunk] = grad @ weight
+            grad_weight += grad.T @ h
+        ctx.save_for_backward(grad_hidden, grad_weight.to(weight.dtype))
+        return total / N
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
+        grad_hidden, grad_weight = ctx.saved_tensors
+        return grad_hidden * grads[0], grad_weight * grads[0], None, None, None

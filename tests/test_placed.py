@@ -1,0 +1,133 @@
+"""The same losses and gradient norms on every layout as on one process, over 20 steps from the same initial weights.
+
+One process is the plain Decoder trained by plain torch; nothing of foretell.distributed is in it.
+"""
+
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+from ranks import on
+
+from foretell.config import ModelConfig, ParallelConfig, TrainConfig
+from foretell.distributed.placed import Placed
+from foretell.distributed.whole import WholeMatrices
+from foretell.models.decoder import Decoder
+from foretell.train import optim
+from foretell.train.loss import next_token_loss, placed_loss
+
+STEPS, SEQUENCES, CONTEXT, MICRO, VOCABULARY = 20, 8, 32, 1, 128
+DENSE = ModelConfig(hidden_size=64, num_hidden_layers=2, num_key_value_heads=2).resolved(VOCABULARY, CONTEXT)
+EXPERTS = ModelConfig(
+    hidden_size=64,
+    num_hidden_layers=2,
+    num_key_value_heads=2,
+    num_experts=4,
+    num_experts_per_tok=2,
+    moe_intermediate_size=32,
+).resolved(VOCABULARY, CONTEXT)
+Curve = list[tuple[float, float]]
+
+
+def batch_of(step: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Tokens that can be learned: each the last plus a number of the sequence; and two documents in each."""
+    generator = torch.Generator().manual_seed(step)
+    first = torch.randint(0, VOCABULARY, (SEQUENCES, 1), generator=generator)
+    pace = torch.randint(1, 4, (SEQUENCES, 1), generator=generator)
+    tokens = (first + pace * torch.arange(CONTEXT + 1)) % VOCABULARY
+    segments = (torch.arange(CONTEXT) >= 11).long().expand(SEQUENCES, -1)
+    return tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous(), segments
+
+
+def alone(model: ModelConfig, train: TrainConfig, micro: int, within: bool) -> Curve:
+    torch.set_num_threads(1)
+    m = Decoder(model)
+    m.initialise(0)
+    optimizers = optim.build(m.named_parameters(), train)
+    curve = []
+    for step in range(STEPS):
+        inputs, targets, segments = batch_of(step)
+        loss = 0.0
+        for i in range(0, SEQUENCES, micro):
+            rows = slice(i, i + micro)
+            part = next_token_loss(m, inputs[rows], targets[rows], segments[rows] if within else None, None)
+            (part * micro / SEQUENCES).backward()
+            loss += part.item() * micro / SEQUENCES
+        norm = torch.nn.utils.clip_grad_norm_(m.parameters(), 1.0).item()
+        for o in optimizers:
+            o.step()
+            o.zero_grad()
+        curve.append((loss, norm))
+    return curve
+
+
+def together(model: ModelConfig, train: TrainConfig, parallel: ParallelConfig, within: bool) -> tuple[Curve, Any]:
+    placed = Placed(model, parallel, CONTEXT, seed=0)
+    optimizers = optim.build(placed.named(), train, matrices=WholeMatrices(placed.mesh, placed.parts))
+    curve = []
+    for step in range(STEPS):
+        inputs, targets, segments = batch_of(step)
+        rows = placed.rows(SEQUENCES, MICRO)
+        loss = 0.0
+        for i in range(0, len(rows), MICRO):
+            own = rows[i : i + MICRO]
+            placed.synchronise(i + MICRO == len(rows))
+            part = placed_loss(placed, inputs[own], targets[own], segments[own] if within else None, 16)
+            share = part * placed.share(MICRO, SEQUENCES)
+            share.backward()
+            loss += share.item()
+        placed.finish_gradients()
+        loss, norm = placed.totals(loss)
+        placed.scale_gradients(min(1.0, 1.0 / (norm + 1e-6)))
+        for o in optimizers:
+            o.step()
+        placed.forget_gradients()
+        curve.append((loss, norm))
+    dist.barrier()
+    return curve, {p.name: (p.offset, p.shape, p.local.detach().numpy()) for p in placed.parts}
+
+
+def compared(model: ModelConfig, layout: dict[str, Any], ranks: int, optimizer: str, within: bool = False) -> None:
+    lr = {"sgd": 0.3, "adamw": 3e-3, "muon": 0.02}[optimizer]
+    train = TrainConfig(optimizer=optimizer, lr=lr, momentum=0.9)  # type: ignore[arg-type]
+    parallel = ParallelConfig(**layout)
+    dp = parallel.dp_replicate * (parallel.dp_shard or 1)
+    expected = alone(model, train, MICRO * dp if model.num_experts else MICRO, within)
+    results = on(ranks, together, model, train, parallel, within)
+    assert expected[-1][0] < expected[0][0] - 0.3, "the steps must learn, or they compare nothing"
+    bound = 1e-4 if optimizer == "muon" else 1e-5
+    for curve, _ in results:
+        assert curve == results[0][0]
+        for step, ((loss, norm), (loss_alone, norm_alone)) in enumerate(zip(curve, expected, strict=True)):
+            assert loss == pytest.approx(loss_alone, rel=bound), f"loss of step {step}"
+            assert norm == pytest.approx(norm_alone, rel=bound), f"norm of step {step}"
+
+
+LAYOUTS = {
+    "dp_shard": ({"dp_shard": 2}, 2),
+    "dp_replicate": ({"dp_replicate": 2, "dp_shard": 1}, 2),
+    "hybrid": ({"dp_replicate": 2, "dp_shard": 2}, 4),
+    "tp": ({"tp": 2, "dp_shard": 1}, 2),
+    "cp": ({"cp": 2, "dp_shard": 1}, 2),
+    "cp-gather": ({"cp": 2, "dp_shard": 1, "context_exchange": "gather"}, 2),
+    "dp-tp": ({"dp_shard": 2, "tp": 2}, 4),
+    "dp-cp": ({"dp_shard": 2, "cp": 2}, 4),
+    "recompute": ({"tp": 2, "dp_shard": 1, "recompute": "full"}, 2),
+}
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw", "muon"])
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_every_layout_learns_as_one_process(layout: str, optimizer: str) -> None:
+    compared(DENSE, *LAYOUTS[layout], optimizer)
+
+
+@pytest.mark.parametrize("layout", [{"dp_shard": 2, "ep": 2}, {"dp_shard": 2, "tp": 2}, {"dp_shard": 4, "ep": 2}])
+def test_experts_learn_as_on_one_process(layout: dict[str, Any]) -> None:
+    compared(EXPERTS, layout, layout["dp_shard"] * layout.get("tp", 1), "adamw")
+
+
+@pytest.mark.parametrize("layout", ["cp", "cp-gather", "tp"])
+def test_documents_stay_apart_on_every_layout(layout: str) -> None:
+    compared(DENSE, *LAYOUTS[layout], "adamw", within=True)
