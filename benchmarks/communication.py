@@ -37,6 +37,7 @@ from foretell.distributed.replicate import OuterOptimizer, Reducer
 from foretell.distributed.strict import StrictReducer
 from foretell.models.decoder import Decoder
 from foretell.train import optim
+from foretell.train.alone import Alone
 from foretell.train.loss import next_token_loss
 from foretell.train.schedule import lr_factor
 
@@ -108,7 +109,7 @@ def trained(row: Row, corpus: Data, seed: int, steps: int) -> dict[str, Any]:
         inputs, targets = (torch.from_numpy(a[mine]) for a in arrays[:2])
         share = 1 / pieces if outer else 1 / (pieces * ranks)
         for x, y in zip(inputs.chunk(pieces), targets.chunk(pieces), strict=True):
-            (next_token_loss(model, x, y, None, None) * share).backward()
+            (next_token_loss(Alone(model), x, y, None, None) * share).backward()
             if row.virtual_shards:
                 summed(model, sum_)  # zeroes them, but for the last shard: then they are the sum over all
         if not outer and not row.virtual_shards:

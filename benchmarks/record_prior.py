@@ -38,6 +38,7 @@ from foretell.data import Data
 from foretell.plan import fit, flops, size
 from foretell.train import log as run_log
 from foretell.train import loop, optim, trial
+from foretell.train.alone import Alone
 
 PLACE = Path(plan.__file__).parent
 RUNS = PLACE / "runs.jsonl"
@@ -177,7 +178,7 @@ def train_one(prepared: Data, width: int, layers: int, tokens: int, batch: int |
     model = trial.built(config.model, t.dropout or 0.0, t.seed)
     with tempfile.TemporaryDirectory() as folder:
         job = loop.Job(t, prepared, Path(folder), "across", torch.float32, False, 0.0, 1.0)
-        outcome = loop.run(model, job)
+        outcome = loop.run(Alone(model), job)
         events = list(run_log.read(Path(folder) / "log.jsonl"))
     scores = evaluate.evaluate_split(
         model, prepared, "valid", max_tokens=MOST_VALIDATION_TOKENS, context=t.context, batch_size=16

@@ -84,6 +84,7 @@ def run_foretell(work: Path, config: str, seed: int) -> dict[str, Any]:
     from foretell import config as run_config
     from foretell import data, evaluate, runtime
     from foretell.train import loop, trial
+    from foretell.train.alone import Alone
 
     c = run_config.load(Path(config), [f"train.seed={seed}"])
     text = data.open_data(work / "data")
@@ -94,7 +95,7 @@ def run_foretell(work: Path, config: str, seed: int) -> dict[str, Any]:
         job = loop.Job(
             c.train, text, Path(run), c.data.packing, runtime.dtype(c.train.dtype), c.train.compile == "on", 0.0, 1.0
         )
-        outcome = loop.run(model, job)
+        outcome = loop.run(Alone(model), job)
     context = c.evaluate.context or c.train.context
     scores = evaluate.evaluate_split(model, text, "valid", context=context, batch_size=32)
     if scores["tokens"] != VALIDATION_CHARACTERS:

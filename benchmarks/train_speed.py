@@ -29,7 +29,9 @@ from foretell import config as run_config
 from foretell import data, runtime
 from foretell.config import DataConfig, RunConfig, TokenizerConfig
 from foretell.train import optim, trial
-from foretell.train.loop import Job, State, loss_function, take_step
+from foretell.train.alone import Alone
+from foretell.train.loop import Job, loss_function, take_step
+from foretell.train.saved import State
 
 VOCABULARIES = (65, 16_384)
 BATCH, CONTEXT = 16, 256
@@ -135,14 +137,14 @@ def run_ours(vocab_size: int, steps: int, machine: dict[str, Any], chosen: dict[
         )
         optimizers, loss_of, state, seconds = (
             optim.build(model.named_parameters(), c.train),
-            loss_function(job, model),
+            loss_function(job, Alone(model)),
             State(),
             [],
         )
         model.train()
         for _ in range(steps + 3):
             began = time.perf_counter()
-            take_step(job, model, loss_of, optimizers, state)
+            take_step(job, Alone(model), loss_of, optimizers, state)
             seconds.append((time.perf_counter() - began) / c.train.global_batch_tokens)
     path = {"dtype": c.train.dtype, "compile": c.train.compile, "attention": c.train.attention}
     return {

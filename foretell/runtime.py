@@ -33,6 +33,7 @@ _ALLOCATOR = {
 # What the heap keeps of freed blocks under these settings beyond what it keeps without them: 164 MB on two shapes.
 _ALLOCATOR_KEEPS_BYTES = 164_000_000
 _EXECUTED = "FORETELL_TUNED"
+_REPORT = "FORETELL_WORKER_REPORT"
 
 
 def tune_process() -> None:
@@ -94,6 +95,41 @@ def dtype(name: str) -> torch.dtype:
 def rank() -> int:
     """Number of this process among those of a run; 0 where it is alone."""
     return int(os.environ.get("RANK", "0"))
+
+
+def world_size() -> int:
+    """Processes of a run; 1 where this one is alone."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def is_worker() -> bool:
+    """Whether a launcher started this process as one of a run's."""
+    return "RANK" in os.environ and "WORLD_SIZE" in os.environ
+
+
+def prepare_workers(processes: int, report: Path) -> None:
+    """Set what processes started from here inherit. report: the folder in which they leave why they ended."""
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores() // processes)))
+    # Workers of a restart must not read the addresses of those before them (pytorch issue 135712).
+    own = {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1", _REPORT: str(report), _EXECUTED: "1"}
+    os.environ |= {k: v for k, v in _ALLOCATOR.items() if k not in os.environ} | own
+
+
+def worker_report() -> Path | None:
+    """The folder in which a worker leaves why it ended."""
+    folder = os.environ.get(_REPORT)
+    return Path(folder) if folder else None
+
+
+def end_with_parent() -> None:
+    """Let SIGTERM come to this process when its parent is gone, however that ended. Linux only."""
+    import ctypes
+
+    if sys.platform == "linux":
+        with contextlib.suppress(OSError, AttributeError):
+            ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
+    if os.getppid() == 1:  # it was gone before
+        os.kill(os.getpid(), signal.SIGTERM)
 
 
 def cores() -> int:

@@ -26,6 +26,7 @@ from foretell.models.moe import LOAD_SCALE, Experts, MoE, with_balance
 from foretell.plan import flops, memory, size
 from foretell.plan.budget import parse_budget
 from foretell.train import loop, optim
+from foretell.train.alone import Alone
 from foretell.train.loss import next_token_loss
 
 EXPERTS = {"num_experts": 4, "moe_intermediate_size": 24, "router_aux_loss_coef": 0.1}
@@ -156,7 +157,7 @@ def on_a_rank(c: ModelConfig) -> tuple[float, dict[str, Any]]:
                 setattr(part.experts, name, torch.nn.Parameter(p[rank * local : (rank + 1) * local].detach().clone()))
             part.exchange, part.reduce = exchange, lambda s: collectives.all_reduce(s, "sum", dist.group.WORLD)
     own = ids.chunk(ranks)[rank]
-    loss = next_token_loss(m, own, own, None, None)
+    loss = next_token_loss(Alone(m), own, own, None, None)
     loss.backward()
     mean = loss.detach().clone()
     dist.all_reduce(mean)
@@ -183,7 +184,7 @@ def test_experts_on_two_ranks_learn_as_on_one(balance: str) -> None:
     m = Decoder(c).train()
     m.initialise(0)
     spread(m)
-    loss = next_token_loss(m, ids, ids, None, None)
+    loss = next_token_loss(Alone(m), ids, ids, None, None)
     loss.backward()
     for rank, (found, arrays) in enumerate(results):
         gradients = {n: torch.from_numpy(a) for n, a in arrays.items()}
@@ -250,7 +251,7 @@ def test_layers_that_run_again_in_the_backward_pass_are_counted_once(balance: st
     m = model(300, **EXPERTS, balance=balance).train()
 
     def step() -> tuple[Tensor, list[Tensor]]:
-        loss = next_token_loss(m, ids, ids, None, None)
+        loss = next_token_loss(Alone(m), ids, ids, None, None)
         return loss, list(torch.autograd.grad(loss, list(m.parameters())))
 
     loss, gradients = step()
@@ -270,7 +271,7 @@ def test_the_bias_hears_the_load_of_all_micro_batches_and_only_the_choice_hears_
     here = first.exchange
     first.exchange = lambda experts, tokens, c: counts.append(c) or here(experts, tokens, c)
     for part in ids.split(2):
-        (next_token_loss(m, part, part, None, None) / 3).backward()
+        (next_token_loss(Alone(m), part, part, None, None) / 3).backward()
     error = sum(counts).float() - 6 * 16 * first.top_k / 4
     assert torch.equal(first.expert_bias.grad, LOAD_SCALE * error)
     before = first.expert_bias.detach().clone()
@@ -417,7 +418,7 @@ def test_the_plan_counts_what_is_built(c: ModelConfig) -> None:
         p[0].numel() for n, p in built.named_parameters() if ".experts." in n
     )
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
-        next_token_loss(built, ids, ids, None, None).backward()
+        next_token_loss(Alone(built), ids, ids, None, None).backward()
     assert counter.get_total_flops() == ids.numel() * flops.flops_per_token(c, 16)["full"]
     for name in ("muon", "adamw", "sgd"):
         optimizers = optim.build(built.named_parameters(), TrainConfig(optimizer=name))

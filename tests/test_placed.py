@@ -12,10 +12,10 @@ from ranks import on
 
 from foretell.config import ModelConfig, ParallelConfig, TrainConfig
 from foretell.distributed.placed import Placed
-from foretell.distributed.whole import WholeMatrices
 from foretell.models.decoder import Decoder
 from foretell.train import optim
-from foretell.train.loss import next_token_loss, placed_loss
+from foretell.train.alone import Alone
+from foretell.train.loss import next_token_loss
 
 STEPS, SEQUENCES, CONTEXT, MICRO, VOCABULARY = 20, 8, 32, 1, 128
 DENSE = ModelConfig(hidden_size=64, num_hidden_layers=2, num_key_value_heads=2).resolved(VOCABULARY, CONTEXT)
@@ -51,7 +51,7 @@ def alone(model: ModelConfig, train: TrainConfig, micro: int, within: bool) -> C
         loss = 0.0
         for i in range(0, SEQUENCES, micro):
             rows = slice(i, i + micro)
-            part = next_token_loss(m, inputs[rows], targets[rows], segments[rows] if within else None, None)
+            part = next_token_loss(Alone(m), inputs[rows], targets[rows], segments[rows] if within else None, None)
             (part * micro / SEQUENCES).backward()
             loss += part.item() * micro / SEQUENCES
         norm = torch.nn.utils.clip_grad_norm_(m.parameters(), 1.0).item()
@@ -64,7 +64,7 @@ def alone(model: ModelConfig, train: TrainConfig, micro: int, within: bool) -> C
 
 def together(model: ModelConfig, train: TrainConfig, parallel: ParallelConfig, within: bool) -> tuple[Curve, Any]:
     placed = Placed(model, parallel, CONTEXT, seed=0)
-    optimizers = optim.build(placed.named(), train, matrices=WholeMatrices(placed.mesh, placed.parts))
+    optimizers = optim.build(placed.named(), train, matrices=placed.matrices)
     curve = []
     for step in range(STEPS):
         inputs, targets, segments = batch_of(step)
@@ -73,13 +73,11 @@ def together(model: ModelConfig, train: TrainConfig, parallel: ParallelConfig, w
         for i in range(0, len(rows), MICRO):
             own = rows[i : i + MICRO]
             placed.synchronise(i + MICRO == len(rows))
-            part = placed_loss(placed, inputs[own], targets[own], segments[own] if within else None, 16)
+            part = next_token_loss(placed, inputs[own], targets[own], segments[own] if within else None, 16)
             share = part * placed.share(MICRO, SEQUENCES)
             share.backward()
             loss += share.item()
-        placed.finish_gradients()
-        loss, norm = placed.totals(loss)
-        placed.scale_gradients(min(1.0, 1.0 / (norm + 1e-6)))
+        loss, norm = placed.finish(loss, 1.0)
         for o in optimizers:
             o.step()
         placed.forget_gradients()

@@ -24,6 +24,7 @@ from foretell.models.decoder import Decoder
 from foretell.plan import fit, flops, memory, scaling, size
 from foretell.plan import time as seconds_of
 from foretell.train import loop, optim
+from foretell.train.alone import Alone
 from foretell.train.loss import next_token_loss
 
 MACHINE = {
@@ -99,7 +100,7 @@ def test_flops_equal_an_operator_level_count(model: ModelConfig, batch: int, con
     built.initialise(0)
     ids = torch.randint(0, model.vocab_size or 1, (batch, context))
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
-        next_token_loss(built, ids, ids, None, None).backward()
+        next_token_loss(Alone(built), ids, ids, None, None).backward()
     assert counter.get_total_flops() == batch * context * flops.flops_per_token(model, context)["full"]
 
 
@@ -129,7 +130,7 @@ def test_states_equal_the_optimisers_tensors(optimizer: str) -> None:
     model.initialise(0)
     optimizers = optim.build(model.named_parameters(), TrainConfig(optimizer=optimizer))
     ids = torch.zeros(1, 8, dtype=torch.int64)
-    next_token_loss(model, ids, ids, None, None).backward()
+    next_token_loss(Alone(model), ids, ids, None, None).backward()
     gradients = sum(p.grad.nbytes for p in model.parameters() if p.grad is not None)
     for o in optimizers:
         o.step()
@@ -175,7 +176,7 @@ def _live_peak_bytes(model: ModelConfig, train: TrainConfig) -> int:
     def step() -> None:
         for _ in range((train.global_batch_tokens or 0) // (micro * context)):
             ids = torch.zeros(micro, context, dtype=torch.int64)
-            next_token_loss(built, ids, ids, None, train.loss_chunk_tokens).backward()
+            next_token_loss(Alone(built), ids, ids, None, train.loss_chunk_tokens).backward()
         torch.nn.utils.clip_grad_norm_(built.parameters(), 1.0, foreach=True)
         for o in optimizers:
             o.step()

@@ -26,6 +26,7 @@ from foretell.checkpoint import folder
 from foretell.config import DataConfig, TokenizerConfig
 from foretell.data import open_data, prepare
 from foretell.train import loop, trial
+from foretell.train.alone import Alone
 
 
 @pytest.fixture(scope="module")
@@ -150,7 +151,7 @@ def train_in(where: Path, data: Path, stop_at: int | None = None) -> dict[str, t
             raise Stop
 
     where.mkdir(exist_ok=True)
-    loop.run(model, job, resume=True, display=display)
+    loop.run(Alone(model), job, resume=True, display=display)
     return {n: p.detach().clone() for n, p in model.named_parameters()}
 
 

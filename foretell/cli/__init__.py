@@ -219,16 +219,23 @@ def train(
     out: Out = Path("runs"),
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run of that name.")] = False,
     allow_drift: Annotated[bool, typer.Option("--allow-drift", help="Resume on another execution path.")] = False,
+    processes: Annotated[int, typer.Option("--nproc", min=1, help="Processes, divided as [parallel] says.")] = 1,
+    max_restarts: Annotated[int, typer.Option(min=0, help="With --nproc: how often to start anew when one dies.")] = 3,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
     """Forecast, then train, then compare. Ctrl-C saves; --resume goes on bit for bit."""
+    from foretell import runtime
     from foretell.cli.display import Display
-    from foretell.cli.steps import train_and_report
+    from foretell.cli.steps import train_and_report, work
 
+    if runtime.is_worker():
+        with Display(console(), quiet or runtime.rank() > 0) as display:
+            work(out / (name or ""), Path(source or ""), display)
+        return
     c = _with_options(read_config(arguments), source, budget)
     with Display(console(), quiet) as display:
-        result = train_and_report(c, out, name, resume, allow_drift, display)
+        result = train_and_report(c, out, name, resume, allow_drift, display, processes, max_restarts)
     emit(result, as_json, lambda r: r["closing"])
 
 

@@ -78,12 +78,36 @@ def _free_of_data(name: str) -> str:
     return "data-run" if name == "data" else name
 
 
+def work(run: Path, prepared: Path, display: Display) -> None:
+    """One worker of `foretell train --nproc N`: trains together with the others what their parent made ready."""
+    from foretell import data, runtime
+    from foretell.distributed import launch, mesh
+    from foretell.train import go_on
+
+    runtime.end_with_parent()
+    if launch.ended_before():
+        return
+    mesh.join()
+    try:
+        go_on(run, data.open_data(prepared), resume=True, display=display)
+        mesh.leave()
+    except errors.ForetellError as e:
+        launch.leave_reason(e)
+
+
 def train_and_report(
-    c: RunConfig, out: Path, name: str | None, resume: bool, allow_drift: bool, display: Display
+    c: RunConfig,
+    out: Path,
+    name: str | None,
+    resume: bool,
+    allow_drift: bool,
+    display: Display,
+    processes: int = 1,
+    max_restarts: int = 3,
 ) -> dict[str, Any]:
     """`foretell train`: prepare, measure, train, report. Returns train's fields, the report's path, a closing line."""
     from foretell import report
-    from foretell.train import train
+    from foretell.train import begin, go_on, train
 
     if resume and name is None and c.data.source is None:
         raise errors.ConfigError("--resume needs the --name of the run to go on with")
@@ -96,7 +120,27 @@ def train_and_report(
     if not resume and run.exists() and any(run.iterdir()):
         raise errors.ConfigError(f"{run} exists already; go on with it by --resume, or choose another --name")
     data = prepared(c, out, display)
-    result = train(c, data, run, machine=machine(display), resume=resume, allow_drift=allow_drift, display=display)
+    options: dict[str, Any] = {"machine": machine(display), "resume": resume, "allow_drift": allow_drift}
+    if processes == 1:
+        result = train(c, data, run, display=display, **options)
+    else:
+        from foretell.distributed import launch
+
+        begin(c, data, run, processes, display=display, **options)
+        display.say(f"  [dim]{processes} processes …[/]")
+        words = [
+            "train",
+            "--name",
+            run.name,
+            "--out",
+            str(out),
+            "--data",
+            str(data.path),
+            *["--quiet"] * display.quiet,
+        ]
+        if not (run / "measured.json").exists():
+            launch.run(launch.command(*words), processes, max_restarts)
+        result = go_on(run, data, resume=True)
     page = report.write([run])
     return {**result, "report": str(page), "closing": report.closing(run)}
 

@@ -10,6 +10,7 @@ other ones each time.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -20,9 +21,9 @@ _ROUNDS = 6
 
 
 def batch(
-    data: Data, split: str, *, seed: int, step: int, batch_size: int, context: int
+    data: Data, split: str, *, seed: int, step: int, batch_size: int, context: int, rows: Sequence[int] | None = None
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Inputs, targets and segments, each (B, T) int64.
+    """Inputs, targets and segments, each (B, T) int64; of the batch's sequences only `rows` where they are given.
 
     An input is the token before its target; <|endoftext|> is the input before a document's first token. `segments`
     numbers the documents inside a window: positions with the same number belong to one document. Raises DataError when
@@ -30,8 +31,9 @@ def batch(
     """
     tokens = data.tokens(split)
     windows = window_count(len(tokens), context, split)
-    sample = np.arange(batch_size, dtype=np.int64) + step * batch_size
-    starts = np.empty(batch_size, np.int64)
+    chosen = np.arange(batch_size, dtype=np.int64) if rows is None else np.array(rows, np.int64)
+    sample = chosen + step * batch_size
+    starts = np.empty(len(sample), np.int64)
     for epoch in np.unique(sample // windows):
         here = sample // windows == epoch
         order = permuted(sample[here] % windows, windows, _key(seed, int(epoch), "order"))

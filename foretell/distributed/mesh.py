@@ -6,6 +6,7 @@ and backend are those of `foretell.runtime`: NCCL on CUDA, gloo elsewhere.
 
 from __future__ import annotations
 
+from datetime import timedelta
 from functools import cached_property
 
 import torch.distributed as dist
@@ -13,6 +14,21 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from foretell import runtime
 from foretell.plan.layout import AXES, Degrees
+
+# Longer than any rank keeps the others waiting: the first one's last export, say.
+PATIENCE = timedelta(minutes=30)
+
+
+def join() -> None:
+    """Meet the other processes of this run, as the launcher's environment names them."""
+    backend = "nccl" if runtime.device().type == "cuda" else "gloo"
+    dist.init_process_group(backend, timeout=PATIENCE)
+
+
+def leave() -> None:
+    """Part from them once all are done."""
+    dist.barrier()  # without it a rank may still be spoken to when it leaves
+    dist.destroy_process_group()
 
 
 class Mesh:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from functools import partial
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
@@ -18,10 +19,13 @@ from torch.distributed.fsdp import FSDPModule
 from torch.utils.checkpoint import checkpoint
 
 from foretell import runtime
+from foretell.checkpoint import Piece
 from foretell.config import ModelConfig, ParallelConfig
 from foretell.distributed import context, experts, parts, tensor
 from foretell.distributed.mesh import Mesh
+from foretell.distributed.parts import Box
 from foretell.distributed.replicate import Reducer, attach
+from foretell.distributed.whole import WholeMatrices
 from foretell.models.decoder import Decoder, Layer
 from foretell.models.moe import MoE
 from foretell.plan import layout
@@ -56,6 +60,10 @@ class Placed:
         self.reducer = Reducer(self.mesh.group("dp_replicate"), parallel.reduce)
         attach(self.model, self.reducer.hook)
         self.parts = list(parts.parts(self.model, self.mesh, shapes))
+        self.by_name = {p.name: p for p in self.parts}
+        self.rank, self.ranks = dist.get_rank(), dist.get_world_size()
+        self.dp, self.dp_rank = self.degrees.dp, self.mesh.dp_rank
+        self.matrices, self.crew = WholeMatrices(self.mesh, self.parts), self
         cp, rank = self.degrees.cp, self.mesh.place["cp"]
         self.positions = context.positions(length, rank, cp, self.exchange)
         # Ranks of a sequence or of a replica must not drop the same numbers; those of one tensor must.
@@ -138,20 +146,73 @@ class Placed:
         for p in self.parts:
             p.local.grad = p.owner.grad = None
 
+    def finish(self, loss: float, limit: float) -> tuple[float, float]:
+        """The loss from every rank's share of it, and the norm of the whole gradient, which is clipped to `limit`.
+
+        The same numbers on every rank.
+        """
+        self.finish_gradients()
+        loss, norm = self._totals(loss)
+        if norm > limit:
+            gradients = [p.local.grad for p in self.parts if p.local.grad is not None]
+            torch._foreach_mul_(gradients, limit / (norm + 1e-6))
+        return loss, norm
+
     @torch.no_grad()
-    def totals(self, loss: float) -> tuple[float, float]:
-        """The global batch's loss, from every rank's share, and the norm of the whole gradient; the same everywhere."""
-        own = torch.zeros(2, dtype=torch.float64)
-        own[0] = loss if self.mesh.place["tp"] == 0 else 0.0
+    def _totals(self, loss: float) -> tuple[float, float]:
+        first_of_tp, first_copy = self.mesh.place["tp"] == 0, self.mesh.place["dp_replicate"] == 0
+        own = torch.tensor([loss if first_of_tp else 0.0, 0.0], dtype=torch.float64, device=runtime.device())
         for p in self.parts:
-            whole_here = p.split.tp is None and self.mesh.place["tp"] > 0
-            if p.local.grad is not None and not whole_here and self.mesh.place["dp_replicate"] == 0:
-                own[1] += p.local.grad.double().square().sum().cpu()
-        own = own.to(runtime.device()) if runtime.device().type == "cuda" else own
+            if p.local.grad is not None and first_copy and (p.split.tp is not None or first_of_tp):
+                own[1] += p.local.grad.double().square().sum()
         dist.all_reduce(own)
         return own[0].item(), own[1].sqrt().item()
 
-    @torch.no_grad()
-    def scale_gradients(self, factor: float) -> None:
-        """Multiply this rank's gradients."""
-        torch._foreach_mul_([p.local.grad for p in self.parts if p.local.grad is not None], factor)
+    def agreed(self, number: int) -> int:
+        """The largest of the numbers that the ranks give."""
+        largest = torch.tensor(number, device=runtime.device())
+        dist.all_reduce(largest, dist.ReduceOp.MAX)
+        return int(largest.item())
+
+    def told(self, text: str) -> str:
+        """The text that rank 0 gives."""
+        data = text.encode()
+        size = torch.tensor(len(data), device=runtime.device())
+        dist.broadcast(size, 0)
+        buffer = torch.tensor(
+            list(data.ljust(int(size), b" ")[: int(size)]), dtype=torch.uint8, device=runtime.device()
+        )
+        dist.broadcast(buffer, 0)
+        return bytes(buffer.tolist()).decode()
+
+    def token_scores(self, inputs: Tensor, targets: Tensor, scored: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Of this rank's scored positions: the row of each, its negative log-likelihood, whether it was likeliest."""
+        wanted = self.own(scored)
+        hidden, own = self.hidden(inputs, None)[wanted], self.own(targets)[wanted]
+        group = self.mesh.group("tp")
+        nll, correct = tensor.token_scores(hidden, self.model.lm_head.weight, own, group)
+        return wanted.nonzero()[:, 0], nll, correct
+
+    def summed(self, sums: np.ndarray) -> np.ndarray:
+        """The sum over the ranks that see different tokens."""
+        total = torch.from_numpy(sums).to(runtime.device())
+        dist.all_reduce(total, group=self.mesh.tokens.get_group())
+        return total.cpu().numpy()
+
+    def named_once(self, name: str) -> str:
+        """A name that no other rank uses."""
+        return f"{name}.{self.rank}" if self.rank else name
+
+    def piece(self, name: str, value: Tensor) -> Tensor | Piece | None:
+        """What of a tensor shaped like this rank's part of parameter `name` it saves; None where another rank does."""
+        p = self.by_name[name]
+        again = p.split.tp is None and self.mesh.place["tp"] > 0
+        if again or self.mesh.place["dp_replicate"] > 0:
+            return None
+        if value.ndim == 0:  # a count of steps, say: the rank with the first row saves it
+            return value if not any(p.offset) and p.local.numel() else None
+        return Piece(value, p.offset, p.shape)
+
+    def box(self, name: str) -> Box:
+        """Offset and size of this rank's part of parameter `name`."""
+        return self.by_name[name].offset, tuple(self.by_name[name].local.shape)

@@ -109,6 +109,36 @@ def cross_entropy(
     return _CrossEntropy.apply(hidden.to(weight.dtype), weight, targets, chunk or targets.numel(), group)
 
 
+# Logits formed at once: 8 MB of float32.
+_LOGITS = 1 << 21
+
+
+def token_scores(hidden: Tensor, weight: Tensor, targets: Tensor, group: dist.ProcessGroup) -> tuple[Tensor, Tensor]:
+    """Negative log-likelihood (N,) in float32 and whether the target is the likeliest token, of hidden (N, D).
+
+    weight (V / ranks, D) is this rank's part; every rank must have the same hidden states. Of equals the first counts.
+    """
+    rows, ranks = weight.shape[0], dist.get_world_size(group)
+    first, nll, correct = dist.get_rank(group) * rows, [], []
+    chunk = max(1, _LOGITS // rows)
+    for h, t in zip(hidden.split(chunk), targets.split(chunk), strict=True):
+        logits = (h @ weight.T).float()
+        local = t - first
+        here = (local >= 0) & (local < rows)
+        top, place = logits.max(1)
+        sums = logits.sub(top[:, None]).exp_().sum(1)
+        of_target = logits.gather(1, local.clamp(0, rows - 1)[:, None]).squeeze(1) * here
+        own = torch.stack([top.double(), sums.double(), of_target.double(), (first + place).double()])
+        every = own.new_empty(ranks * own.numel())
+        dist.all_gather_single(every, own.flatten(), group=group)
+        tops, sums, targeted, places = every.view(ranks, *own.shape).unbind(1)
+        best, owner = tops.max(0)
+        likelihood = (sums * (tops - best).exp()).sum(0).log() + best - targeted.sum(0)
+        nll.append(likelihood.float())
+        correct.append(places.gather(0, owner[None])[0] == t)
+    return torch.cat(nll), torch.cat(correct)
+
+
 class _CrossEntropy(torch.autograd.Function):
     """As `train/loss.py` forms it, chunk by chunk with its gradients; maxima and sums over the ranks' vocabularies."""
 

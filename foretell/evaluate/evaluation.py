@@ -18,7 +18,7 @@ from foretell.data import Data, Document
 from foretell.data.records import Rejected
 from foretell.errors import ConfigError, DataError, ModelError
 from foretell.evaluate.result import Counts, counted, summary
-from foretell.evaluate.scoring import Window, score, windows
+from foretell.evaluate.scoring import Crew, Window, score, windows
 from foretell.models.decoder import Decoder
 from foretell.tokenizer import Tokenizer
 
@@ -77,8 +77,10 @@ def evaluate_split(
     context: int | None = None,
     stride: int | None = None,
     batch_size: int | None = None,
+    crew: Crew | None = None,
 ) -> dict[str, Any]:
-    """The same for a split of prepared data. max_tokens: score only the first so many tokens of it.
+    """The same for a split of prepared data. max_tokens: score only the first so many tokens of it. crew: the processes
+    that hold the model together, all of which must call this.
 
     Leaves random state and training mode as they were.
     """
@@ -97,7 +99,7 @@ def evaluate_split(
             if left <= 0:
                 return
 
-    sums = score(model, all_windows(), (batch_size or _BATCH_SIZE) * context)
+    sums = score(model, all_windows(), (batch_size or _BATCH_SIZE) * context, crew)
     if max_tokens is None and len(counts) == len(ends):
         exact = data.document_bytes(split).tolist()
         counts = [c._replace(bytes=n) for c, n in zip(counts, exact, strict=True)]

@@ -8,8 +8,9 @@ scores depends on its batch only by the rounding of the products (below 1e-6 of 
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Iterator
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -34,8 +35,9 @@ class Window(NamedTuple):
 class Sums:
     """Of every document, the negative log-likelihood in nats, the tokens scored and those predicted first."""
 
-    def __init__(self) -> None:
+    def __init__(self, crew: Crew | None = None) -> None:
         self._parts: list[np.ndarray] = []
+        self._crew = crew
 
     def add(self, document: list[int], nll: list[float], tokens: list[int], correct: list[int]) -> None:
         self._parts.append(np.array([document, nll, tokens, correct], np.float64))
@@ -43,7 +45,8 @@ class Sums:
     def of_documents(self, documents: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Three (documents,) float64 arrays."""
         index, *values = np.concatenate([np.empty((4, 0)), *self._parts], axis=1)
-        nll, tokens, correct = (np.bincount(index.astype(np.int64), v, documents) for v in values)
+        sums = np.stack([np.bincount(index.astype(np.int64), v, documents) for v in values])
+        nll, tokens, correct = sums if self._crew is None else self._crew.summed(sums)
         return nll, tokens, correct
 
 
@@ -65,18 +68,47 @@ def windows(document: int, tokens: np.ndarray, before: int | None, context: int,
         start, done = start + stride, end
 
 
+class Crew(Protocol):
+    """Processes that hold one model together, as `distributed.placed.Placed` is: each scores its part of the tokens."""
+
+    length: int  # of the windows it takes
+    dp: int  # batches at once, and which of them is this process's
+    dp_rank: int
+
+    def token_scores(self, inputs: Tensor, targets: Tensor, scored: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Of this process's scored positions: the row of each, what `token_scores` says of it."""
+        ...
+
+    def summed(self, sums: np.ndarray) -> np.ndarray:
+        """The sum over the processes."""
+        ...
+
+
 @torch.no_grad()
-def score(model: Decoder, source: Iterable[Window], batch_tokens: int) -> Sums:
-    """Score every window. batch_tokens: about as many in one forward pass; at most 16,384, at least one window."""
+def score(model: Decoder, source: Iterable[Window], batch_tokens: int, crew: Crew | None = None) -> Sums:
+    """Score every window. batch_tokens: about as many in one forward pass; at most 16,384, at least one window.
+
+    crew: those that hold the model together; all of them must call this with the same windows.
+    """
     training = model.training
     model.eval()
-    sums = Sums()
+    sums = Sums(crew)
     try:
-        for batch in _batches(source, min(batch_tokens, _BATCH_TOKENS)):
-            _score_batch(model, batch, sums)
+        batches = _batches(source, min(batch_tokens, _BATCH_TOKENS))
+        for batch in batches if crew is None else _own(batches, crew):
+            _score_batch(model, batch, sums, crew)
     finally:
         model.train(training)
     return sums
+
+
+def _own(batches: Iterator[list[Window]], crew: Crew) -> Iterator[list[Window]]:
+    """This process's of each round of batches; where there are none left, one again with nothing to score."""
+    while round_ := list(itertools.islice(batches, crew.dp)):
+        if crew.dp_rank < len(round_):
+            yield round_[crew.dp_rank]
+        else:
+            yield [w._replace(first=len(w.inputs)) for w in round_[0]]
 
 
 def _batches(source: Iterable[Window], batch_tokens: int) -> Iterator[list[Window]]:
@@ -101,24 +133,28 @@ def _of_like_length(held: list[Window], batch_tokens: int) -> Iterator[list[Wind
         start += rows
 
 
-def _score_batch(model: Decoder, batch: list[Window], sums: Sums) -> None:
+def _score_batch(model: Decoder, batch: list[Window], sums: Sums, crew: Crew | None) -> None:
     device = model.lm_head.weight.device
-    B, T = len(batch), len(batch[0].inputs)
+    B, T = len(batch), len(batch[0].inputs) if crew is None else crew.length
     inputs, targets = np.zeros((B, T), np.int64), np.zeros((B, T), np.int64)
     scored = np.zeros((B, T), bool)
     for row, w in enumerate(batch):
         n = len(w.inputs)
         inputs[row, :n], targets[row, :n], scored[row, w.first : n] = w.inputs, w.targets, True
-    wanted = torch.from_numpy(scored).to(device)
-    hidden = model.hidden(torch.from_numpy(inputs).to(device))[wanted]
-    nll, correct = token_scores(hidden, model.lm_head.weight, torch.from_numpy(targets).to(device)[wanted])
-    row_of = np.nonzero(scored)[0]
+    arrays = [torch.from_numpy(a).to(device) for a in (inputs, targets, scored)]
+    rows, nll, correct = _token_scores(model, *arrays) if crew is None else crew.token_scores(*arrays)
+    row_of = rows.cpu().numpy()
     sums.add(
         [w.document for w in batch],
         np.bincount(row_of, nll.double().cpu().numpy(), B).tolist(),
         np.bincount(row_of, minlength=B).tolist(),
         np.bincount(row_of, correct.cpu().numpy(), B).tolist(),
     )
+
+
+def _token_scores(model: Decoder, inputs: Tensor, targets: Tensor, scored: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    nll, correct = token_scores(model.hidden(inputs)[scored], model.lm_head.weight, targets[scored])
+    return scored.nonzero()[:, 0], nll, correct
 
 
 def token_scores(hidden: Tensor, weight: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:

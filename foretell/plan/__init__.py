@@ -1,6 +1,7 @@
 """Forecasts without torch: what a run costs and how good it gets, before it is made; and the verdict afterwards."""
 
 from foretell.plan.budget import Budget, parse_budget
+from foretell.plan.flops import parameters
 from foretell.plan.memory import COMPILER_BYTES
 from foretell.plan.outlook import forecast, plan
 from foretell.plan.size import completed, fits, size_for_budget, steps_for_budget
@@ -13,6 +14,7 @@ __all__ = [
     "completed",
     "fits",
     "forecast",
+    "parameters",
     "parse_budget",
     "peak_flops_per_second",
     "plan",

@@ -73,12 +73,14 @@ def completed(config: RunConfig, corpus: dict[str, Any] | None, machine: dict[st
     if t.global_batch_tokens is None and t.micro_batch_size:
         batch = max(1, round(batch / t.context / t.micro_batch_size)) * t.micro_batch_size * t.context
     steps = t.steps or max(1, round((t.tokens or 0) / batch))
-    sequences = batch // t.context
-    micro = t.micro_batch_size or _micro_batch(model, t, sequences, machine or {})
-    if sequences % micro:
+    sequences, dp = batch // t.context, config.parallel.dp_replicate * (config.parallel.dp_shard or 1)
+    micro = t.micro_batch_size or _micro_batch(model, t, max(1, sequences // dp), machine or {})
+    if sequences % (micro * dp):
+        unit = micro * dp * t.context
+        copies = f" x data parallel {dp}" if dp > 1 else ""
         raise ConfigError(
             f"train.global_batch_tokens ({batch:,}) must be a multiple of micro_batch_size {micro} x context "
-            f"{t.context:,} = {micro * t.context:,}; nearest: {max(1, round(sequences / micro)) * micro * t.context:,}"
+            f"{t.context:,}{copies} = {unit:,}; nearest: {max(1, round(batch / unit)) * unit:,}"
         )
     evaluated = min(max(int(EVALUATED_SHARE * steps * batch), FEWEST_EVALUATED), MOST_EVALUATED)
     train = t.model_copy(

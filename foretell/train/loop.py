@@ -5,45 +5,41 @@ and applies it. Everything that a step depends on - weights, optimiser state, ra
 the checkpoint, so a run that was killed and resumed is bit-identical to one that was not.
 
 What changes the loss, the model or the gradient is passed in; nothing copies this loop. It knows nothing of sizes,
-budgets or forecasts (see `train/run.py`), and nothing of more than one process.
+budgets or forecasts (see `train/run.py`). Whether one process trains or many, it asks its `Team` (`train/alone.py`).
 """
 
 from __future__ import annotations
 
 import math
+import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from foretell import checkpoint, evaluate, runtime
+from foretell import evaluate, runtime
+from foretell.checkpoint import Saver
 from foretell.config import TrainConfig
 from foretell.data import Data, batch
-from foretell.errors import CheckpointError, ForetellError, Interrupted
-from foretell.models.decoder import Decoder
+from foretell.errors import ForetellError, Interrupted
 from foretell.train import log as run_log
-from foretell.train import optim
-from foretell.train.guard import MOST_IN_A_ROW, Guard
+from foretell.train import optim, saved
+from foretell.train.alone import Team
+from foretell.train.guard import MOST_IN_A_ROW
 from foretell.train.loss import next_token_loss
+from foretell.train.saved import State
 from foretell.train.schedule import lr_factor
 
 Display = Callable[[dict[str, Any]], None]
+LossOf = Callable[[Tensor, Tensor, Tensor | None], Tensor]
+# A wish to stop is the number of the signal, or this: less than any.
+_OVER = 1
 _OBJECTIVES = {"next_token": next_token_loss}
-
-
-@dataclass
-class State:
-    """Where a run stands. Saved as JSON beside the tensors of every checkpoint."""
-
-    step: int = 0
-    tokens: int = 0
-    seconds: float = 0.0
-    guard: Guard = field(default_factory=Guard)
 
 
 @dataclass(frozen=True)
@@ -59,6 +55,7 @@ class Job:
     flops_per_token: float
     peak_flops_per_second: float
     limit_seconds: float | None = None
+    session: str = ""  # the same on all processes, and new for each start of several
 
     @property
     def steps(self) -> int:
@@ -85,52 +82,47 @@ def autocast(dtype: torch.dtype) -> AbstractContextManager[Any]:
     return nullcontext() if dtype == torch.float32 else torch.autocast(runtime.device().type, dtype)
 
 
-def micro_batches(job: Job, step: int) -> Iterator[tuple[Tensor, Tensor, Tensor | None]]:
-    """The global batch of `step`, cut into micro-batches of (inputs, targets, segments)."""
+def micro_batches(job: Job, step: int, rows: list[int]) -> Iterator[tuple[Tensor, Tensor, Tensor | None]]:
+    """Some rows of the global batch of `step`, cut into micro-batches of (inputs, targets, segments)."""
     c = job.config
-    arrays = batch(job.data, "train", seed=c.seed, step=step, batch_size=job.sequences, context=c.context)
+    arrays = batch(job.data, "train", seed=c.seed, step=step, batch_size=job.sequences, context=c.context, rows=rows)
     inputs, targets, segments = (torch.from_numpy(a).to(runtime.device()) for a in arrays)
-    for i in range(0, job.sequences, job.micro_batch_size):
+    for i in range(0, len(rows), job.micro_batch_size):
         part = slice(i, i + job.micro_batch_size)
         yield inputs[part], targets[part], segments[part] if job.packing == "within" else None
 
 
-def loss_function(job: Job, model: Decoder) -> Callable[[Tensor, Tensor, Tensor | None], Tensor]:
-    """Mean loss of a micro-batch, compiled where the run's execution path says so."""
+def loss_function(job: Job, team: Team) -> LossOf:
+    """Mean loss of this process's part of a micro-batch, compiled where the run's execution path says so."""
     chunk = job.config.loss_chunk_tokens
     objective = _OBJECTIVES[job.config.objective]
 
     def loss(inputs: Tensor, targets: Tensor, segments: Tensor | None) -> Tensor:
-        return objective(model, inputs, targets, segments, chunk)
+        return objective(team, inputs, targets, segments, chunk)
 
     return torch.compile(loss, dynamic=False) if job.compiled else loss
 
 
 def take_step(
-    job: Job,
-    model: Decoder,
-    loss_of: Callable[[Tensor, Tensor, Tensor | None], Tensor],
-    optimizers: list[torch.optim.Optimizer],
-    state: State,
+    job: Job, team: Team, loss_of: LossOf, optimizers: list[torch.optim.Optimizer], state: State
 ) -> dict[str, Any]:
     """One optimiser step. Returns its log event; a bad step is logged with its reason and not applied."""
     c = job.config
     lr = optim.set_lr(optimizers, lr_factor(state.step, job.steps, c))
-    loss = 0.0
-    for inputs, targets, segments in micro_batches(job, state.step):
-        share = inputs.shape[0] / job.sequences
+    loss, rows = 0.0, team.rows(job.sequences, job.micro_batch_size)
+    last = len(rows) // job.micro_batch_size - 1
+    for n, (inputs, targets, segments) in enumerate(micro_batches(job, state.step, rows)):
+        team.synchronise(n == last)
         with autocast(job.dtype):
-            micro_loss = loss_of(inputs, targets, segments) * share
+            micro_loss = loss_of(inputs, targets, segments) * team.share(inputs.shape[0], job.sequences)
         micro_loss.backward()
         loss += micro_loss.item()
-    limit = c.grad_clip or float("inf")
-    grad_norm = torch.nn.utils.clip_grad_norm_(model.parameters(), limit, foreach=True).item()
+    loss, grad_norm = team.finish(loss, c.grad_clip or math.inf)
     reason = state.guard.check(loss, grad_norm)
     if reason is None:
         for optimizer in optimizers:
             optimizer.step()
-    for optimizer in optimizers:
-        optimizer.zero_grad(set_to_none=True)
+    team.forget_gradients()
     state.step += 1
     state.tokens += job.batch_tokens
     event = {"event": "step", "step": state.step, "loss": loss, "lr": lr, "grad_norm": grad_norm}
@@ -145,11 +137,12 @@ def take_step(
 class _Session:
     """A run in this process: what it works with, its log, and its clock."""
 
-    model: Decoder
+    team: Team
     job: Job
     optimizers: list[torch.optim.Optimizer]
     state: State
-    log: run_log.Log
+    saver: Saver
+    log: run_log.Log | None  # the first process's
     show: Display
     started: float
 
@@ -162,15 +155,26 @@ class _Session:
         self.state.seconds = time.perf_counter() - self.started
 
     def record(self, event: dict[str, Any]) -> None:
-        self.log.write(**event)
+        if self.log is not None:
+            self.log.write(**event)
         self.show(event)
+        self.tell_saved()
+
+    def tell_saved(self) -> None:
+        """Raises CheckpointError where a save that went on beside the training has failed."""
+        while (step := self.saver.poll()) is not None:
+            self.show({"event": "save", "step": step})
 
     def save(self) -> None:
-        self.log.sync()
-        tensors = _tensors(self.model, self.optimizers)
-        checkpoint.save(self.checkpoints, self.state.step, tensors, asdict(self.state), self.job.config.keep)
-        self.show({"event": "save", "step": self.state.step})
+        """Take a snapshot; it is written while training goes on."""
+        if self.log is not None:
+            self.log.sync()
+        self.saver.save(self.state.step, saved.tensors(self.team, self.optimizers), self.state.record())
         self.tick()
+
+    def finish_saving(self) -> None:
+        self.saver.wait()
+        self.tell_saved()
 
     def timed(self, event: dict[str, Any], seconds: float) -> dict[str, Any]:
         """A step's event with what its time says."""
@@ -184,61 +188,79 @@ class _Session:
         return self.state.step % every == 0 and self.state.step < self.job.steps
 
 
-def run(model: Decoder, job: Job, *, resume: bool = False, display: Display | None = None) -> dict[str, Any]:
-    """Train `model` in place to `job.steps`. Returns steps, tokens, seconds, stopped, resumed_from.
+def run(team: Team, job: Job, *, resume: bool = False, display: Display | None = None) -> dict[str, Any]:
+    """Train the team's model in place to `job.steps`. Returns steps, tokens, seconds, stopped, resumed_from.
 
-    Raises Interrupted after saving when Ctrl-C or SIGTERM came, and ForetellError when too many steps in a row were
-    bad.
+    Raises Interrupted after saving when Ctrl-C or SIGTERM came to any process of the team, and ForetellError when too
+    many steps in a row were bad.
     """
-    session, resumed_from = _begun(model, job, resume, display or (lambda event: None))
-    state, loss_of = session.state, loss_function(job, model)
+    session, resumed_from = _begun(team, job, resume, display or (lambda event: None))
+    state, loss_of = session.state, loss_function(job, team)
     eval_every, save_every = job.config.needed("eval_every"), job.config.needed("save_every")
     stopped = "finished"
-    model.train()
+    team.model.train()
     with runtime.StopRequest() as stop:
         while state.step < job.steps:
             before = time.perf_counter()
-            event = take_step(job, model, loss_of, session.optimizers, state)
+            event = take_step(job, team, loss_of, session.optimizers, state)
             session.record(session.timed(event, time.perf_counter() - before))
             if state.guard.bad_in_a_row >= MOST_IN_A_ROW:
+                session.finish_saving()
                 raise ForetellError(_hopeless(state, event, session.checkpoints))
             if session.is_due(eval_every) or state.step == job.steps:
-                session.record(_validate(model, job, state))
+                session.record(_validate(team, job, state))
                 session.tick()
-            if stop.signum:
+            over = job.limit_seconds is not None and state.seconds > job.limit_seconds and state.step < job.steps
+            wish = team.agreed(stop.signum or _OVER * over)
+            if wish in (signal.SIGINT, signal.SIGTERM):
                 session.save()
-                raise Interrupted(_how_to_go_on(job, state), stop.signum)
-            if job.limit_seconds is not None and state.seconds > job.limit_seconds and state.step < job.steps:
+                session.finish_saving()
+                raise Interrupted(_how_to_go_on(job, state), wish)
+            if wish == _OVER:
                 stopped = f"stopped at step {state.step} of {job.steps}: {state.seconds:.0f} s is over the guard"
                 break
             if session.is_due(save_every):
                 session.save()
     session.save()
-    session.log.close()
+    session.finish_saving()
+    session.tick()
+    if session.log is not None:
+        session.log.close()
     ended = {"steps": state.step, "tokens": state.tokens, "seconds": state.seconds}
     return {**ended, "stopped": stopped, "resumed_from": resumed_from}
 
 
-def _begun(model: Decoder, job: Job, resume: bool, show: Display) -> tuple[_Session, int | None]:
+def _begun(team: Team, job: Job, resume: bool, show: Display) -> tuple[_Session, int | None]:
     """The session from the newest good checkpoint, or from the start; and the step it resumed from."""
-    optimizers = optim.build(model.named_parameters(), job.config, job.dtype)
+    optimizers = optim.build(team.named(), job.config, job.dtype, team.matrices)
     state, resumed_from, damaged = State(), None, list[str]()
+    checkpoints = job.folder / "checkpoints"
     if resume:
-        state, resumed_from, damaged = _restore(job.folder / "checkpoints", model, optimizers)
-    run_log.rewind(job.folder / "log.jsonl", state.step)
-    log = run_log.Log(job.folder / "log.jsonl")
+        state, resumed_from, damaged = saved.restore(checkpoints, team, optimizers)
+    saver = Saver(checkpoints, job.config.keep, rank=team.rank, ranks=team.ranks, session=job.session)
+    log = None
+    if team.rank == 0:
+        run_log.rewind(job.folder / "log.jsonl", state.step)
+        log = run_log.Log(job.folder / "log.jsonl")
     started = {"event": "start", "step": state.step, "steps": job.steps, "seconds": state.seconds}
     show({**started, "resumed_from": resumed_from, "skipped_checkpoints": damaged})
-    return _Session(model, job, optimizers, state, log, show, time.perf_counter() - state.seconds), resumed_from
+    begun = time.perf_counter() - state.seconds
+    return _Session(team, job, optimizers, state, saver, log, show, begun), resumed_from
 
 
-def _validate(model: Decoder, job: Job, state: State) -> dict[str, Any]:
+def _validate(team: Team, job: Job, state: State) -> dict[str, Any]:
     """The validation event of this step. Random state and training mode are left as they were."""
     c = job.config
     scores = evaluate.evaluate_split(
-        model, job.data, "valid", max_tokens=c.eval_tokens, context=c.context, batch_size=job.micro_batch_size
+        team.model,
+        job.data,
+        "valid",
+        max_tokens=c.eval_tokens,
+        context=c.context,
+        batch_size=job.micro_batch_size,
+        crew=team.crew,
     )
-    model.train()
+    team.model.train()
     return {
         "event": "eval",
         "step": state.step,
@@ -247,37 +269,6 @@ def _validate(model: Decoder, job: Job, state: State) -> dict[str, Any]:
         "tokens": state.tokens,
         "seconds": state.seconds,
     }
-
-
-def _tensors(model: Decoder, optimizers: list[torch.optim.Optimizer]) -> dict[str, Tensor]:
-    tensors = {f"model.{n}": p.detach() for n, p in model.named_parameters()}
-    tensors |= optim.state_tensors(model.named_parameters(), optimizers)
-    tensors["random.cpu"] = torch.get_rng_state()
-    if runtime.device().type == "cuda":
-        tensors["random.cuda"] = torch.cuda.get_rng_state()
-    return tensors
-
-
-@torch.no_grad()
-def _restore(
-    checkpoints: Path, model: Decoder, optimizers: list[torch.optim.Optimizer]
-) -> tuple[State, int | None, list[str]]:
-    """Load the newest good checkpoint: its state, its step, and why newer ones were passed over; fresh if none is."""
-    saved = checkpoint.load_latest(checkpoints)
-    if saved is None:
-        return State(), None, []
-    for name, p in model.named_parameters():
-        value = saved.tensors.get(f"model.{name}")
-        if value is None or value.shape != p.shape:
-            found = "absent" if value is None else tuple(value.shape)
-            raise CheckpointError(f"{saved.path}: {name} is {found}, the model wants {tuple(p.shape)}")
-        p.copy_(value)
-    optim.load_state_tensors(model.named_parameters(), optimizers, saved.tensors)
-    torch.set_rng_state(saved.tensors["random.cpu"])
-    if "random.cuda" in saved.tensors and runtime.device().type == "cuda":
-        torch.cuda.set_rng_state(saved.tensors["random.cuda"])
-    state = State(**{**saved.state, "guard": Guard(**saved.state["guard"])})
-    return state, state.step, [str(s) for s in saved.skipped]
 
 
 def _how_to_go_on(job: Job, state: State) -> str:

@@ -13,38 +13,30 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from foretell.distributed.placed import Placed
-from foretell.models.decoder import Decoder, document_mask
+from foretell.models.decoder import Decoder
 from foretell.models.moe import with_balance
+from foretell.train.alone import Team
 
 
 def next_token_loss(
-    model: Decoder, inputs: Tensor, targets: Tensor, segments: Tensor | None, chunk_tokens: int | None
+    team: Team, inputs: Tensor, targets: Tensor, segments: Tensor | None, chunk_tokens: int | None
 ) -> Tensor:
     """Mean negative log-likelihood in nats of targets (B, T), given inputs (B, T). A scalar in float32.
 
-    A mixture of experts adds its balance loss, which is no part of the likelihood.
+    Of several processes each gets the mean over its own positions. A mixture of experts adds its balance loss, which is
+    no part of the likelihood.
 
     segments: (B, T) document numbers to keep attention inside documents, or None. chunk_tokens: tokens a chunk of the
     cross-entropy, or None for all at once.
     """
-    mask = None if segments is None else document_mask(segments)
-    if model.config.num_experts is None:
-        return _cross_entropy(model, model.hidden(inputs, mask=mask).flatten(0, 1), targets.flatten(), chunk_tokens)
-    hidden, balance = with_balance(model, lambda: model.hidden(inputs, mask=mask))
-    loss = _cross_entropy(model, hidden.flatten(0, 1), targets.flatten(), chunk_tokens)
-    return loss if balance is None else loss + balance
-
-
-def placed_loss(
-    placed: Placed, inputs: Tensor, targets: Tensor, segments: Tensor | None, chunk_tokens: int | None
-) -> Tensor:
-    """The same on many processes, over this one's positions; arguments are the whole sequences of its micro-batch."""
-    hidden, balance = with_balance(placed.model, lambda: placed.hidden(inputs, segments))
-    hidden, flat = hidden.flatten(0, 1), placed.own(targets).flatten()
-    loss = placed.split_cross_entropy(hidden, flat, chunk_tokens)
+    if team.model.config.num_experts is None:
+        hidden, balance = team.hidden(inputs, segments), None
+    else:
+        hidden, balance = with_balance(team.model, lambda: team.hidden(inputs, segments))
+    hidden, flat = hidden.flatten(0, 1), team.own(targets).flatten()
+    loss = team.split_cross_entropy(hidden, flat, chunk_tokens)
     if loss is None:
-        loss = _cross_entropy(placed.model, hidden, flat, chunk_tokens)
+        loss = _cross_entropy(team.model, hidden, flat, chunk_tokens)
     return loss if balance is None else loss + balance
 
 

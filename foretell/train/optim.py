@@ -10,7 +10,7 @@ experts is a matrix like others, which learned better than at AdamW's rate for e
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from typing import Protocol
 
@@ -177,15 +177,18 @@ def set_lr(optimizers: list[torch.optim.Optimizer], factor: float) -> float:
     return float(optimizers[0].param_groups[0]["lr"])
 
 
-def state_tensors(parameters: Named, optimizers: list[torch.optim.Optimizer]) -> dict[str, Tensor]:
-    """The optimisers' state as named tensors: `optimizer.KEY.PARAMETER`."""
-    tensors = {}
+def state(parameters: Named, optimizers: list[torch.optim.Optimizer]) -> Iterator[tuple[str, str, Tensor]]:
+    """The optimisers' tensors: (name of the parameter, key, tensor)."""
     for name, p in parameters:
         for optimizer in optimizers:
             for key, value in optimizer.state.get(p, {}).items():
                 if isinstance(value, Tensor):
-                    tensors[f"optimizer.{key}.{name}"] = value
-    return tensors
+                    yield name, key, value
+
+
+def state_tensors(parameters: Named, optimizers: list[torch.optim.Optimizer]) -> dict[str, Tensor]:
+    """The same by name: `optimizer.KEY.PARAMETER`."""
+    return {f"optimizer.{key}.{name}": value for name, key, value in state(parameters, optimizers)}
 
 
 def load_state_tensors(parameters: Named, optimizers: list[torch.optim.Optimizer], tensors: dict[str, Tensor]) -> None:

@@ -9,22 +9,25 @@ budget.
 from __future__ import annotations
 
 import json
+import secrets
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from foretell import checkpoint, evaluate, plan, runtime
 from foretell import config as run_config
-from foretell import evaluate, plan, runtime
 from foretell.checkpoint import files
 from foretell.config import RunConfig
 from foretell.data import Data
-from foretell.errors import ConfigError
+from foretell.distributed.placed import Placed
+from foretell.errors import CheckpointError, ConfigError
 from foretell.models import hf
-from foretell.models.decoder import Decoder
+from foretell.plan import layout
 from foretell.train import log as run_log
 from foretell.train import loop, trial
+from foretell.train.alone import Alone, Team
 from foretell.train.loop import Display, Job
 
 GUARD = 1.25
@@ -51,36 +54,103 @@ def train(
     machine: the record of `foretell.calibrate`. resume: go on where the folder stands, or start where it is empty.
     Raises ConfigError when the folder exists and resume is off, or when a resume would change the execution path.
     """
-    run = Path(run)
-    show = display or (lambda event: None)
+    begin(config, data, run, 1, machine=machine, resume=resume, allow_drift=allow_drift, display=display)
+    return go_on(run, data, resume=resume, display=display)
+
+
+def begin(
+    config: RunConfig,
+    data: Data,
+    run: Path,
+    processes: int,
+    *,
+    machine: dict[str, Any],
+    resume: bool = False,
+    allow_drift: bool = False,
+    display: Display | None = None,
+) -> None:
+    """Make the folder `run` ready for `go_on` in so many processes: every decision made and written into it."""
+    run, show = Path(run), display or (lambda event: None)
     torch.set_num_threads(runtime.threads())
     _claim(run, resume)
     if (run / "measured.json").exists():
-        stored = json.loads((run / "measured.json").read_text(encoding="utf-8"))
-        return {k: stored.get(k) for k in RESULT_FIELDS} | {"run": str(run), "model": str(run / "model")}
+        return
     if (run / "config.toml").exists():
         config = _stored_config(run, config, data, machine, allow_drift)
+        _divided(config, processes)
         forecast = json.loads((run / "plan.json").read_text(encoding="utf-8"))
     else:
-        config, forecast = decide(config, data, machine, show)
+        config, forecast = decide(_divided(config, processes), data, machine, show)
         _write_folder(run, config, forecast, data, machine)
     show({"event": "plan", "plan": forecast, "config": config})
-    c = config.train
-    model = trial.built(config.model, c.dropout or 0.0, c.seed, c.attention)
-    job = _job(config, data, run, machine, forecast)
+
+
+def go_on(run: Path, data: Data, *, resume: bool, display: Display | None = None) -> dict[str, Any]:
+    """Train what `begin` made ready, in this process or, where several were started, together with the others."""
+    run, show = Path(run), display or (lambda event: None)
+    torch.set_num_threads(runtime.threads())
+    if (run / "measured.json").exists():
+        stored = json.loads((run / "measured.json").read_text(encoding="utf-8"))
+        return {k: stored.get(k) for k in RESULT_FIELDS} | {"run": str(run), "model": str(run / "model")}
+    config = run_config.load(run / "config.toml")
+    forecast, machine = (json.loads((run / n).read_text(encoding="utf-8")) for n in ("plan.json", "machine.json"))
+    team = _team(config)
+    job = _job(config, data, run, machine, forecast, team.told(secrets.token_hex(8)))
     runtime.reset_peak_memory()
-    outcome = loop.run(model, job, resume=resume, display=show)
+    outcome = loop.run(team, job, resume=resume, display=show)
     peak = runtime.peak_memory_bytes()
     show({"event": "evaluating", "split": "valid"})
-    measured = _measured(run, config, data, model, forecast, outcome, peak)
-    hf.save(model, data.tokenizer, run / "model")
+    measured = _measured(run, config, data, team, forecast, outcome, peak)
+    scores = None
     if data.index["splits"].get("test", {}).get("tokens"):
         show({"event": "evaluating", "split": "test"})
-        scores = _scores(model, data, "test", config)
-        _write_json(run / "eval.json", {"split": "test", **scores})
-        show({"event": "scores", "split": "test", "scores": scores})
-    _write_json(run / "measured.json", measured)
+        scores = _scores(team, data, "test", config)
+    if team.rank == 0:
+        _export(run, config, data, team)
+        if scores is not None:
+            _write_json(run / "eval.json", {"split": "test", **scores})
+            show({"event": "scores", "split": "test", "scores": scores})
+        _write_json(run / "measured.json", measured)
+    team.agreed(0)  # nobody leaves before the folder is whole
     return {k: measured.get(k) for k in RESULT_FIELDS}
+
+
+def _divided(config: RunConfig, processes: int) -> RunConfig:
+    """The config with [parallel] complete for so many processes. Raises ConfigError where it means another number."""
+    d = layout.degrees(config.parallel, processes)
+    if processes == 1:
+        return config
+    if config.train.compile == "on":
+        raise ConfigError(f"train.compile=on cannot be had on {processes} processes yet; leave it out")
+    return run_config.updated(config, parallel={"dp_shard": d.dp_shard}, train={"compile": "off"})
+
+
+def _team(config: RunConfig) -> Team:
+    c, processes = config.train, runtime.world_size()
+    if processes == 1:
+        return Alone(trial.built(config.model, c.dropout or 0.0, c.seed, c.attention))
+    d = layout.degrees(config.parallel, processes)
+    layout.check(d, config.parallel, config.model, c.context, c.needed("global_batch_tokens") // c.context)
+    return Placed(
+        config.model,
+        config.parallel,
+        c.context,
+        seed=c.seed,
+        dropout=c.dropout or 0.0,
+        kernel=c.attention,
+        dtype=runtime.dtype(c.dtype),
+    )
+
+
+def _export(run: Path, config: RunConfig, data: Data, team: Team) -> None:
+    """The Hugging Face folder: from memory, or from the checkpoint that all processes have just written."""
+    if isinstance(team, Alone):
+        hf.save(team.model, data.tokenizer, run / "model")
+        return
+    last = checkpoint.open_latest(run / "checkpoints", "model.")
+    if last is None:
+        raise CheckpointError(f"{run / 'checkpoints'}: no checkpoint to export; resume the run")
+    hf.write(config.model, last.tensors("model."), data.tokenizer, run / "model")
 
 
 def decide(config: RunConfig, data: Data, machine: dict[str, Any], show: Display) -> tuple[RunConfig, dict[str, Any]]:
@@ -190,7 +260,9 @@ def _write_json(path: Path, value: dict[str, Any]) -> None:
     files.write_atomic(path, (json.dumps(value, ensure_ascii=False, indent=1) + "\n").encode())
 
 
-def _job(config: RunConfig, data: Data, run: Path, machine: dict[str, Any], forecast: dict[str, Any]) -> Job:
+def _job(
+    config: RunConfig, data: Data, run: Path, machine: dict[str, Any], forecast: dict[str, Any], session: str
+) -> Job:
     budget = plan.parse_budget(config.train.budget) if config.train.budget else None
     limit = budget.seconds * GUARD if budget is not None and budget.seconds is not None else None
     return Job(
@@ -203,14 +275,16 @@ def _job(config: RunConfig, data: Data, run: Path, machine: dict[str, Any], fore
         flops_per_token=forecast["flops_per_token"],
         peak_flops_per_second=plan.peak_flops_per_second(machine),
         limit_seconds=limit,
+        session=session,
     )
 
 
-def _scores(model: Decoder, data: Data, split: str, config: RunConfig) -> dict[str, Any]:
+def _scores(team: Team, data: Data, split: str, config: RunConfig) -> dict[str, Any]:
     """A whole split scored, in windows of [evaluate], else of the training's context."""
     e, t = config.evaluate, config.train
+    context = (e.context if team.crew is None else None) or t.context  # a crew's windows are the training's
     return evaluate.evaluate_split(
-        model, data, split, context=e.context or t.context, stride=e.stride, batch_size=t.micro_batch_size
+        team.model, data, split, context=context, stride=e.stride, batch_size=t.micro_batch_size, crew=team.crew
     )
 
 
@@ -218,14 +292,14 @@ def _measured(
     run: Path,
     config: RunConfig,
     data: Data,
-    model: Decoder,
+    team: Team,
     forecast: dict[str, Any],
     outcome: dict[str, Any],
     peak_bytes: int,
 ) -> dict[str, Any]:
     """measured.json: the forecast's fields as they came out, and the result of the verb."""
     c = config.train
-    scores = _scores(model, data, "valid", config)
+    scores = _scores(team, data, "valid", config)
     steps = [e for e in run_log.read(run / "log.jsonl") if e["event"] == "step"]
     rates = sorted(e["tokens_per_second"] for e in steps)
     median_rate = rates[len(rates) // 2]
@@ -242,7 +316,7 @@ def _measured(
         "flops_per_token": forecast["flops_per_token"],
         "flops_total": forecast["flops_per_token"] * outcome["tokens"],
         "memory_bytes": {"peak": peak_bytes},
-        "parameters": {"total": sum(p.numel() for p in model.parameters())},
+        "parameters": {"total": plan.parameters(config.model)["total"]},
         "loss": scores["loss"],
         "perplexity": scores["perplexity"],
         "bits_per_byte": scores["bits_per_byte"],

@@ -24,7 +24,9 @@ from foretell.data import Data
 from foretell.models.attention import attend
 from foretell.models.decoder import Decoder
 from foretell.train import optim
-from foretell.train.loop import Job, State, loss_function, take_step
+from foretell.train.alone import Alone
+from foretell.train.loop import Job, loss_function, take_step
+from foretell.train.saved import State
 
 # The probe is part of the loss law's definition: change it and the prior must be recorded again.
 PROBE_MODEL = ModelConfig(hidden_size=128, num_hidden_layers=2)
@@ -156,12 +158,13 @@ def choose_path(
 
 def _timed_steps(job: Job, model: Decoder, steps: int, least_seconds: float = 0.0) -> list[float]:
     """Wall seconds of each of the first `steps` steps, and of more until `least_seconds` after the first are over."""
-    optimizers = optim.build(model.named_parameters(), job.config, job.dtype)
-    loss_of = loss_function(job, model)
+    team = Alone(model)
+    optimizers = optim.build(team.named(), job.config, job.dtype)
+    loss_of = loss_function(job, team)
     state, seconds = State(), list[float]()
     model.train()
     while len(seconds) < steps or sum(seconds[1:]) < least_seconds:
         started = time.perf_counter()
-        take_step(job, model, loss_of, optimizers, state)
+        take_step(job, team, loss_of, optimizers, state)
         seconds.append(time.perf_counter() - started)
     return seconds

@@ -1,0 +1,90 @@
+"""Several processes for one run: torch elastic starts them, starts all again when one dies, and ends them together.
+
+A worker that ends for a reason a user can mend, or because it was asked to, leaves that reason in the report folder and
+counts as done, so that only what died is started again. `run` hands the first such reason on.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+import tempfile
+from pathlib import Path
+
+from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
+from torch.distributed.elastic.multiprocessing.api import SignalException
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+from foretell import runtime
+from foretell.errors import ForetellError, Interrupted
+
+_ENDED = "ended.json"
+
+
+def run(command: list[str], processes: int, max_restarts: int) -> None:
+    """Run `command` in so many processes on this machine until all are done.
+
+    Raises what one of them left with `leave_reason`, and ForetellError when they died more than `max_restarts` times.
+    """
+    with tempfile.TemporaryDirectory(prefix="foretell-") as report:
+        runtime.prepare_workers(processes, Path(report))
+        config = LaunchConfig(
+            min_nodes=1,
+            max_nodes=1,
+            nproc_per_node=processes,
+            rdzv_backend="c10d",
+            rdzv_endpoint="localhost:0",
+            run_id=Path(report).name,
+            max_restarts=max_restarts,
+            monitor_interval=0.1,
+            logs_specs=DefaultLogsSpecs(log_dir=report),
+        )
+        logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
+        signum, died = 0, ""
+        try:
+            elastic_launch(config, command[0])(*command[1:])
+        except SignalException as e:
+            signum = int(e.sigval)
+        except ChildFailedError as e:
+            rank, failure = e.get_first_failure()
+            died = f"rank {rank} ended with {failure.signal_name() if failure.exitcode < 0 else failure.exitcode}"
+        _hand_on(Path(report) / _ENDED, processes, signum, died, max_restarts)
+
+
+def _hand_on(ended: Path, processes: int, signum: int, died: str, max_restarts: int) -> None:
+    if ended.exists():
+        left = json.loads(ended.read_text(encoding="utf-8"))
+        if left["signum"]:
+            raise Interrupted(left["message"], left["signum"])
+        raise ForetellError(left["message"])
+    if signum:
+        raise Interrupted("the processes were ended before all had saved; go on with --resume", signum)
+    if died:
+        raise ForetellError(
+            f"{died}, and so did one of {processes} processes each of {max_restarts + 1} times; see above"
+        )
+
+
+def ended_before() -> bool:
+    """Whether another worker of this launch has left its reason: then a restart has nothing to do."""
+    folder = runtime.worker_report()
+    return folder is not None and (folder / _ENDED).exists()
+
+
+def leave_reason(e: ForetellError) -> None:
+    """For a worker: leave why it ends. The first one counts."""
+    folder = runtime.worker_report()
+    if folder is None:
+        raise e
+    signum = e.exit_code - 128 if isinstance(e, Interrupted) else 0
+    partial = folder / f"ended-{runtime.rank()}.json"
+    partial.write_text(json.dumps({"message": str(e), "signum": signum}), encoding="utf-8")
+    if not (folder / _ENDED).exists():
+        partial.rename(folder / _ENDED)
+
+
+def command(*arguments: str) -> list[str]:
+    """The command line of a worker: this program with other arguments."""
+    return [sys.executable, "-m", "foretell.cli", *arguments]

@@ -1,0 +1,160 @@
+"""The whole model on this process: what the training loop asks of a `Team`, answered without any other process.
+
+`distributed.placed.Placed` gives the same answers for many. The loop knows neither.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from foretell import runtime
+from foretell.checkpoint import Piece
+from foretell.evaluate.scoring import Crew
+from foretell.models.decoder import Decoder, document_mask
+from foretell.train.optim import Matrices
+
+
+class Team(Protocol):
+    """The processes that train one model, as seen from one of them."""
+
+    model: Decoder
+    rank: int
+    ranks: int
+
+    @property
+    def matrices(self) -> Matrices | None:
+        """What Muon works on, where this process does not hold its matrices whole."""
+        ...
+
+    @property
+    def crew(self) -> Crew | None:
+        """Who evaluates, where it is not the model alone."""
+        ...
+
+    def hidden(self, inputs: Tensor, segments: Tensor | None) -> Tensor:
+        """Hidden states of this process's positions of inputs (B, T); segments: (B, T), to keep documents apart."""
+        ...
+
+    def own(self, x: Tensor) -> Tensor:
+        """This process's positions of x (B, T)."""
+        ...
+
+    def split_cross_entropy(self, hidden: Tensor, targets: Tensor, chunk: int | None) -> Tensor | None:
+        """The mean loss of hidden (N, D) at targets (N,) where no process has the whole vocabulary, else None."""
+        ...
+
+    def named(self) -> list[tuple[str, nn.Parameter]]:
+        """What the optimiser works on, by its name in the whole model."""
+        ...
+
+    def rows(self, sequences: int, micro_batch_size: int) -> list[int]:
+        """Which sequences of a global batch are this process's, micro-batch after micro-batch."""
+        ...
+
+    def share(self, sequences: int, of: int) -> float:
+        """What the mean loss of this process's part of `sequences` counts in the mean of a batch of `of`."""
+        ...
+
+    def synchronise(self, on: bool) -> None:
+        """Whether the next backward pass completes the gradients; only a step's last one need do so."""
+        ...
+
+    def finish(self, loss: float, limit: float) -> tuple[float, float]:
+        """The global loss and gradient norm, once all backward passes are done; gradients are clipped to `limit`."""
+        ...
+
+    def forget_gradients(self) -> None:
+        """After a step."""
+        ...
+
+    def agreed(self, number: int) -> int:
+        """The largest of the numbers that the processes give."""
+        ...
+
+    def told(self, text: str) -> str:
+        """The text that the first process gives."""
+        ...
+
+    def named_once(self, name: str) -> str:
+        """A name that no other process uses, from rank 1 on."""
+        ...
+
+    def piece(self, name: str, value: Tensor) -> Tensor | Piece | None:
+        """What of a tensor shaped like this process's part of parameter `name` it has to save; None: another does."""
+        ...
+
+    def box(self, name: str) -> Any:
+        """The box of parameter `name` that is here; None for all of it."""
+        ...
+
+
+class Alone:
+    """A team of one."""
+
+    rank, ranks = 0, 1
+    matrices: Matrices | None = None
+    crew: Crew | None = None
+
+    def __init__(self, model: Decoder) -> None:
+        self.model = model
+
+    def hidden(self, inputs: Tensor, segments: Tensor | None) -> Tensor:
+        return self.model.hidden(inputs, mask=None if segments is None else document_mask(segments))
+
+    def own(self, x: Tensor) -> Tensor:
+        return x
+
+    def split_cross_entropy(self, hidden: Tensor, targets: Tensor, chunk: int | None) -> Tensor | None:
+        return None
+
+    def named(self) -> list[tuple[str, nn.Parameter]]:
+        return list(self.model.named_parameters())
+
+    def rows(self, sequences: int, micro_batch_size: int) -> list[int]:
+        return list(range(sequences))
+
+    def share(self, sequences: int, of: int) -> float:
+        return sequences / of
+
+    def synchronise(self, on: bool) -> None:
+        pass
+
+    def finish(self, loss: float, limit: float) -> tuple[float, float]:
+        return loss, torch.nn.utils.clip_grad_norm_(self.model.parameters(), limit, foreach=True).item()
+
+    def forget_gradients(self) -> None:
+        self.model.zero_grad(set_to_none=True)
+
+    def agreed(self, number: int) -> int:
+        return number
+
+    def told(self, text: str) -> str:
+        return text
+
+    def named_once(self, name: str) -> str:
+        return name
+
+    def piece(self, name: str, value: Tensor) -> Tensor | Piece | None:
+        return value
+
+    def box(self, name: str) -> Any:
+        return None
+
+
+def random_state() -> dict[str, Tensor]:
+    """This process's random state, by the generator's name."""
+    states = {"random.cpu": torch.get_rng_state()}
+    if runtime.device().type == "cuda":
+        states["random.cuda"] = torch.cuda.get_rng_state()
+    return states
+
+
+def set_random_state(states: dict[str, Tensor]) -> None:
+    """The inverse of `random_state`; what is absent is left as it is."""
+    if "random.cpu" in states:
+        torch.set_rng_state(states["random.cpu"])
+    if "random.cuda" in states and runtime.device().type == "cuda":
+        torch.cuda.set_rng_state(states["random.cuda"])
