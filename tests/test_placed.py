@@ -123,8 +123,9 @@ def test_every_layout_learns_as_one_process(layout: str, optimizer: str) -> None
 
 
 @pytest.mark.parametrize("layout", [{"dp_shard": 2, "ep": 2}, {"dp_shard": 2, "tp": 2}, {"dp_shard": 4, "ep": 2}])
-def test_experts_learn_as_on_one_process(layout: dict[str, Any]) -> None:
-    compared(EXPERTS, layout, layout["dp_shard"] * layout.get("tp", 1), "adamw")
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_experts_learn_as_on_one_process(layout: dict[str, Any], optimizer: str) -> None:
+    compared(EXPERTS, layout, layout["dp_shard"] * layout.get("tp", 1), optimizer)
 
 
 @pytest.mark.parametrize("layout", ["cp", "cp-gather", "tp"])

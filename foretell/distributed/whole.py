@@ -49,7 +49,8 @@ class WholeMatrices:
         for r in numbers:
             _scattered(received[r], [boxes[n][r] for n in mine], wholes)
         if wholes:
-            wholes = list(whole(torch.stack(wholes)).unbind(0))
+            together = torch.stack(wholes)
+            wholes = list(whole(together.flatten(0, -3)).view_as(together).unbind(0))
         back = [torch.cat([momenta[0].new_empty(0), *_pieces(wholes, [boxes[n][r] for n in mine])]) for r in numbers]
         answers = self._exchange(back, [s.numel() for s in sent])
         updates = list(momenta)

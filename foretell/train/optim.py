@@ -57,7 +57,7 @@ class Matrices(Protocol):
     def updates(
         self, parts: list[nn.Parameter], momenta: list[Tensor], whole: Callable[[Tensor], Tensor]
     ) -> list[Tensor]:
-        """This process's parts of `whole` (stacked matrices to the same) of the momenta, all of one whole shape."""
+        """This process's parts of `whole` (stacked matrices to the same) of the momenta, which are used up."""
         ...
 
 
@@ -70,7 +70,9 @@ class _AllHere:
     def updates(
         self, parts: list[nn.Parameter], momenta: list[Tensor], whole: Callable[[Tensor], Tensor]
     ) -> list[Tensor]:
-        return list(whole(torch.stack(momenta)).unbind(0))
+        together = torch.stack(momenta)
+        momenta.clear()  # they would take as much again at the peak
+        return list(whole(together.flatten(0, -3)).view_as(together).unbind(0))
 
 
 class Muon(torch.optim.Optimizer):
@@ -105,8 +107,8 @@ class Muon(torch.optim.Optimizer):
                     self.state[p]["momentum_buffer"] = torch.zeros_like(p)
             buffers = [self.state[p]["momentum_buffer"] for p in params]
             torch._foreach_lerp_(buffers, gradients, 1 - momentum)
-            momenta = list(torch._foreach_lerp(gradients, buffers, momentum))
-            updates = self.matrices.updates(params, momenta, partial(orthogonalise, dtype=self.dtype))
+            whole = partial(orthogonalise, dtype=self.dtype)
+            updates = self.matrices.updates(params, list(torch._foreach_lerp(gradients, buffers, momentum)), whole)
             weights: list[Tensor] = list(params)
             if decay:
                 torch._foreach_mul_(weights, 1 - lr * decay)
