@@ -8,6 +8,7 @@ Every term is a count of tensors alive at the peak, derived from the code of `mo
 - attention by products keeps its probabilities too, and takes three arrays of a block for a moment;
 - logits: the full cross-entropy holds three arrays of tokens x V at its peak (the log-softmax, its gradient and the
   gradient of the logits), the chunked one two chunks, and twice the gradients of hidden states and head;
+- snapshot: weights and optimiser's tensors once more, for the checkpoint that is written while training goes on;
 - workspace: what the optimiser takes for a moment after the backward pass;
 - the process itself: interpreter, libraries and thread stacks, measured when the machine was calibrated;
 - the allocator: what glibc holds and cannot use, because gradients and the optimiser's arrays do not fit into the holes
@@ -165,13 +166,15 @@ def memory_bytes(m: ModelConfig, t: TrainConfig, process_bytes: float | None = N
     live = max(activations + passing + (states["gradients"] if several else 0), states["gradients"] + workspace)
     # Gradients and workspace find no room among the activations' holes, so they come on top of a peak they are not in.
     held = HELD_BYTES + HELD_SHARE * live + min(workspace, activations) + (0 if several else states["gradients"])
+    snapshot = states["weights"] + states["optimizer"]  # from the first save on: what is being written
     return {
         "states": sum(states.values()),
         "activations": activations,
         "logits": logits,
         "workspace": workspace,
+        "snapshot": snapshot,
         "allocator": held,
         "process": process,
         "live": states["weights"] + states["optimizer"] + live,
-        "peak": process + states["weights"] + states["optimizer"] + live + held,
+        "peak": process + states["weights"] + states["optimizer"] + live + held + snapshot,
     }
