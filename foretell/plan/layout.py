@@ -111,8 +111,8 @@ def check(d: Degrees, p: ParallelConfig, model: ModelConfig, context: int, seque
     """Raises ConfigError where a resolved model, the context or the batch cannot be divided so."""
     for what, size, axis, degree in _divisions(d, p, model, context, sequences):
         if size % degree:
-            near = max(degree, round(size / degree) * degree)
-            raise ConfigError(f"{what} ({size:,}) must be a multiple of {axis} = {degree:,}; nearest: {near:,}")
+            more = -(-size // degree) * degree
+            raise ConfigError(f"{what} ({size:,}) must be a multiple of {axis} = {degree:,}; the next is {more:,}")
 
 
 def _divisions(

@@ -77,10 +77,11 @@ def begin(
         return
     if (run / "config.toml").exists():
         config = _stored_config(run, config, data, machine, allow_drift)
-        _divided(config, processes)
+        _check_layout(config, processes)
         forecast = json.loads((run / "plan.json").read_text(encoding="utf-8"))
     else:
         config, forecast = decide(_divided(config, processes), data, machine, show)
+        _check_layout(config, processes)
         _write_folder(run, config, forecast, data, machine)
     show({"event": "plan", "plan": forecast, "config": config})
 
@@ -125,12 +126,16 @@ def _divided(config: RunConfig, processes: int) -> RunConfig:
     return run_config.updated(config, parallel={"dp_shard": d.dp_shard}, train={"compile": "off"})
 
 
-def _team(config: RunConfig) -> Team:
-    c, processes = config.train, runtime.world_size()
-    if processes == 1:
-        return Alone(trial.built(config.model, c.dropout or 0.0, c.seed, c.attention))
+def _check_layout(config: RunConfig, processes: int) -> None:
+    c = config.train
     d = layout.degrees(config.parallel, processes)
     layout.check(d, config.parallel, config.model, c.context, c.needed("global_batch_tokens") // c.context)
+
+
+def _team(config: RunConfig) -> Team:
+    c = config.train
+    if runtime.world_size() == 1:
+        return Alone(trial.built(config.model, c.dropout or 0.0, c.seed, c.attention))
     return Placed(
         config.model,
         config.parallel,
