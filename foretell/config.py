@@ -212,8 +212,10 @@ class ParallelConfig(Table):
         None, gt=0, description="FSDP2: processes that share one copy; unset: all that are left"
     )
     tp: int = Field(1, gt=0, description="tensor and sequence parallelism, inside layers")
+    pp: int = Field(1, gt=0, description="pipeline stages")
     cp: int = Field(1, gt=0, description="context parallelism: parts of a sequence")
     ep: int = Field(1, gt=0, description="expert parallelism; a divisor of dp_shard")
+    schedule: Literal["1f1b", "gpipe", "interleaved", "zero-bubble"] = Field("1f1b", description="of the pipeline")
     context_exchange: Literal["auto", "ulysses", "gather"] = Field(
         "auto", description="what cp sends: heads, or all keys and values; auto: ulysses where it can"
     )

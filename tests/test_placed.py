@@ -3,6 +3,7 @@
 One process is the plain Decoder trained by plain torch; nothing of foretell.distributed is in it.
 """
 
+from functools import partial
 from typing import Any
 
 import pytest
@@ -15,10 +16,11 @@ from foretell.distributed.placed import Placed
 from foretell.models.decoder import Decoder
 from foretell.train import optim
 from foretell.train.alone import Alone
-from foretell.train.loss import next_token_loss
+from foretell.train.loss import head_loss, next_token_loss
 
 STEPS, SEQUENCES, CONTEXT, MICRO, VOCABULARY = 20, 8, 32, 1, 128
 DENSE = ModelConfig(hidden_size=64, num_hidden_layers=2, num_key_value_heads=2).resolved(VOCABULARY, CONTEXT)
+DEEP = ModelConfig(hidden_size=64, num_hidden_layers=4, num_key_value_heads=2).resolved(VOCABULARY, CONTEXT)
 EXPERTS = ModelConfig(
     hidden_size=64,
     num_hidden_layers=2,
@@ -68,15 +70,18 @@ def together(model: ModelConfig, train: TrainConfig, parallel: ParallelConfig, w
     curve = []
     for step in range(STEPS):
         inputs, targets, segments = batch_of(step)
-        rows = placed.rows(SEQUENCES, MICRO)
+        rows, share = placed.rows(SEQUENCES, MICRO), placed.share(MICRO, SEQUENCES)
+        own = [rows[i : i + MICRO] for i in range(0, len(rows), MICRO)]
+        batches = [(inputs[r], targets[r], segments[r] if within else None) for r in own]
         loss = 0.0
-        for i in range(0, len(rows), MICRO):
-            own = rows[i : i + MICRO]
-            placed.synchronise(i + MICRO == len(rows))
-            part = next_token_loss(placed, inputs[own], targets[own], segments[own] if within else None, 16)
-            share = part * placed.share(MICRO, SEQUENCES)
-            share.backward()
-            loss += share.item()
+        if placed.pipeline is not None:
+            loss = placed.pipeline.step(batches, partial(head_loss, placed, chunk_tokens=16), share)
+        else:
+            for n, batch in enumerate(batches):
+                placed.synchronise(n == len(batches) - 1)
+                part = next_token_loss(placed, *batch, 16) * share
+                part.backward()
+                loss += part.item()
         loss, norm = placed.finish(loss, 1.0)
         for o in optimizers:
             o.step()
@@ -112,6 +117,12 @@ LAYOUTS = {
     "cp-gather": ({"cp": 2, "dp_shard": 1, "context_exchange": "gather"}, 2),
     "dp-tp": ({"dp_shard": 2, "tp": 2}, 4),
     "dp-cp": ({"dp_shard": 2, "cp": 2}, 4),
+    "gpipe": ({"pp": 2, "dp_shard": 1, "schedule": "gpipe"}, 2),
+    "1f1b": ({"pp": 2, "dp_shard": 1}, 2),
+    "interleaved": ({"pp": 2, "dp_shard": 1, "schedule": "interleaved"}, 2),
+    "zero-bubble": ({"pp": 2, "dp_shard": 1, "schedule": "zero-bubble"}, 2),
+    "pp-cp": ({"pp": 2, "cp": 2, "dp_shard": 1}, 4),
+    "pp-dp-tp": ({"pp": 2, "dp_shard": 2, "tp": 2}, 8),
     "recompute": ({"tp": 2, "dp_shard": 1, "recompute": "full"}, 2),
 }
 
@@ -119,15 +130,17 @@ LAYOUTS = {
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw", "muon"])
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_every_layout_learns_as_one_process(layout: str, optimizer: str) -> None:
-    compared(DENSE, *LAYOUTS[layout], optimizer)
+    compared(DEEP if layout in ("interleaved", "zero-bubble") else DENSE, *LAYOUTS[layout], optimizer)
 
 
-@pytest.mark.parametrize("layout", [{"dp_shard": 2, "ep": 2}, {"dp_shard": 2, "tp": 2}, {"dp_shard": 4, "ep": 2}])
+@pytest.mark.parametrize(
+    "layout", [{"dp_shard": 2, "ep": 2}, {"dp_shard": 2, "tp": 2}, {"dp_shard": 2, "ep": 2, "pp": 2}]
+)
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
 def test_experts_learn_as_on_one_process(layout: dict[str, Any], optimizer: str) -> None:
-    compared(EXPERTS, layout, layout["dp_shard"] * layout.get("tp", 1), optimizer)
+    compared(EXPERTS, layout, layout["dp_shard"] * layout.get("tp", 1) * layout.get("pp", 1), optimizer)
 
 
-@pytest.mark.parametrize("layout", ["cp", "cp-gather", "tp"])
+@pytest.mark.parametrize("layout", ["cp", "cp-gather", "tp", "1f1b"])
 def test_documents_stay_apart_on_every_layout(layout: str) -> None:
     compared(DENSE, *LAYOUTS[layout], "adamw", within=True)

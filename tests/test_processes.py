@@ -73,7 +73,7 @@ def alone(request: pytest.FixtureRequest, text: Path, tmp_path_factory: pytest.T
 
 
 def layout(**degrees: int) -> list[str]:
-    return [f"parallel.{k}={degrees.get(k, 1)}" for k in ("dp_replicate", "dp_shard", "tp", "cp", "ep")]
+    return [f"parallel.{k}={degrees.get(k, 1)}" for k in ("dp_replicate", "dp_shard", "tp", "pp", "cp", "ep")]
 
 
 def test_a_run_moves_from_layout_to_layout(text: Path, tmp_path: Path, alone: tuple[str, Path]) -> None:
@@ -83,7 +83,8 @@ def test_a_run_moves_from_layout_to_layout(text: Path, tmp_path: Path, alone: tu
         (4, layout(dp_shard=4), 5),
         (2, layout(tp=2), 11),
         (1, layout(), 14),
-        (4, layout(dp_replicate=2, cp=2), 19),
+        (4, layout(dp_replicate=2, cp=2), 17),
+        (4, layout(pp=2, dp_shard=2), 20),
         (4, layout(dp_shard=2, tp=2), None),
     ]
     for ranks, axes, stop_at in moves:

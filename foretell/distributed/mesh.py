@@ -62,6 +62,11 @@ class Mesh:
         """Those that see different tokens in the same layers."""
         return self._joined("tokens", "dp_replicate", "dp_outer", "ep", "cp")
 
+    @cached_property
+    def scorers(self) -> DeviceMesh:
+        """Those that score different tokens, or have another stage of the same."""
+        return self._joined("scorers", "pp", "dp_replicate", "dp_outer", "ep", "cp")
+
     def group(self, axis: str) -> dist.ProcessGroup:
         """The group along one axis."""
         return self.whole[axis].get_group()

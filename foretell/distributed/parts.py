@@ -36,6 +36,7 @@ class Part:
     offset: tuple[int, ...]
     shape: tuple[int, ...]  # of the whole
     split: Split
+    is_copy: bool = False  # of a tied table, on the last stage of a pipeline; the first one's is saved and counted
 
     def gradient(self) -> Tensor | None:
         """This part's gradient as a plain tensor."""
@@ -43,8 +44,16 @@ class Part:
         return grad.to_local() if isinstance(grad, DTensor) else grad
 
 
+def whole_name(path: str, tied: bool) -> str:
+    """The name in the whole model of a parameter of a stage."""
+    return "model.embed_tokens.weight" if tied and path == "lm_head.weight" else path
+
+
 def narrow(model: Decoder, mesh: Mesh) -> dict[str, tuple[int, ...]]:
-    """Replace each parameter of a model on the meta device by memory for this rank's part. Returns the whole shapes."""
+    """Replace each parameter of a model on the meta device by memory for this rank's part.
+
+    Returns the whole shapes by the names they have here.
+    """
     shapes: dict[str, tuple[int, ...]] = {}
     made: dict[nn.Parameter, nn.Parameter] = {}
     for path, p in list(model.named_parameters(remove_duplicate=False)):
@@ -86,7 +95,7 @@ def fill(model: Decoder, config: ModelConfig, mesh: Mesh, shapes: dict[str, tupl
     model.model.cos, model.model.sin = cos.to(runtime.device()), sin.to(runtime.device())
     for name, p in model.named_parameters():
         offset, _ = before_fsdp(name, shapes[name], mesh.degrees, mesh.place)
-        initial.fill(p, name, offset, shapes[name], config, seed)
+        initial.fill(p, whole_name(name, config.tie_word_embeddings), offset, shapes[name], config, seed)
 
 
 def shard(model: Decoder, mesh: Mesh, dtype: torch.dtype, reshard: bool) -> None:
@@ -104,15 +113,18 @@ def shard(model: Decoder, mesh: Mesh, dtype: torch.dtype, reshard: bool) -> None
         fully_shard(layer, mesh=mesh.fsdp, mp_policy=policy, reshard_after_forward=reshard)
     whole = MixedPrecisionPolicy(reduce_dtype=torch.float32, cast_forward_inputs=False)
     fully_shard(model, mesh=mesh.fsdp, mp_policy=whole, reshard_after_forward=False)
-    register_fsdp_forward_method(model, "hidden")
+    if mesh.degrees.pp == 1:
+        register_fsdp_forward_method(model, "hidden")
 
 
 def parts(model: Decoder, mesh: Mesh, shapes: dict[str, tuple[int, ...]]) -> Iterator[Part]:
     """Every parameter of the model as a part; a tied table once."""
+    tied = model.config.tie_word_embeddings
     for name, p in model.named_parameters():
         tensor = p.data
         local = tensor.to_local() if isinstance(tensor, DTensor) else tensor
         offset, size = box(name, shapes[name], mesh.degrees, mesh.place)
         if tuple(local.shape) != size:
             raise RuntimeError(f"{name}: FSDP2 holds {tuple(local.shape)} here, plan/layout.py says {size}")
-        yield Part(name, p, nn.Parameter(local), offset, shapes[name], layout.split(name))
+        known = whole_name(name, tied)
+        yield Part(known, p, nn.Parameter(local), offset, shapes[name], layout.split(name), known != name)

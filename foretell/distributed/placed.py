@@ -4,7 +4,7 @@ Order of application: parts of weights (tensor and expert parallelism), hooks, r
 of the global batch's mean and all sums are sums, so every layout has the gradients of one process up to the rounding
 of another order of additions.
 
-Not handled: pipelines, CPU offload, ring attention, local steps and strict sums as part of a run.
+Not handled: CPU offload, ring attention, local steps and strict sums as part of a run.
 """
 
 from __future__ import annotations
@@ -21,9 +21,10 @@ from torch.utils.checkpoint import checkpoint
 from foretell import runtime
 from foretell.checkpoint import Piece
 from foretell.config import ModelConfig, ParallelConfig
-from foretell.distributed import context, experts, parts, tensor
+from foretell.distributed import context, experts, parts, pipeline, tensor
 from foretell.distributed.mesh import Mesh
-from foretell.distributed.parts import Box
+from foretell.distributed.parts import Box, Part
+from foretell.distributed.pipeline import Pipeline
 from foretell.distributed.replicate import Reducer, attach
 from foretell.distributed.whole import WholeMatrices
 from foretell.models.decoder import Decoder, Layer
@@ -50,29 +51,38 @@ class Placed:
     ) -> None:
         self.degrees = layout.degrees(parallel, dist.get_world_size())
         self.mesh, self.length = Mesh(self.degrees), length
-        self.exchange = layout.exchange(parallel, config)
-        with torch.device("meta"):
-            self.model = Decoder(config, dropout, kernel)
-        shapes = parts.narrow(self.model, self.mesh)
-        parts.fill(self.model, config, self.mesh, shapes, seed)
-        self._connect(parallel)
-        parts.shard(self.model, self.mesh, dtype, reshard=True)
-        self.reducer = Reducer(self.mesh.group("dp_replicate"), parallel.reduce)
-        attach(self.model, self.reducer.hook)
-        self.parts = list(parts.parts(self.model, self.mesh, shapes))
-        self.by_name = {p.name: p for p in self.parts}
         self.rank, self.ranks = dist.get_rank(), dist.get_world_size()
         self.dp, self.dp_rank = self.degrees.dp, self.mesh.dp_rank
+        self.exchange = layout.exchange(parallel, config)
+        cp_rank = self.mesh.place["cp"]
+        self.positions = context.positions(length, cp_rank, self.degrees.cp, self.exchange)
+        self.reducer = Reducer(self.mesh.group("dp_replicate"), parallel.reduce)
+        self.parts: list[Part] = []
+        stages = [self.mesh.place["pp"] + n * parallel.pp for n in range(layout.stages_of_a_process(parallel))]
+        chunks, whole = [], []
+        for stage in stages:
+            with torch.device("meta"):
+                chunk = Decoder(config, dropout, kernel)
+            pipeline.prune(chunk, stage, parallel.pp * len(stages))
+            whole.append(parts.narrow(chunk, self.mesh))
+            parts.fill(chunk, config, self.mesh, whole[-1], seed)
+            self._connect(chunk, parallel)
+            chunks.append(chunk)
+        self.pipeline = Pipeline(self, chunks, stages, parallel.schedule) if parallel.pp > 1 else None
+        for stage, chunk, shapes in zip(stages, chunks, whole, strict=True):
+            parts.shard(chunk, self.mesh, dtype, reshard=self.pipeline is None)
+            attach(chunk, lambda name, stage=stage: self.reducer.hook(f"{stage}.{name}"))  # type: ignore[misc]
+            self.parts += parts.parts(chunk, self.mesh, shapes)
+        self.chunks, self.model = nn.ModuleList(chunks), chunks[-1]
+        self.by_name = {p.name: p for p in self.parts}
         self.matrices, self.crew = WholeMatrices(self.mesh, self.parts), self
-        cp, rank = self.degrees.cp, self.mesh.place["cp"]
-        self.positions = context.positions(length, rank, cp, self.exchange)
         # Ranks of a sequence or of a replica must not drop the same numbers; those of one tensor must.
         runtime.seed_all(seed + 1 + self.mesh.tokens.get_local_rank())
 
-    def _connect(self, parallel: ParallelConfig) -> None:
+    def _connect(self, chunk: Decoder, parallel: ParallelConfig) -> None:
         if self.degrees.tp > 1:
-            tensor.connect(self.model, self.mesh.group("tp"))
-        for layer in self.model.model.layers:
+            tensor.connect(chunk, self.mesh.group("tp"))
+        for layer in chunk.model.layers:
             assert isinstance(layer, Layer)
             if self.degrees.cp > 1:
                 layer.self_attn.attend = context.attending(self.mesh.group("cp"), self.exchange)
@@ -96,12 +106,22 @@ class Placed:
 
     def hidden(self, inputs: Tensor, segments: Tensor | None) -> Tensor:
         """Hidden states (B, T / cp, D) of this rank's positions of inputs (B, T), whole along D and the tp axis."""
-        cp, rank = self.degrees.cp, self.mesh.place["cp"]
-        mask = context.mask(self.length, rank, cp, self.exchange, segments)
-        mask = None if mask is None else mask.to(inputs.device)
-        places = self.positions.to(inputs.device)
-        hidden = self.model.hidden(self.own(inputs), positions=places.expand(len(inputs), -1), mask=mask)
+        mask = self.mask(segments, inputs.device)
+        return self.whole(self.model.hidden(self.own(inputs), self.places(len(inputs)), mask))
+
+    def whole(self, hidden: Tensor) -> Tensor:
+        """Hidden states as the head wants them: sequence parallelism undone."""
         return tensor.gather(hidden, self.mesh.group("tp")) if self.degrees.tp > 1 else hidden
+
+    def mask(self, segments: Tensor | None, device: torch.device) -> Tensor | None:
+        """The mask of attention over this rank's positions; segments: (B, T) of the whole sequence, or None."""
+        documents = None if segments is None else segments.cpu()
+        mask = context.mask(self.length, self.mesh.place["cp"], self.degrees.cp, self.exchange, documents)
+        return None if mask is None else mask.to(device)
+
+    def places(self, sequences: int) -> Tensor:
+        """This rank's positions for so many sequences, (B, T / cp)."""
+        return self.positions.to(runtime.device()).expand(sequences, -1)
 
     def own(self, x: Tensor) -> Tensor:
         """This rank's positions of x (B, T)."""
@@ -134,12 +154,28 @@ class Placed:
         """After the last backward pass: sum what is partial over tp, give the optimiser's tensors their gradients."""
         for p in self.parts:
             p.local.grad = p.gradient()
+        if self.pipeline is not None and self.model.config.tie_word_embeddings:
+            self._sum_tied()
         if self.degrees.tp > 1:
             partial_sums = [p.local.grad for p in self.parts if p.split.summed and p.local.grad is not None]
             flat = torch.cat([g.flatten() for g in partial_sums])
             dist.all_reduce(flat, group=self.mesh.group("tp"))
             for g, total in zip(partial_sums, flat.split([g.numel() for g in partial_sums]), strict=True):
                 g.copy_(total.view_as(g))
+
+    def _sum_tied(self) -> None:
+        """Add the gradients of the table on the first stage and of its copy on the last: the same bits on both."""
+        group, last = self.mesh.group("pp"), self.degrees.pp - 1
+        if self.mesh.place["pp"] not in (0, last):
+            return
+        own = self.by_name["model.embed_tokens.weight"].local.grad
+        assert own is not None
+        other, peer = torch.empty_like(own), last - self.mesh.place["pp"]
+        sent = dist.P2POp(dist.isend, own.contiguous(), group=group, group_peer=peer)
+        received = dist.P2POp(dist.irecv, other, group=group, group_peer=peer)
+        for work in dist.batch_isend_irecv([sent, received]):
+            work.wait()
+        own.add_(other)
 
     def forget_gradients(self) -> None:
         """After a step."""
@@ -163,7 +199,9 @@ class Placed:
         first_of_tp, first_copy = self.mesh.place["tp"] == 0, self.mesh.place["dp_replicate"] == 0
         own = torch.tensor([loss if first_of_tp else 0.0, 0.0], dtype=torch.float64, device=runtime.device())
         for p in self.parts:
-            if p.local.grad is not None and first_copy and (p.split.tp is not None or first_of_tp):
+            if p.local.grad is None or p.is_copy or not first_copy:
+                continue
+            if p.split.tp is not None or first_of_tp:
                 own[1] += p.local.grad.double().square().sum()
         dist.all_reduce(own)
         return own[0].item(), own[1].sqrt().item()
@@ -188,15 +226,17 @@ class Placed:
     def token_scores(self, inputs: Tensor, targets: Tensor, scored: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Of this rank's scored positions: the row of each, its negative log-likelihood, whether it was likeliest."""
         wanted = self.own(scored)
-        hidden, own = self.hidden(inputs, None)[wanted], self.own(targets)[wanted]
-        group = self.mesh.group("tp")
-        nll, correct = tensor.token_scores(hidden, self.model.lm_head.weight, own, group)
+        hidden = self.hidden(inputs, None) if self.pipeline is None else self.pipeline.hidden(inputs)
+        if hidden is None:  # the last stage scores
+            return torch.empty(0, dtype=torch.int64), torch.empty(0), torch.empty(0)
+        hidden, own = (hidden if self.pipeline is None else self.whole(hidden))[wanted], self.own(targets)[wanted]
+        nll, correct = tensor.token_scores(hidden, self.model.lm_head.weight, own, self.mesh.group("tp"))
         return wanted.nonzero()[:, 0], nll, correct
 
     def summed(self, sums: np.ndarray) -> np.ndarray:
-        """The sum over the ranks that see different tokens."""
+        """The sum over the ranks that score different tokens."""
         total = torch.from_numpy(sums).to(runtime.device())
-        dist.all_reduce(total, group=self.mesh.tokens.get_group())
+        dist.all_reduce(total, group=self.mesh.scorers.get_group())
         return total.cpu().numpy()
 
     def named_once(self, name: str) -> str:
@@ -206,7 +246,7 @@ class Placed:
     def piece(self, name: str, value: Tensor) -> Tensor | Piece | None:
         """What of a tensor shaped like this rank's part of parameter `name` it saves; None where another rank does."""
         p = self.by_name[name]
-        again = p.split.tp is None and self.mesh.place["tp"] > 0
+        again = p.is_copy or (p.split.tp is None and self.mesh.place["tp"] > 0)
         if again or self.mesh.place["dp_replicate"] > 0:
             return None
         if value.ndim == 0:  # a count of steps, say: the rank with the first row saves it

@@ -14,7 +14,7 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from foretell.models.decoder import Decoder
 
@@ -75,6 +75,11 @@ class Crew(Protocol):
     dp: int  # batches at once, and which of them is this process's
     dp_rank: int
 
+    @property
+    def chunks(self) -> nn.Module:
+        """What this process holds of the model."""
+        ...
+
     def token_scores(self, inputs: Tensor, targets: Tensor, scored: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Of this process's scored positions: the row of each, what `token_scores` says of it."""
         ...
@@ -90,15 +95,16 @@ def score(model: Decoder, source: Iterable[Window], batch_tokens: int, crew: Cre
 
     crew: those that hold the model together; all of them must call this with the same windows.
     """
-    training = model.training
-    model.eval()
+    own = model if crew is None else crew.chunks
+    training = own.training
+    own.eval()
     sums = Sums(crew)
     try:
         batches = _batches(source, min(batch_tokens, _BATCH_TOKENS))
         for batch in batches if crew is None else _own(batches, crew):
             _score_batch(model, batch, sums, crew)
     finally:
-        model.train(training)
+        own.train(training)
     return sums
 
 
@@ -134,7 +140,7 @@ def _of_like_length(held: list[Window], batch_tokens: int) -> Iterator[list[Wind
 
 
 def _score_batch(model: Decoder, batch: list[Window], sums: Sums, crew: Crew | None) -> None:
-    device = model.lm_head.weight.device
+    device = next(model.parameters()).device
     B, T = len(batch), len(batch[0].inputs) if crew is None else crew.length
     inputs, targets = np.zeros((B, T), np.int64), np.zeros((B, T), np.int64)
     scored = np.zeros((B, T), bool)

@@ -11,6 +11,7 @@ Pure data and arithmetic, without torch. Not here: what is sent when, and what i
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -20,7 +21,10 @@ from foretell.errors import ConfigError
 
 # The order of the mesh: neighbours in the last axis are neighbours on the machine, so the busiest axis stands last.
 # dp_shard is divided: `ep` of its ranks share the experts, `dp_outer` times.
-AXES = ("dp_replicate", "dp_outer", "ep", "cp", "tp")
+AXES = ("pp", "dp_replicate", "dp_outer", "ep", "cp", "tp")
+
+
+_SEVERAL = ("interleaved", "zero-bubble")
 
 
 class Split(NamedTuple):
@@ -55,6 +59,7 @@ TABLE: tuple[tuple[str, Split], ...] = (
 class Degrees(NamedTuple):
     """The degrees of a layout, in the order of AXES, and what follows from them."""
 
+    pp: int
     dp_replicate: int
     dp_outer: int
     ep: int
@@ -64,7 +69,7 @@ class Degrees(NamedTuple):
     @property
     def world_size(self) -> int:
         """Processes in all."""
-        return self.dp_replicate * self.dp_shard * self.cp * self.tp
+        return self.pp * self.dp_replicate * self.dp_shard * self.cp * self.tp
 
     @property
     def dp_shard(self) -> int:
@@ -92,8 +97,8 @@ def split(name: str) -> Split:
 
 def degrees(p: ParallelConfig, world_size: int) -> Degrees:
     """The degrees for so many processes. Raises ConfigError where their product is another number."""
-    others = p.dp_replicate * p.tp * p.cp
-    named = f"dp_replicate {p.dp_replicate} x tp {p.tp} x cp {p.cp}"
+    others = p.dp_replicate * p.tp * p.pp * p.cp
+    named = f"dp_replicate {p.dp_replicate} x tp {p.tp} x pp {p.pp} x cp {p.cp}"
     if p.dp_shard is None and world_size % others:
         raise ConfigError(f"[parallel] {named} = {others} does not divide the {world_size} processes")
     dp_shard = p.dp_shard or world_size // others
@@ -104,15 +109,31 @@ def degrees(p: ParallelConfig, world_size: int) -> Degrees:
         )
     if dp_shard % p.ep:
         raise ConfigError(f"parallel.ep ({p.ep}) must divide dp_shard ({dp_shard})")
-    return Degrees(p.dp_replicate, dp_shard // p.ep, p.ep, p.cp, p.tp)
+    return Degrees(p.pp, p.dp_replicate, dp_shard // p.ep, p.ep, p.cp, p.tp)
 
 
-def check(d: Degrees, p: ParallelConfig, model: ModelConfig, context: int, sequences: int) -> None:
+def check(
+    d: Degrees, p: ParallelConfig, model: ModelConfig, context: int, sequences: int, micro_batch_size: int
+) -> None:
     """Raises ConfigError where a resolved model, the context or the batch cannot be divided so."""
     for what, size, axis, degree in _divisions(d, p, model, context, sequences):
         if size % degree:
             more = -(-size // degree) * degree
             raise ConfigError(f"{what} ({size:,}) must be a multiple of {axis} = {degree:,}; the next is {more:,}")
+    if d.pp == 1:
+        return
+    stages, batches = d.pp * stages_of_a_process(p), sequences // d.dp // micro_batch_size
+    if stages > model.sizes.L:
+        raise ConfigError(
+            f"model.num_hidden_layers ({model.sizes.L}) is less than the {stages} stages that parallel.pp ({d.pp}) has "
+            f"with schedule={p.schedule}"
+        )
+    if batches < d.pp or (p.schedule in _SEVERAL and batches % d.pp):
+        raise ConfigError(
+            f"a step has {batches} micro-batches, and parallel.pp ({d.pp}) with schedule={p.schedule} wants "
+            f"{'a multiple of' if p.schedule in _SEVERAL else 'at least'} {d.pp}: lower train.micro_batch_size "
+            f"({micro_batch_size}) or raise train.global_batch_tokens"
+        )
 
 
 def _divisions(
@@ -141,6 +162,21 @@ def exchange(p: ParallelConfig, model: ModelConfig) -> str:
         return p.context_exchange
     shared = p.tp * p.cp
     return "ulysses" if model.sizes.H % shared == 0 and model.sizes.K % shared == 0 else "gather"
+
+
+def stages_of_a_process(p: ParallelConfig) -> int:
+    """Stages a process has: interleaved schedules take two (Narayanan et al., 2021)."""
+    return 2 if p.pp > 1 and p.schedule in _SEVERAL else 1
+
+
+def stage_layers(layers: int, stages: int) -> list[range]:
+    """The layers of each stage, as even as can be; the odd ones go to the middle: embedding and head are work too."""
+    least, more = divmod(layers, stages)
+    fuller = set(sorted(range(stages), key=lambda s: (s in (0, stages - 1), s))[:more])
+    ends = [0]
+    for stage in range(stages):
+        ends.append(ends[-1] + least + (stage in fuller))
+    return [range(a, b) for a, b in itertools.pairwise(ends)]
 
 
 def shard_rows(rows: int, ranks: int) -> list[range]:

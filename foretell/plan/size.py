@@ -74,7 +74,8 @@ def completed(config: RunConfig, corpus: dict[str, Any] | None, machine: dict[st
         batch = max(1, round(batch / t.context / t.micro_batch_size)) * t.micro_batch_size * t.context
     steps = t.steps or max(1, round((t.tokens or 0) / batch))
     sequences, dp = batch // t.context, config.parallel.dp_replicate * (config.parallel.dp_shard or 1)
-    micro = t.micro_batch_size or _micro_batch(model, t, max(1, sequences // dp), machine or {})
+    at_most = max(1, sequences // dp // config.parallel.pp)  # a pipeline wants at least as many as it has stages
+    micro = t.micro_batch_size or _micro_batch(model, t, at_most, machine or {})
     if sequences % (micro * dp):
         unit = micro * dp * t.context
         copies = f" x data parallel {dp}" if dp > 1 else ""

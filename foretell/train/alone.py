@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from foretell import runtime
 from foretell.checkpoint import Piece
+from foretell.distributed.pipeline import Pipeline
 from foretell.evaluate.scoring import Crew
 from foretell.models.decoder import Decoder, document_mask
 from foretell.train.optim import Matrices
@@ -23,6 +24,16 @@ class Team(Protocol):
     model: Decoder
     rank: int
     ranks: int
+
+    @property
+    def chunks(self) -> nn.Module:
+        """All that this process holds of the model: of a pipeline several stages, one of which is `model`."""
+        ...
+
+    @property
+    def pipeline(self) -> Pipeline | None:
+        """What runs a step where the layers are on several processes."""
+        ...
 
     @property
     def matrices(self) -> Matrices | None:
@@ -97,9 +108,10 @@ class Alone:
     rank, ranks = 0, 1
     matrices: Matrices | None = None
     crew: Crew | None = None
+    pipeline: Pipeline | None = None
 
     def __init__(self, model: Decoder) -> None:
-        self.model = model
+        self.model = self.chunks = model
 
     def hidden(self, inputs: Tensor, segments: Tensor | None) -> Tensor:
         return self.model.hidden(inputs, mask=None if segments is None else document_mask(segments))

@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,7 @@ from foretell.train import log as run_log
 from foretell.train import optim, saved
 from foretell.train.alone import Team
 from foretell.train.guard import MOST_IN_A_ROW
-from foretell.train.loss import next_token_loss
+from foretell.train.loss import head_loss, next_token_loss
 from foretell.train.saved import State
 from foretell.train.schedule import lr_factor
 
@@ -110,13 +111,18 @@ def take_step(
     c = job.config
     lr = optim.set_lr(optimizers, lr_factor(state.step, job.steps, c))
     loss, rows = 0.0, team.rows(job.sequences, job.micro_batch_size)
-    last = len(rows) // job.micro_batch_size - 1
-    for n, (inputs, targets, segments) in enumerate(micro_batches(job, state.step, rows)):
-        team.synchronise(n == last)
+    batches, share = micro_batches(job, state.step, rows), team.share(job.micro_batch_size, job.sequences)
+    if team.pipeline is None:
+        last = len(rows) // job.micro_batch_size - 1
+        for n, (inputs, targets, segments) in enumerate(batches):
+            team.synchronise(n == last)
+            with autocast(job.dtype):
+                micro_loss = loss_of(inputs, targets, segments) * share
+            micro_loss.backward()
+            loss += micro_loss.item()
+    else:
         with autocast(job.dtype):
-            micro_loss = loss_of(inputs, targets, segments) * team.share(inputs.shape[0], job.sequences)
-        micro_loss.backward()
-        loss += micro_loss.item()
+            loss = team.pipeline.step(batches, partial(head_loss, team, chunk_tokens=c.loss_chunk_tokens), share)
     loss, grad_norm = team.finish(loss, c.grad_clip or math.inf)
     reason = state.guard.check(loss, grad_norm)
     if reason is None:
@@ -198,7 +204,7 @@ def run(team: Team, job: Job, *, resume: bool = False, display: Display | None =
     state, loss_of = session.state, loss_function(job, team)
     eval_every, save_every = job.config.needed("eval_every"), job.config.needed("save_every")
     stopped = "finished"
-    team.model.train()
+    team.chunks.train()
     with runtime.StopRequest() as stop:
         while state.step < job.steps:
             before = time.perf_counter()
@@ -260,7 +266,7 @@ def _validate(team: Team, job: Job, state: State) -> dict[str, Any]:
         batch_size=job.micro_batch_size,
         crew=team.crew,
     )
-    team.model.train()
+    team.chunks.train()
     return {
         "event": "eval",
         "step": state.step,

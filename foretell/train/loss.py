@@ -33,11 +33,15 @@ def next_token_loss(
         hidden, balance = team.hidden(inputs, segments), None
     else:
         hidden, balance = with_balance(team.model, lambda: team.hidden(inputs, segments))
-    hidden, flat = hidden.flatten(0, 1), team.own(targets).flatten()
-    loss = team.split_cross_entropy(hidden, flat, chunk_tokens)
-    if loss is None:
-        loss = _cross_entropy(team.model, hidden, flat, chunk_tokens)
+    loss = head_loss(team, hidden, team.own(targets), chunk_tokens)
     return loss if balance is None else loss + balance
+
+
+def head_loss(team: Team, hidden: Tensor, targets: Tensor, chunk_tokens: int | None) -> Tensor:
+    """The mean negative log-likelihood of targets (B, T), given hidden states (B, T, D): the last stage's part."""
+    hidden, flat = hidden.flatten(0, 1), targets.flatten()
+    loss = team.split_cross_entropy(hidden, flat, chunk_tokens)
+    return _cross_entropy(team.model, hidden, flat, chunk_tokens) if loss is None else loss
 
 
 def _cross_entropy(model: Decoder, hidden: Tensor, flat: Tensor, chunk_tokens: int | None) -> Tensor:

@@ -129,7 +129,8 @@ def _divided(config: RunConfig, processes: int) -> RunConfig:
 def _check_layout(config: RunConfig, processes: int) -> None:
     c = config.train
     d = layout.degrees(config.parallel, processes)
-    layout.check(d, config.parallel, config.model, c.context, c.needed("global_batch_tokens") // c.context)
+    sequences = c.needed("global_batch_tokens") // c.context
+    layout.check(d, config.parallel, config.model, c.context, sequences, c.needed("micro_batch_size"))
 
 
 def _team(config: RunConfig) -> Team:
