@@ -223,6 +223,11 @@ class ParallelConfig(Table):
     reduce: Literal["float32", "bfloat16", "int8"] = Field(
         "float32", description="what gradients travel as between copies; int8 with error feedback"
     )
+    local_steps: int = Field(1, gt=0, description="steps between meetings of the copies; above 1: DiLoCo")
+    outer_lr: float = Field(0.7, gt=0, description="DiLoCo: rate of the outer step")
+    outer_momentum: float = Field(0.9, ge=0, lt=1, description="DiLoCo: Nesterov momentum of the outer step")
+    strict: bool = Field(False, description="the same bits for 1, 2, 4, ... copies")
+    virtual_shards: int = Field(4, gt=0, description="strict: parts of the batch that are added in a fixed order")
 
 
 class EvaluateConfig(Table):

@@ -73,19 +73,20 @@ def together(model: ModelConfig, train: TrainConfig, parallel: ParallelConfig, w
         rows, share = placed.rows(SEQUENCES, MICRO), placed.share(MICRO, SEQUENCES)
         own = [rows[i : i + MICRO] for i in range(0, len(rows), MICRO)]
         batches = [(inputs[r], targets[r], segments[r] if within else None) for r in own]
-        loss = 0.0
+        losses = []
         if placed.pipeline is not None:
-            loss = placed.pipeline.step(batches, partial(head_loss, placed, chunk_tokens=16), share)
+            losses = [placed.pipeline.step(batches, partial(head_loss, placed, chunk_tokens=16), share)]
         else:
             for n, batch in enumerate(batches):
-                placed.synchronise(n == len(batches) - 1)
+                placed.before_micro_batch(step, n, len(batches))
                 part = next_token_loss(placed, *batch, 16) * share
                 part.backward()
-                loss += part.item()
-        loss, norm = placed.finish(loss, 1.0)
+                losses.append(part.item())
+        loss, norm = placed.finish(losses, 1.0)
         for o in optimizers:
             o.step()
         placed.forget_gradients()
+        placed.after_step(step + 1)
         curve.append((loss, norm))
     dist.barrier()
     return curve, {p.name: (p.offset, p.shape, p.local.detach().numpy()) for p in placed.parts}

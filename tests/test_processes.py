@@ -100,6 +100,43 @@ def test_a_run_moves_from_layout_to_layout(text: Path, tmp_path: Path, alone: tu
         assert (ours[name] - p).abs().max() <= 2e-3 * p.abs().max()
 
 
+def strict(copies: int) -> list[str]:
+    return ["parallel.strict=true", *layout(dp_replicate=copies), "train.dropout=0.1", "train.optimizer=muon"]
+
+
+def test_a_strict_run_is_the_same_bits_on_one_two_and_four_processes(text: Path, tmp_path: Path) -> None:
+    runs = [tmp_path / f"{n}" for n in (1, 2, 4)]
+    for run, copies in zip(runs, (1, 2, 4), strict=True):
+        session(run, text, copies, strict(copies))
+    moved = tmp_path / "moved"
+    session(moved, text, 4, strict(4), stop_at=9)
+    session(moved, text, 1, strict(1))
+    weights = (runs[0] / "model" / "model.safetensors").read_bytes()
+    for run in (*runs[1:], moved):
+        assert losses(run) == losses(runs[0])
+        assert (run / "model" / "model.safetensors").read_bytes() == weights
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [
+        ["parallel.reduce=int8"],
+        ["parallel.local_steps=4", "train.save_every=100"],
+        ["parallel.local_steps=4", "parallel.reduce=bfloat16", "parallel.outer_momentum=0.5"],
+    ],
+)
+def test_reduced_communication_learns_and_resumes_bit_for_bit(text: Path, tmp_path: Path, keys: list[str]) -> None:
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    keys = [*keys, *layout(dp_replicate=2), "train.dropout=0.1"]
+    session(whole, text, 2, keys)
+    for stop_at in (6, 17, None):
+        session(broken, text, 2, keys, stop_at)
+    assert losses(broken) == losses(whole)
+    assert losses(whole)[-1] < losses(whole)[0] - 0.5
+    one, two = ((r / "model" / "model.safetensors").read_bytes() for r in (whole, broken))
+    assert one == two
+
+
 def test_a_number_of_processes_that_does_not_fit_is_refused(text: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"tp 3 .*= 3 does not divide the 2 processes"):
         session(tmp_path / "a", text, 2, ["parallel.tp=3"])

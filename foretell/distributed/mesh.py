@@ -10,6 +10,7 @@ from datetime import timedelta
 from functools import cached_property
 
 import torch.distributed as dist
+from torch.distributed import HashStore  # type: ignore[attr-defined]
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from foretell import runtime
@@ -23,6 +24,13 @@ def join() -> None:
     """Meet the other processes of this run, as the launcher's environment names them."""
     backend = "nccl" if runtime.device().type == "cuda" else "gloo"
     dist.init_process_group(backend, timeout=PATIENCE)
+
+
+def join_alone() -> None:
+    """A group of this process alone, for what wants one."""
+    if not dist.is_initialized():
+        backend = "nccl" if runtime.device().type == "cuda" else "gloo"
+        dist.init_process_group(backend, store=HashStore(), rank=0, world_size=1)
 
 
 def leave() -> None:
@@ -61,6 +69,11 @@ class Mesh:
     def tokens(self) -> DeviceMesh:
         """Those that see different tokens in the same layers."""
         return self._joined("tokens", "dp_replicate", "dp_outer", "ep", "cp")
+
+    @cached_property
+    def one_copy(self) -> DeviceMesh:
+        """Those that hold one copy of the whole model together, all its stages."""
+        return self._joined("one_copy", "pp", "dp_outer", "ep", "cp", "tp")
 
     @cached_property
     def scorers(self) -> DeviceMesh:

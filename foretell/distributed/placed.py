@@ -4,11 +4,12 @@ Order of application: parts of weights (tensor and expert parallelism), hooks, r
 of the global batch's mean and all sums are sums, so every layout has the gradients of one process up to the rounding
 of another order of additions.
 
-Not handled: CPU offload, ring attention, local steps and strict sums as part of a run.
+Not handled: CPU offload, ring attention.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 
 import numpy as np
@@ -22,10 +23,10 @@ from foretell import runtime
 from foretell.checkpoint import Piece
 from foretell.config import ModelConfig, ParallelConfig
 from foretell.distributed import context, experts, parts, pipeline, tensor
+from foretell.distributed.copies import Meeting, Strict, Summing
 from foretell.distributed.mesh import Mesh
 from foretell.distributed.parts import Box, Part
 from foretell.distributed.pipeline import Pipeline
-from foretell.distributed.replicate import Reducer, attach
 from foretell.distributed.whole import WholeMatrices
 from foretell.models.decoder import Decoder, Layer
 from foretell.models.moe import MoE
@@ -52,11 +53,13 @@ class Placed:
         self.degrees = layout.degrees(parallel, dist.get_world_size())
         self.mesh, self.length = Mesh(self.degrees), length
         self.rank, self.ranks = dist.get_rank(), dist.get_world_size()
-        self.dp, self.dp_rank = self.degrees.dp, self.mesh.dp_rank
+        # Evaluation is dealt to all who differ in data; in a strict run each does all, for the order of additions.
+        self.dp, self.dp_rank = (1, 0) if parallel.strict else (self.degrees.dp, self.mesh.dp_rank)
+        self.strict = parallel.strict
         self.exchange = layout.exchange(parallel, config)
         cp_rank = self.mesh.place["cp"]
         self.positions = context.positions(length, cp_rank, self.degrees.cp, self.exchange)
-        self.reducer = Reducer(self.mesh.group("dp_replicate"), parallel.reduce)
+        self.copies = self._copies(parallel, seed)
         self.parts: list[Part] = []
         stages = [self.mesh.place["pp"] + n * parallel.pp for n in range(layout.stages_of_a_process(parallel))]
         chunks, whole = [], []
@@ -71,13 +74,22 @@ class Placed:
         self.pipeline = Pipeline(self, chunks, stages, parallel.schedule) if parallel.pp > 1 else None
         for stage, chunk, shapes in zip(stages, chunks, whole, strict=True):
             parts.shard(chunk, self.mesh, dtype, reshard=self.pipeline is None)
-            attach(chunk, lambda name, stage=stage: self.reducer.hook(f"{stage}.{name}"))  # type: ignore[misc]
+            self.copies.attach(chunk, stage)
             self.parts += parts.parts(chunk, self.mesh, shapes)
         self.chunks, self.model = nn.ModuleList(chunks), chunks[-1]
         self.by_name = {p.name: p for p in self.parts}
+        self.copies.begin(self.named())
         self.matrices, self.crew = WholeMatrices(self.mesh, self.parts), self
         # Ranks of a sequence or of a replica must not drop the same numbers; those of one tensor must.
         runtime.seed_all(seed + 1 + self.mesh.tokens.get_local_rank())
+
+    def _copies(self, parallel: ParallelConfig, seed: int) -> Summing:
+        group = self.mesh.group("dp_replicate")
+        if parallel.strict:
+            return Strict(group, parallel, seed)
+        if parallel.local_steps > 1:
+            return Meeting(group, parallel)
+        return Summing(group, parallel)
 
     def _connect(self, chunk: Decoder, parallel: ParallelConfig) -> None:
         if self.degrees.tp > 1:
@@ -101,6 +113,8 @@ class Placed:
         All processes' first micro-batches are the first sequences, so that a batch is cut as one process would cut it.
         """
         dp, own = self.degrees.dp, self.mesh.dp_rank
+        if self.strict:
+            return list(range(own * sequences // dp, (own + 1) * sequences // dp))
         starts = range(own * micro_batch_size, sequences, dp * micro_batch_size)
         return [row for start in starts for row in range(start, start + micro_batch_size)]
 
@@ -129,7 +143,8 @@ class Placed:
 
     def share(self, sequences: int, of: int) -> float:
         """The share of a batch of `of` sequences that this rank's positions of `sequences` are."""
-        return sequences / of / self.degrees.cp
+        alone = self.degrees.dp_replicate if self.copies.copies_differ else 1
+        return alone * sequences / of / self.degrees.cp
 
     def split_cross_entropy(self, hidden: Tensor, targets: Tensor, chunk: int | None) -> Tensor | None:
         """The mean loss of hidden (N, D) at targets (N,) where the vocabulary is divided, else None."""
@@ -144,10 +159,10 @@ class Placed:
         """The optimiser's tensors by their names in the whole model."""
         return [(p.name, p.local) for p in self.parts]
 
-    def synchronise(self, on: bool) -> None:
-        """Whether the next backward pass sums gradients over ranks: only the last of a step's need do so."""
+    def before_micro_batch(self, step: int, n: int, of: int) -> None:
+        """Before micro-batch `n` of `of`: the backward pass sums gradients over ranks only where they are complete."""
         assert isinstance(self.model, FSDPModule)
-        self.model.set_requires_gradient_sync(on)
+        self.model.set_requires_gradient_sync(self.copies.is_last(step, n, of))
 
     @torch.no_grad()
     def finish_gradients(self) -> None:
@@ -182,29 +197,49 @@ class Placed:
         for p in self.parts:
             p.local.grad = p.owner.grad = None
 
-    def finish(self, loss: float, limit: float) -> tuple[float, float]:
-        """The loss from every rank's share of it, and the norm of the whole gradient, which is clipped to `limit`.
+    def finish(self, losses: Sequence[float], limit: float) -> tuple[float, float]:
+        """The loss from every rank's shares of it, and the norm of the whole gradient, which is clipped to `limit`.
 
-        The same numbers on every rank.
+        The same numbers on every rank; of copies that go their own ways the mean loss and the largest norm.
         """
         self.finish_gradients()
-        loss, norm = self._totals(loss)
+        loss, norm = self._totals(self.copies.total(losses))
         if norm > limit:
             gradients = [p.local.grad for p in self.parts if p.local.grad is not None]
             torch._foreach_mul_(gradients, limit / (norm + 1e-6))
-        return loss, norm
+        return loss, norm if self.copies.shares_gradients else self._largest(norm)
 
     @torch.no_grad()
     def _totals(self, loss: float) -> tuple[float, float]:
-        first_of_tp, first_copy = self.mesh.place["tp"] == 0, self.mesh.place["dp_replicate"] == 0
-        own = torch.tensor([loss if first_of_tp else 0.0, 0.0], dtype=torch.float64, device=runtime.device())
+        first_of_tp = self.mesh.place["tp"] == 0
+        counts = self.mesh.place["dp_replicate"] == 0 or not self.copies.shares_gradients
+        own = torch.zeros(2, dtype=torch.float64, device=runtime.device())
         for p in self.parts:
-            if p.local.grad is None or p.is_copy or not first_copy:
+            if p.local.grad is None or p.is_copy or not counts:
                 continue
             if p.split.tp is not None or first_of_tp:
                 own[1] += p.local.grad.double().square().sum()
+        if not self.copies.shares_gradients:
+            dist.all_reduce(own, group=self.mesh.one_copy.get_group())
+            square, loss = own[1].clone(), loss / self.degrees.dp_replicate
+            own[1] = 0.0
+        own[0] = loss if first_of_tp else 0.0
         dist.all_reduce(own)
-        return own[0].item(), own[1].sqrt().item()
+        return own[0].item(), (own[1] if self.copies.shares_gradients else square).sqrt().item()
+
+    def _largest(self, number: float) -> float:
+        largest = torch.tensor(number, dtype=torch.float64, device=runtime.device())
+        dist.all_reduce(largest, dist.ReduceOp.MAX)
+        return largest.item()
+
+    def after_step(self, steps: int) -> None:
+        """The optimiser has taken so many steps in all."""
+        self.copies.after_step(steps)
+
+    @property
+    def layout(self) -> str:
+        """Names the division: a rank's own state has a place only in the same one."""
+        return " ".join(f"{axis}={degree}" for axis, degree in zip(layout.AXES, self.degrees, strict=True))
 
     def agreed(self, number: int) -> int:
         """The largest of the numbers that the ranks give."""
@@ -235,19 +270,26 @@ class Placed:
 
     def summed(self, sums: np.ndarray) -> np.ndarray:
         """The sum over the ranks that score different tokens."""
+        if self.strict:
+            return sums
         total = torch.from_numpy(sums).to(runtime.device())
         dist.all_reduce(total, group=self.mesh.scorers.get_group())
         return total.cpu().numpy()
 
     def named_once(self, name: str) -> str:
         """A name that no other rank uses."""
-        return f"{name}.{self.rank}" if self.rank else name
+        return f"{name}~{self.rank}" if self.rank else name
+
+    def name_here(self, name: str) -> str:
+        """The name under which this copy saves what copies have in common, unless they go their own ways."""
+        n = self.mesh.place["dp_replicate"]
+        return f"copy-{n}.{name}" if n and self.copies.copies_differ else name
 
     def piece(self, name: str, value: Tensor) -> Tensor | Piece | None:
         """What of a tensor shaped like this rank's part of parameter `name` it saves; None where another rank does."""
         p = self.by_name[name]
         again = p.is_copy or (p.split.tp is None and self.mesh.place["tp"] > 0)
-        if again or self.mesh.place["dp_replicate"] > 0:
+        if again or (self.mesh.place["dp_replicate"] > 0 and not self.copies.copies_differ):
             return None
         if value.ndim == 0:  # a count of steps, say: the rank with the first row saves it
             return value if not any(p.offset) and p.local.numel() else None

@@ -120,6 +120,8 @@ def check(
         if size % degree:
             more = -(-size // degree) * degree
             raise ConfigError(f"{what} ({size:,}) must be a multiple of {axis} = {degree:,}; the next is {more:,}")
+    if p.strict:
+        _check_strict(d, p, sequences, micro_batch_size)
     if d.pp == 1:
         return
     stages, batches = d.pp * stages_of_a_process(p), sequences // d.dp // micro_batch_size
@@ -133,6 +135,24 @@ def check(
             f"a step has {batches} micro-batches, and parallel.pp ({d.pp}) with schedule={p.schedule} wants "
             f"{'a multiple of' if p.schedule in _SEVERAL else 'at least'} {d.pp}: lower train.micro_batch_size "
             f"({micro_batch_size}) or raise train.global_batch_tokens"
+        )
+
+
+def _check_strict(d: Degrees, p: ParallelConfig, sequences: int, micro_batch_size: int) -> None:
+    v = p.virtual_shards
+    if d.world_size != d.dp_replicate:
+        raise ConfigError(
+            f"parallel.strict holds for copies alone: set dp_replicate ({d.dp_replicate}) to {d.world_size}, and "
+            "dp_shard, tp, pp, cp and ep to 1"
+        )
+    if v & (v - 1) or v % d.dp_replicate or sequences % (v * micro_batch_size):
+        raise ConfigError(
+            f"parallel.virtual_shards ({v}) must be a power of two and a multiple of dp_replicate ({d.dp_replicate}), "
+            f"and the {sequences} sequences a step a multiple of {v} x micro_batch_size ({micro_batch_size})"
+        )
+    if p.reduce != "float32" or p.local_steps > 1:
+        raise ConfigError(
+            "parallel.strict goes with neither compressed gradients nor local steps; leave one of them out"
         )
 
 

@@ -74,7 +74,9 @@ def completed(config: RunConfig, corpus: dict[str, Any] | None, machine: dict[st
         batch = max(1, round(batch / t.context / t.micro_batch_size)) * t.micro_batch_size * t.context
     steps = t.steps or max(1, round((t.tokens or 0) / batch))
     sequences, dp = batch // t.context, config.parallel.dp_replicate * (config.parallel.dp_shard or 1)
-    at_most = max(1, sequences // dp // config.parallel.pp)  # a pipeline wants at least as many as it has stages
+    # A pipeline wants at least as many as it has stages, a strict run whole micro-batches in every virtual shard.
+    parts = config.parallel.virtual_shards if config.parallel.strict else dp * config.parallel.pp
+    at_most = max(1, sequences // parts)
     micro = t.micro_batch_size or _micro_batch(model, t, at_most, machine or {})
     if sequences % (micro * dp):
         unit = micro * dp * t.context

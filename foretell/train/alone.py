@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 
 from foretell import runtime
 from foretell.checkpoint import Piece
+from foretell.distributed.copies import Summing
 from foretell.distributed.pipeline import Pipeline
 from foretell.evaluate.scoring import Crew
 from foretell.models.decoder import Decoder, document_mask
@@ -69,12 +71,16 @@ class Team(Protocol):
         """What the mean loss of this process's part of `sequences` counts in the mean of a batch of `of`."""
         ...
 
-    def synchronise(self, on: bool) -> None:
-        """Whether the next backward pass completes the gradients; only a step's last one need do so."""
+    def before_micro_batch(self, step: int, n: int, of: int) -> None:
+        """Told before micro-batch `n` of `of`: gradients need be complete only after a step's last."""
         ...
 
-    def finish(self, loss: float, limit: float) -> tuple[float, float]:
+    def finish(self, losses: Sequence[float], limit: float) -> tuple[float, float]:
         """The global loss and gradient norm, once all backward passes are done; gradients are clipped to `limit`."""
+        ...
+
+    def after_step(self, steps: int) -> None:
+        """Told when the optimiser has taken so many steps in all."""
         ...
 
     def forget_gradients(self) -> None:
@@ -89,8 +95,22 @@ class Team(Protocol):
         """The text that the first process gives."""
         ...
 
+    @property
+    def layout(self) -> str:
+        """Names how the model is divided: what is one process's own has a place only in the same layout."""
+        ...
+
+    @property
+    def copies(self) -> Summing | None:
+        """How copies of the model stay one, where there may be several; it has state of its own."""
+        ...
+
     def named_once(self, name: str) -> str:
         """A name that no other process uses, from rank 1 on."""
+        ...
+
+    def name_here(self, name: str) -> str:
+        """The name of what all copies of the model have in common, or of this one's where they go their own ways."""
         ...
 
     def piece(self, name: str, value: Tensor) -> Tensor | Piece | None:
@@ -109,6 +129,8 @@ class Alone:
     matrices: Matrices | None = None
     crew: Crew | None = None
     pipeline: Pipeline | None = None
+    copies: Summing | None = None
+    layout = ""
 
     def __init__(self, model: Decoder) -> None:
         self.model = self.chunks = model
@@ -131,11 +153,14 @@ class Alone:
     def share(self, sequences: int, of: int) -> float:
         return sequences / of
 
-    def synchronise(self, on: bool) -> None:
+    def before_micro_batch(self, step: int, n: int, of: int) -> None:
         pass
 
-    def finish(self, loss: float, limit: float) -> tuple[float, float]:
-        return loss, torch.nn.utils.clip_grad_norm_(self.model.parameters(), limit, foreach=True).item()
+    def after_step(self, steps: int) -> None:
+        pass
+
+    def finish(self, losses: Sequence[float], limit: float) -> tuple[float, float]:
+        return sum(losses), torch.nn.utils.clip_grad_norm_(self.model.parameters(), limit, foreach=True).item()
 
     def forget_gradients(self) -> None:
         self.model.zero_grad(set_to_none=True)
@@ -147,6 +172,9 @@ class Alone:
         return text
 
     def named_once(self, name: str) -> str:
+        return name
+
+    def name_here(self, name: str) -> str:
         return name
 
     def piece(self, name: str, value: Tensor) -> Tensor | Piece | None:

@@ -110,26 +110,28 @@ def take_step(
     """One optimiser step. Returns its log event; a bad step is logged with its reason and not applied."""
     c = job.config
     lr = optim.set_lr(optimizers, lr_factor(state.step, job.steps, c))
-    loss, rows = 0.0, team.rows(job.sequences, job.micro_batch_size)
+    rows = team.rows(job.sequences, job.micro_batch_size)
     batches, share = micro_batches(job, state.step, rows), team.share(job.micro_batch_size, job.sequences)
+    losses: list[float] = []
     if team.pipeline is None:
-        last = len(rows) // job.micro_batch_size - 1
         for n, (inputs, targets, segments) in enumerate(batches):
-            team.synchronise(n == last)
+            team.before_micro_batch(state.step, n, len(rows) // job.micro_batch_size)
             with autocast(job.dtype):
                 micro_loss = loss_of(inputs, targets, segments) * share
             micro_loss.backward()
-            loss += micro_loss.item()
+            losses.append(micro_loss.item())
     else:
         with autocast(job.dtype):
-            loss = team.pipeline.step(batches, partial(head_loss, team, chunk_tokens=c.loss_chunk_tokens), share)
-    loss, grad_norm = team.finish(loss, c.grad_clip or math.inf)
+            loss_of_hidden = partial(head_loss, team, chunk_tokens=c.loss_chunk_tokens)
+            losses = [team.pipeline.step(batches, loss_of_hidden, share)]
+    loss, grad_norm = team.finish(losses, c.grad_clip or math.inf)
     reason = state.guard.check(loss, grad_norm)
     if reason is None:
         for optimizer in optimizers:
             optimizer.step()
     team.forget_gradients()
     state.step += 1
+    team.after_step(state.step)
     state.tokens += job.batch_tokens
     event = {"event": "step", "step": state.step, "loss": loss, "lr": lr, "grad_norm": grad_norm}
     if reason is None:
@@ -239,7 +241,7 @@ def run(team: Team, job: Job, *, resume: bool = False, display: Display | None =
 def _begun(team: Team, job: Job, resume: bool, show: Display) -> tuple[_Session, int | None]:
     """The session from the newest good checkpoint, or from the start; and the step it resumed from."""
     optimizers = optim.build(team.named(), job.config, job.dtype, team.matrices)
-    state, resumed_from, damaged = State(), None, list[str]()
+    state, resumed_from, damaged = State(layout=team.layout), None, list[str]()
     checkpoints = job.folder / "checkpoints"
     if resume:
         state, resumed_from, damaged = saved.restore(checkpoints, team, optimizers)

@@ -21,6 +21,7 @@ from foretell import config as run_config
 from foretell.checkpoint import files
 from foretell.config import RunConfig
 from foretell.data import Data
+from foretell.distributed.mesh import join_alone
 from foretell.distributed.placed import Placed
 from foretell.errors import CheckpointError, ConfigError
 from foretell.models import hf
@@ -94,6 +95,8 @@ def go_on(run: Path, data: Data, *, resume: bool, display: Display | None = None
         stored = json.loads((run / "measured.json").read_text(encoding="utf-8"))
         return {k: stored.get(k) for k in RESULT_FIELDS} | {"run": str(run), "model": str(run / "model")}
     config = run_config.load(run / "config.toml")
+    if config.parallel.strict and runtime.world_size() == 1:
+        join_alone()
     forecast, machine = (json.loads((run / n).read_text(encoding="utf-8")) for n in ("plan.json", "machine.json"))
     team = _team(config)
     job = _job(config, data, run, machine, forecast, team.told(secrets.token_hex(8)))
@@ -135,7 +138,7 @@ def _check_layout(config: RunConfig, processes: int) -> None:
 
 def _team(config: RunConfig) -> Team:
     c = config.train
-    if runtime.world_size() == 1:
+    if runtime.world_size() == 1 and not config.parallel.strict:
         return Alone(trial.built(config.model, c.dropout or 0.0, c.seed, c.attention))
     return Placed(
         config.model,
