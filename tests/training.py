@@ -83,7 +83,9 @@ def _session(
     except ForetellError as e:
         print(f"foretell: {e}", file=sys.stderr)
         sys.exit(e.exit_code)
-    run.with_suffix(".json").write_text(json.dumps(result))
+    whole = run.with_suffix(".whole")  # the kill may come in the midst of this, too
+    whole.write_text(json.dumps(result))
+    whole.rename(run.with_suffix(".json"))
 
 
 def started(

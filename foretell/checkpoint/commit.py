@@ -7,7 +7,8 @@ every part and the pieces tile every tensor exactly once, it writes the one mani
 
 A rank that fails takes its files back and leaves a note with the reason, which all others raise too. Where not even a
 note can be written, it removes the whole partial folder, which says the same without the reason. Once a rank's part may
-be there, its files are rank 0's: nobody else deletes them, so nothing is ever missing from what rank 0 commits.
+be there, its files are rank 0's: nobody else deletes them, so nothing is ever missing from what rank 0 commits, until
+rank 0 itself says that it failed.
 """
 
 from __future__ import annotations
@@ -32,6 +33,14 @@ _FIRST_PAUSE_SECONDS = 0.005
 _LONGEST_PAUSE_SECONDS = 0.5
 _NOTE_BYTES_MAX = 1 << 16
 _SILENT = "another rank failed and could not say why"
+
+
+@dataclass(frozen=True)
+class Note:
+    """Which rank failed, as far as it could be read, and why."""
+
+    rank: int | None
+    reason: str
 
 
 @dataclass(frozen=True)
@@ -159,7 +168,11 @@ class Save:
             raise cause from e
         for _ in self._polls(2 * self.patience_seconds):  # so that rank 0 is the first to give up, and says why
             if files.exists(partial):
-                self._heed(partial)
+                note = self._note(partial)
+                if note is not None and note.rank == 0:  # which publishes nothing any more
+                    self._take_back(partial, CheckpointError(note.reason))
+                if note is not None:
+                    raise CheckpointError(note.reason)
             elif files.exists(path):
                 return path
             else:
@@ -230,23 +243,24 @@ class Save:
 
     def _heed(self, partial: Path) -> None:
         """Raises what another rank's note says."""
-        reason = self._note(partial)
-        if reason is not None:
-            raise CheckpointError(reason)
+        note = self._note(partial)
+        if note is not None:
+            raise CheckpointError(note.reason)
 
-    def _note(self, partial: Path) -> str | None:
+    def _note(self, partial: Path) -> Note | None:
         if self.ranks == 1 or not files.exists(partial / NOTE):
             return None
         try:
-            return str(json.loads((partial / NOTE).read_bytes()[:_NOTE_BYTES_MAX])["reason"])
+            content = json.loads((partial / NOTE).read_bytes()[:_NOTE_BYTES_MAX])
+            return Note(int(content["rank"]), str(content["reason"]))
         except (OSError, ValueError, KeyError, TypeError):
-            return "another rank failed and left a note that cannot be read"
+            return Note(None, "another rank failed and left a note that cannot be read")
 
     def _cause(self, partial: Path, e: Exception) -> Exception:
         """Why it failed here: because another rank did, if that one said so or took the folder away."""
-        reason = self._note(partial)
-        if reason is not None:
-            return CheckpointError(reason)
+        note = self._note(partial)
+        if note is not None:
+            return CheckpointError(note.reason)
         return e if self.ranks == 1 or files.exists(partial) else CheckpointError(f"{partial}: {_SILENT}")
 
     def _take_back(self, partial: Path, e: Exception, delivered: bool = False) -> None:
