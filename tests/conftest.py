@@ -22,6 +22,20 @@ def shared_data() -> Path:
     return Path(folder)
 
 
+@pytest.fixture(scope="session")
+def lines(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Prepared: 3,000 short lines of words and numbers."""
+    from foretell.config import DataConfig, TokenizerConfig
+    from foretell.data import prepare
+
+    folder = tmp_path_factory.mktemp("text")
+    written = (f"line {i} of {i * i % 97} and {i * 7919 % 1000}\n" for i in range(3000))
+    (folder / "text.txt").write_text("".join(written))
+    tokenizer = TokenizerConfig(vocab_size=320)
+    prepare([str(folder / "text.txt")], folder / "data", tokenizer, DataConfig(), workers=1)
+    return folder / "data"
+
+
 @pytest.fixture
 def small_files(monkeypatch: pytest.MonkeyPatch) -> None:
     """Small checkpoint files and small writes, so that a small checkpoint goes through everything a large one does."""

@@ -82,17 +82,19 @@ def work(run: Path, prepared: Path, display: Display) -> None:
     """One worker of `foretell train --nproc N`: trains together with the others what their parent made ready."""
     from foretell import data, runtime
     from foretell.distributed import launch, mesh
+    from foretell.distributed.watch import Beat
     from foretell.train import go_on
 
     runtime.end_with_parent()
     if launch.ended_before():
         return
-    mesh.join()
-    try:
-        go_on(run, data.open_data(prepared), resume=True, display=display)
-        mesh.leave()
-    except errors.ForetellError as e:
-        launch.leave_reason(e)
+    with Beat() as beat:
+        mesh.join()
+        try:
+            go_on(run, data.open_data(prepared), resume=True, display=beat.hearing(display))
+            mesh.leave()
+        except errors.ForetellError as e:
+            launch.leave_reason(e)
 
 
 def train_and_report(
@@ -139,7 +141,7 @@ def train_and_report(
             *["--quiet"] * display.quiet,
         ]
         if not (run / "measured.json").exists():
-            launch.run(launch.command(*words), processes, max_restarts)
+            launch.run(launch.command(*words), processes, max_restarts, run, display.say)
         result = go_on(run, data, resume=True)
     page = report.write([run])
     return {**result, "report": str(page), "closing": report.closing(run)}

@@ -21,7 +21,7 @@ class Kept(NamedTuple):
 
 
 class Dropped(NamedTuple):
-    """reason: the row of the funnel, such as "quality: repeated lines". detail: the number that decided, and the bound."""
+    """reason: the row of the funnel, such as "quality: repeated lines". detail: the number that decided, its bound."""
 
     reason: str
     detail: str

@@ -10,6 +10,7 @@ import json
 import logging
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
@@ -18,14 +19,22 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from foretell import runtime
+from foretell.distributed.watch import Watch
 from foretell.errors import ForetellError, Interrupted
 
 _ENDED = "ended.json"
 
 
-def run(command: list[str], processes: int, max_restarts: int) -> None:
-    """Run `command` in so many processes on this machine until all are done.
+def run(
+    command: list[str],
+    processes: int,
+    max_restarts: int,
+    folder: Path | None = None,
+    say: Callable[[str], None] = lambda text: None,
+) -> None:
+    """Run `command` in so many processes on this machine until all are done; one that hangs is ended (`watch.py`).
 
+    folder: the run's, for what is found of a hang. say: shows a line while it goes on.
     Raises what one of them left with `leave_reason`, and ForetellError when they died more than `max_restarts` times.
     """
     with tempfile.TemporaryDirectory(prefix="foretell-") as report:
@@ -44,7 +53,8 @@ def run(command: list[str], processes: int, max_restarts: int) -> None:
         logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
         signum, died = 0, ""
         try:
-            elastic_launch(config, command[0])(*command[1:])
+            with Watch(Path(report), folder, say).going_on():
+                elastic_launch(config, command[0])(*command[1:])
         except SignalException as e:
             signum = int(e.sigval)
         except ChildFailedError as e:
