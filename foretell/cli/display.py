@@ -114,6 +114,8 @@ class Display:
             self.losses.append(event["loss"])
         if "skipped" in event:
             self.say(f"  [yellow]step {event['step']:,} not applied:[/] {escape(event['skipped'])}")
+        if "recomputed" in event:
+            self.say(f"  [yellow]step {event['step']:,} computed twice:[/] {escape(event['recomputed'])}")
         self._training()
         if event["step"] >= self.steps:
             self._stop()

@@ -30,17 +30,30 @@ def batch(
     the split is shorter than one window.
     """
     tokens = data.tokens(split)
-    windows = window_count(len(tokens), context, split)
     chosen = np.arange(batch_size, dtype=np.int64) if rows is None else np.array(rows, np.int64)
-    sample = chosen + step * batch_size
+    starts = _starts(len(tokens), split, seed, chosen + step * batch_size, context)
+    window = np.stack([_circular(tokens, int(s) - 1, context + 1) for s in starts])
+    inputs, targets = window[:, :-1], window[:, 1:]
+    return inputs, targets, np.cumsum(inputs == data.tokenizer.eot_id, axis=1)
+
+
+def place(data: Data, split: str, *, seed: int, step: int, batch_size: int, context: int, row: int) -> tuple[int, str]:
+    """Where a sequence of a batch stands: the number of its first target in the split, and its text."""
+    tokens = data.tokens(split)
+    sample = np.array([row + step * batch_size], np.int64)
+    start = int(_starts(len(tokens), split, seed, sample, context)[0]) % len(tokens)
+    return start, data.tokenizer.decode(_circular(tokens, start, context).tolist())
+
+
+def _starts(length: int, split: str, seed: int, sample: np.ndarray, context: int) -> np.ndarray:
+    """The first target of each sample, on the circle of `length` tokens."""
+    windows = window_count(length, context, split)
     starts = np.empty(len(sample), np.int64)
     for epoch in np.unique(sample // windows):
         here = sample // windows == epoch
         order = permuted(sample[here] % windows, windows, _key(seed, int(epoch), "order"))
-        starts[here] = _key(seed, int(epoch), "offset") % len(tokens) + order * context
-    window = np.stack([_circular(tokens, int(s) - 1, context + 1) for s in starts])
-    inputs, targets = window[:, :-1], window[:, 1:]
-    return inputs, targets, np.cumsum(inputs == data.tokenizer.eot_id, axis=1)
+        starts[here] = _key(seed, int(epoch), "offset") % length + order * context
+    return starts
 
 
 def window_count(tokens: int, context: int, split: str = "train") -> int:

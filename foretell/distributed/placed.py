@@ -247,16 +247,20 @@ class Placed:
         dist.all_reduce(largest, dist.ReduceOp.MAX)
         return int(largest.item())
 
-    def told(self, text: str) -> str:
-        """The text that rank 0 gives."""
-        data = text.encode()
-        size = torch.tensor(len(data), device=runtime.device())
-        dist.broadcast(size, 0)
-        buffer = torch.tensor(
-            list(data.ljust(int(size), b" ")[: int(size)]), dtype=torch.uint8, device=runtime.device()
-        )
-        dist.broadcast(buffer, 0)
+    def told(self, text: str, by: int = 0) -> str:
+        """The text that rank `by` gives."""
+        data, device = text.encode(), runtime.device()
+        size = torch.tensor(len(data), device=device)
+        dist.broadcast(size, by)
+        buffer = torch.tensor(list(data.ljust(int(size), b" ")[: int(size)]), dtype=torch.uint8, device=device)
+        dist.broadcast(buffer, by)
         return bytes(buffer.tolist()).decode()
+
+    def maxima(self, numbers: Tensor) -> Tensor:
+        """Of each number the largest that any rank gives."""
+        largest = numbers.to(runtime.device())
+        dist.all_reduce(largest, dist.ReduceOp.MAX)
+        return largest.cpu()
 
     def token_scores(self, inputs: Tensor, targets: Tensor, scored: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Of this rank's scored positions: the row of each, its negative log-likelihood, whether it was likeliest."""

@@ -73,6 +73,11 @@ def status(run: Run, found: list[Check]) -> str:
         reason = str(skipped[0]["skipped"])[:200]
         first = f"{skipped[0]['step']:,.0f}"
         parts.append(f'<p class="note bad">{say("status.skipped", n=len(skipped), step=first, reason=reason)}</p>')
+    again = [e for e in run.steps if e.get("recomputed")]
+    if again:
+        reason = str(again[0]["recomputed"])[:200]
+        first = f"{again[0]['step']:,.0f}"
+        parts.append(f'<p class="note">{say("status.recomputed", n=len(again), step=first, reason=reason)}</p>')
     return "".join(parts)
 
 

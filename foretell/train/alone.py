@@ -91,8 +91,12 @@ class Team(Protocol):
         """The largest of the numbers that the processes give."""
         ...
 
-    def told(self, text: str) -> str:
-        """The text that the first process gives."""
+    def told(self, text: str, by: int = 0) -> str:
+        """The text that one of the processes gives."""
+        ...
+
+    def maxima(self, numbers: Tensor) -> Tensor:
+        """Of each number the largest that any process gives."""
         ...
 
     @property
@@ -168,8 +172,11 @@ class Alone:
     def agreed(self, number: int) -> int:
         return number
 
-    def told(self, text: str) -> str:
+    def told(self, text: str, by: int = 0) -> str:
         return text
+
+    def maxima(self, numbers: Tensor) -> Tensor:
+        return numbers
 
     def named_once(self, name: str) -> str:
         return name

@@ -15,7 +15,7 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,11 +26,12 @@ from torch import Tensor
 from foretell import evaluate, runtime
 from foretell.checkpoint import Saver
 from foretell.config import TrainConfig
-from foretell.data import Data, batch
+from foretell.data import Data, batch, place
 from foretell.errors import ForetellError, Interrupted
 from foretell.train import log as run_log
 from foretell.train import optim, saved
-from foretell.train.alone import Team
+from foretell.train.alone import Team, random_state, set_random_state
+from foretell.train.cause import cause
 from foretell.train.guard import MOST_IN_A_ROW
 from foretell.train.loss import head_loss, next_token_loss
 from foretell.train.saved import State
@@ -104,18 +105,15 @@ def loss_function(job: Job, team: Team) -> LossOf:
     return torch.compile(loss, dynamic=False) if job.compiled else loss
 
 
-def take_step(
-    job: Job, team: Team, loss_of: LossOf, optimizers: list[torch.optim.Optimizer], state: State
-) -> dict[str, Any]:
-    """One optimiser step. Returns its log event; a bad step is logged with its reason and not applied."""
+def gradient(job: Job, team: Team, loss_of: LossOf, step: int) -> tuple[float, float]:
+    """Loss and gradient norm of the batch of `step`. The gradients are where the optimiser looks for them, clipped."""
     c = job.config
-    lr = optim.set_lr(optimizers, lr_factor(state.step, job.steps, c))
     rows = team.rows(job.sequences, job.micro_batch_size)
-    batches, share = micro_batches(job, state.step, rows), team.share(job.micro_batch_size, job.sequences)
+    batches, share = micro_batches(job, step, rows), team.share(job.micro_batch_size, job.sequences)
     losses: list[float] = []
     if team.pipeline is None:
         for n, (inputs, targets, segments) in enumerate(batches):
-            team.before_micro_batch(state.step, n, len(rows) // job.micro_batch_size)
+            team.before_micro_batch(step, n, len(rows) // job.micro_batch_size)
             with autocast(job.dtype):
                 micro_loss = loss_of(inputs, targets, segments) * share
             micro_loss.backward()
@@ -124,21 +122,61 @@ def take_step(
         with autocast(job.dtype):
             loss_of_hidden = partial(head_loss, team, chunk_tokens=c.loss_chunk_tokens)
             losses = [team.pipeline.step(batches, loss_of_hidden, share)]
-    loss, grad_norm = team.finish(losses, c.grad_clip or math.inf)
-    reason = state.guard.check(loss, grad_norm)
+    return team.finish(losses, c.grad_clip or math.inf)
+
+
+def take_step(
+    job: Job, team: Team, loss_of: LossOf, optimizers: list[torch.optim.Optimizer], state: State
+) -> dict[str, Any]:
+    """One optimiser step. Returns its log event.
+
+    A step that comes out bad is computed again: it was the machine's fault if it is good then. If it is not, it is
+    logged with its cause and not applied.
+    """
+    lr = optim.set_lr(optimizers, lr_factor(state.step, job.steps, job.config))
+    random = random_state()
+    loss, grad_norm = gradient(job, team, loss_of, state.step)
+    reason, note = state.guard.reason(loss, grad_norm), {}
+    if reason is not None:
+        first = reason
+        team.forget_gradients()
+        set_random_state(random)
+        loss, grad_norm = gradient(job, team, loss_of, state.step)
+        reason = state.guard.reason(loss, grad_norm)
+        if reason is None:
+            note = {"recomputed": f"{first}; computed again all is well: a fault of the machine, not of the data"}
+        else:
+            note = {"skipped": f"{reason}; {_cause(job, team, state.step)}"}
     if reason is None:
         for optimizer in optimizers:
             optimizer.step()
     team.forget_gradients()
+    state.guard.record(loss, grad_norm, good=reason is None)
     state.step += 1
     team.after_step(state.step)
     state.tokens += job.batch_tokens
     event = {"event": "step", "step": state.step, "loss": loss, "lr": lr, "grad_norm": grad_norm}
-    if reason is None:
-        return event
     # JSON has no NaN; the reason says what the numbers were.
     finite = {k: v if not isinstance(v, float) or math.isfinite(v) else None for k, v in event.items()}
-    return {**finite, "skipped": reason}
+    return {**finite, **note}
+
+
+def _cause(job: Job, team: Team, step: int) -> str:
+    c, rows = job.config, team.rows(job.sequences, job.micro_batch_size)
+    one_by_one = list(micro_batches(replace(job, config=c.model_copy(update={"micro_batch_size": 1})), step, rows))
+    objective = _OBJECTIVES[c.objective]
+
+    def loss(n: int) -> Tensor:
+        with autocast(job.dtype):
+            return objective(team, *one_by_one[n], c.loss_chunk_tokens)
+
+    def where(row: int) -> str:
+        start, text = place(
+            job.data, "train", seed=c.seed, step=step, batch_size=job.sequences, context=c.context, row=row
+        )
+        return f"sequence {row} of the batch (training tokens from {start:,} on: {' '.join(text.split())[:60]!r})"
+
+    return cause(team, rows, job.sequences, loss, where)
 
 
 @dataclass
@@ -227,7 +265,7 @@ def run(team: Team, job: Job, *, resume: bool = False, display: Display | None =
             if wish == _OVER:
                 stopped = f"stopped at step {state.step} of {job.steps}: {state.seconds:.0f} s is over the guard"
                 break
-            if session.is_due(save_every):
+            if session.is_due(save_every) and not state.guard.bad_in_a_row:  # what went bad may be the weights
                 session.save()
     session.save()
     session.finish_saving()

@@ -331,6 +331,7 @@ def _measured(
         "bits_per_byte": scores["bits_per_byte"],
         "train_loss": sum(last) / len(last) if last else None,
         "skipped_steps": sum("skipped" in e for e in steps),
+        "recomputed_steps": sum("recomputed" in e for e in steps),
         "resumed_from": outcome["resumed_from"],
         "stopped": outcome["stopped"],
         "finished": datetime.now(UTC).isoformat(timespec="seconds"),
