@@ -10,7 +10,9 @@ Not handled: CPU offload, ring attention.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -22,7 +24,7 @@ from torch.utils.checkpoint import checkpoint
 from foretell import runtime
 from foretell.checkpoint import Piece
 from foretell.config import ModelConfig, ParallelConfig
-from foretell.distributed import context, experts, parts, pipeline, tensor
+from foretell.distributed import context, experts, parts, pipeline, record, tensor
 from foretell.distributed.copies import Meeting, Strict, Summing
 from foretell.distributed.mesh import Mesh
 from foretell.distributed.parts import Box, Part
@@ -231,6 +233,13 @@ class Placed:
         largest = torch.tensor(number, dtype=torch.float64, device=runtime.device())
         dist.all_reduce(largest, dist.ReduceOp.MAX)
         return largest.item()
+
+    def stepping(self, step: int, folder: Path) -> AbstractContextManager[None]:
+        """Around step number `step` of the run in `folder`: of one step the collectives are kept."""
+        first_copy = not any(place for axis, place in self.mesh.place.items() if axis != "pp")
+        if step != record.STEP or self.ranks == 1 or not first_copy:
+            return nullcontext()
+        return record.kept(folder, step, self.layout)
 
     def after_step(self, steps: int) -> None:
         """The optimiser has taken so many steps in all."""

@@ -6,6 +6,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
 from typing import Any, Protocol
 
 import torch
@@ -77,6 +79,10 @@ class Team(Protocol):
 
     def finish(self, losses: Sequence[float], limit: float) -> tuple[float, float]:
         """The global loss and gradient norm, once all backward passes are done; gradients are clipped to `limit`."""
+        ...
+
+    def stepping(self, step: int, folder: Path) -> AbstractContextManager[None]:
+        """Entered around step number `step`, from 1 on, of the run in `folder`."""
         ...
 
     def after_step(self, steps: int) -> None:
@@ -159,6 +165,9 @@ class Alone:
 
     def before_micro_batch(self, step: int, n: int, of: int) -> None:
         pass
+
+    def stepping(self, step: int, folder: Path) -> AbstractContextManager[None]:
+        return nullcontext()
 
     def after_step(self, steps: int) -> None:
         pass

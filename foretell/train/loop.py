@@ -248,7 +248,8 @@ def run(team: Team, job: Job, *, resume: bool = False, display: Display | None =
     with runtime.StopRequest() as stop:
         while state.step < job.steps:
             before = time.perf_counter()
-            event = take_step(job, team, loss_of, session.optimizers, state)
+            with team.stepping(state.step + 1, job.folder):
+                event = take_step(job, team, loss_of, session.optimizers, state)
             session.record(session.timed(event, time.perf_counter() - before))
             if state.guard.bad_in_a_row >= MOST_IN_A_ROW:
                 session.finish_saving()
