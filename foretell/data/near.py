@@ -32,28 +32,32 @@ _KEYS_BYTES = 1 << 30
 _PAIRS_AT_ONCE = 1 << 14
 _ROWS_AT_ONCE = 1 << 14
 
-_APART, _WORD, _CHARACTER, _IGNORED = range(4)
+_APART, _WORD, _CHARACTER, _IGNORED, _CONTEXT = range(5)  # the last: NFKC looks at its neighbours
 _UNSPACED = (  # Thai and Lao, Myanmar, Khmer, kana and bopomofo, Han
     *((0x0E00, 0x0EFF), (0x1000, 0x109F), (0x1780, 0x17FF), (0x3005, 0x3007), (0x3021, 0x312F), (0x31A0, 0x31FF)),
     *((0x3400, 0x4DBF), (0x4E00, 0x9FFF), (0xF900, 0xFAFF), (0x1B000, 0x1B16F), (0x20000, 0x3FFFF)),
 )
+_JAMO = [chr(c) for c in range(0x1160, 0x1200)]  # vowels and finals of Hangul, which compose
+_ASSIGNED = 0x32400  # beyond, there are only tags, variation selectors and private use
 _BASE = 0x9E3779B97F4A7C15 | 5  # odd, so that it has an inverse modulo 2^64
 _U64 = np.uint64
+_NONE = _U64(0xFFFFFFFFFFFFFFFF)
 
 
 def signature(text: str) -> np.ndarray:
     """uint8 (512,): what `duplicates` compares. Documents without a letter or digit have nothing to compare.
 
-    Compared is NFKC in lower case. Letters, digits and combining marks make words; anything else only parts them, except
-    format characters (soft hyphens, zero-width spaces), which are as if not there. Han, kana, Thai, Lao, Khmer and Myanmar
-    characters are units of their own. A shingle begins at each unit and has 5 words, 8 such characters, or as much of
-    both together; a text too short for one is a single shingle. Pieces of 262,144 characters are hashed apart.
+    Compared is NFKC with each character in lower case. Letters, digits and combining marks make words; anything else only
+    parts them, except format characters (soft hyphens, zero-width spaces), which are as if not there. Han, kana, Thai, Lao,
+    Khmer and Myanmar characters are units of their own. A shingle begins at each unit and has 5 words, 8 such characters,
+    or as much of both together; a text too short for one is a single shingle. Pieces of 262,144 characters are hashed apart.
     """
-    text = unicodedata.normalize("NFKC", text).lower()
-    pieces = [_smallest(_shingles(text[n : n + _PIECE])) for n in range(0, len(text), _PIECE)]
-    if not sum(map(len, pieces)):
-        return np.full(BINS, _BORROWED, np.uint8)
-    return _filled(pieces[0] if len(pieces) == 1 else _smallest(np.concatenate(pieces)))
+    codes, kinds = _normalised(text)
+    smallest = np.full(BINS, _NONE)
+    for n in range(0, len(codes), _PIECE):
+        hashes = _shingles(codes[n : n + _PIECE], kinds[n : n + _PIECE])
+        np.minimum.at(smallest, (hashes >> _U64(65 - BINS.bit_length())).astype(np.int64), hashes)
+    return _filled(smallest)
 
 
 def similarity(a: np.ndarray, b: np.ndarray) -> np.ndarray:
@@ -100,17 +104,44 @@ def bands(threshold: float) -> tuple[int, int]:
 
 
 @functools.cache
-def _kinds() -> np.ndarray:
-    """uint8: what each code point is."""
-    names = {"L": _WORD, "N": _WORD, "M": _WORD}
-    kinds = np.zeros(0x110000, np.uint8)
-    for code in range(len(kinds)):
-        category = unicodedata.category(chr(code))
-        kinds[code] = _IGNORED if category == "Cf" else names.get(category[0], _APART)
-    for first, last in _UNSPACED:
-        part = kinds[first : last + 1]
-        part[part == _WORD] = _CHARACTER
-    return kinds
+def _characters() -> tuple[np.ndarray, np.ndarray]:
+    """For each code point: what it becomes (uint32), and of what kind that is (uint8)."""
+    folded, kinds = np.arange(0x110000, dtype=np.uint32), np.zeros(0x110000, np.uint8)
+    for code in (*range(_ASSIGNED), *range(0xE0000, 0xE0200)):
+        text = unicodedata.normalize("NFKC", chr(code))
+        categories = {unicodedata.category(c) for c in text}
+        if categories == {"Cf"}:
+            kinds[code] = _IGNORED
+        elif not {c[0] for c in categories} & set("LNM"):
+            kinds[code] = _APART
+        elif len(text) > 1 or unicodedata.category(text)[0] == "M" or text in _JAMO:
+            kinds[code] = _CONTEXT
+        else:
+            lower = text.lower()
+            folded[code] = ord(lower) if len(lower) == 1 else ord(text)
+            kinds[code] = _CHARACTER if any(a <= folded[code] <= b for a, b in _UNSPACED) else _WORD
+    return folded, kinds
+
+
+def _normalised(text: str) -> tuple[np.ndarray, np.ndarray]:
+    """Code points of the letters, digits and what parts them, and their kinds."""
+    fold, kind = _characters()
+    codes = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), np.uint32)
+    kinds = kind[codes]
+    most = kinds.max(initial=0)
+    if most == _CONTEXT:
+        # A table cannot compose characters, but is many times faster for those that stand alone.
+        text = unicodedata.normalize("NFKC", text)
+        codes = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), np.uint32)
+        kinds = kind[codes]
+        composed = kinds == _CONTEXT
+        unspaced = composed & np.logical_or.reduce([(codes >= a) & (codes <= b) for a, b in _UNSPACED])
+        kinds[composed] = _WORD
+        kinds[unspaced] = _CHARACTER
+    if most >= _IGNORED:
+        there = kinds != _IGNORED
+        codes, kinds = codes[there], kinds[there]
+    return fold[codes], kinds
 
 
 @functools.cache
@@ -124,13 +155,8 @@ def _powers(length: int) -> tuple[np.ndarray, np.ndarray]:
     return both[0], both[1]
 
 
-def _shingles(text: str) -> np.ndarray:
+def _shingles(codes: np.ndarray, kinds: np.ndarray) -> np.ndarray:
     """64-bit hashes of the shingles of one piece of normalised text, with repetitions."""
-    codes = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), np.uint32)
-    kinds = _kinds()[codes]
-    if kinds.max(initial=0) == _IGNORED:
-        there = kinds != _IGNORED
-        codes, kinds = codes[there], kinds[there]
     word = np.zeros(len(kinds) + 2, bool)
     word[1:-1] = kinds == _WORD
     character = kinds == _CHARACTER
@@ -164,41 +190,29 @@ def _mixed(x: np.ndarray) -> np.ndarray:
     return x
 
 
-def _bin(hashes: np.ndarray) -> np.ndarray:
-    return (hashes >> _U64(64 - BINS.bit_length() + 1)).astype(np.int64)
-
-
-def _smallest(hashes: np.ndarray) -> np.ndarray:
-    """The smallest hash of each bin that has any, in the order of the bins."""
-    hashes = np.sort(hashes)
-    bins = _bin(hashes)
-    return hashes[np.diff(bins, prepend=-1) > 0]
-
-
 @functools.cache
-def _order() -> np.ndarray:
-    """int64 (512, 512): for each bin, in which order it looks for another to borrow from: a random permutation."""
-    ranks = _mixed(np.arange(1, BINS * BINS + 1, dtype=_U64) * _U64(_BASE)).reshape(BINS, BINS)
-    return np.argsort(ranks, axis=1, kind="stable")
+def _order() -> tuple[np.ndarray, np.ndarray]:
+    """In which order each bin looks for a value: itself, then the others in a random order of its own.
+
+    Two of (512, 512): bin, how many were tried before -> the bin to try; bin to try, bin -> how many are tried before.
+    """
+    random = _mixed(np.arange(1, BINS * BINS + 1, dtype=_U64) * _U64(_BASE)).reshape(BINS, BINS)
+    np.fill_diagonal(random, 0)
+    order = np.argsort(random, axis=1, kind="stable")
+    return order, np.ascontiguousarray(np.argsort(order, axis=1).T.astype(np.uint16))
 
 
 def _filled(smallest: np.ndarray) -> np.ndarray:
-    """The signature of the smallest hashes: their own bins, and all other bins borrowed."""
-    source = np.full(BINS, -1)
-    source[_bin(smallest)] = np.arange(len(smallest))
-    signed = source.copy()
-    empty = np.flatnonzero(source < 0)
-    tried, tries = 0, 4
-    while len(empty):
-        found = source[_order()[empty, tried : tried + tries]]
-        has = found >= 0
-        first = has.argmax(axis=1)
-        signed[empty] = found[np.arange(len(empty)), first]
-        empty = empty[signed[empty] < 0]
-        tried, tries = tried + tries, tries * 4
+    """The signature of the smallest hash of each bin: its own bins, and those without any borrowed."""
+    order, before = _order()
+    filled = np.flatnonzero(smallest != _NONE)
+    if not len(filled):
+        return np.full(BINS, _BORROWED, np.uint8)
+    every = np.arange(BINS)
+    source = order[every, before[filled].min(axis=0)]
     # The bin's number goes into the value, or texts of one shingle would differ in 7 bits only.
-    values = _mixed(smallest[signed] ^ np.arange(BINS, dtype=_U64)) >> _U64(57)
-    return (values + np.where(source < 0, _U64(_BORROWED), _U64(0))).astype(np.uint8)
+    values = _mixed(smallest[source] ^ every.astype(_U64)) >> _U64(57)
+    return (values + np.where(source == every, _U64(0), _U64(_BORROWED))).astype(np.uint8)
 
 
 def _candidates(signatures: np.ndarray, threshold: float) -> np.ndarray:
