@@ -1,8 +1,8 @@
 """Near-duplicates: MinHash signatures of single documents, then which documents repeat an earlier one.
 
-The two parts are apart. `signature` needs one text and runs in any process; `duplicates` needs all signatures, 512 bytes
-a document, which may be a memory-mapped file, and works on sorted arrays. Both are functions of their arguments alone,
-so the result does not depend on how many processes made the signatures.
+The two parts are apart. `signature` needs one text and runs in any process; `duplicates` needs all signatures, 512
+bytes a document, which may be a memory-mapped file, and works on sorted arrays. Both are functions of their arguments
+alone, so the result does not depend on how many processes made the signatures.
 
 A text is its set of shingles: 5 words in a row or, where a script does not part its words, 8 characters. The signature
 is one-permutation hashing (Li, Owen and Zhang 2012, arXiv:1208.1259): the smallest hash in each of 512 bins, 7 bits of
@@ -27,7 +27,7 @@ COMPARED = 16  # documents with the same band: each is compared with the first 1
 
 _BORROWED = 128
 _COLLISION = 1 / 128  # two different hashes agree in 7 bits
-_PIECE = 1 << 18  # characters hashed at once, which bounds memory and the tables of powers
+_PIECE = 1 << 16  # characters hashed at once, which bounds memory and the tables of powers
 _KEYS_BYTES = 1 << 30
 _PAIRS_AT_ONCE = 1 << 14
 _ROWS_AT_ONCE = 1 << 14
@@ -47,10 +47,11 @@ _NONE = _U64(0xFFFFFFFFFFFFFFFF)
 def signature(text: str) -> np.ndarray:
     """uint8 (512,): what `duplicates` compares. Documents without a letter or digit have nothing to compare.
 
-    Compared is NFKC with each character in lower case. Letters, digits and combining marks make words; anything else only
-    parts them, except format characters (soft hyphens, zero-width spaces), which are as if not there. Han, kana, Thai, Lao,
-    Khmer and Myanmar characters are units of their own. A shingle begins at each unit and has 5 words, 8 such characters,
-    or as much of both together; a text too short for one is a single shingle. Pieces of 262,144 characters are hashed apart.
+    Compared is NFKC with each character in lower case. Letters, digits and combining marks make words; anything else
+    only parts them, except format characters (soft hyphens, zero-width spaces), which are as if not there. Han, kana,
+    Thai, Lao, Khmer and Myanmar characters are units of their own. A shingle begins at each unit and has 5 words, 8
+    such characters, or as much of both together; a text too short for one is a single shingle. Pieces of 65,536
+    characters are hashed apart.
     """
     codes, kinds = _normalised(text)
     smallest = np.full(BINS, _NONE)
@@ -77,9 +78,9 @@ def similarity(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 def duplicates(signatures: np.ndarray, threshold: float = 0.8) -> np.ndarray:
     """int64 (documents,): the number of the earlier document that each repeats, or -1.
 
-    signatures: uint8 (documents, 512), in memory or memory-mapped. A document is removed if its similarity to an earlier
-    one *that is kept* is estimated at `threshold` or more; the most similar of those is named. So where A is like B, B like
-    C, and C not like A, B goes and C stays: whatever is removed resembles something that remains.
+    signatures: uint8 (documents, 512), in memory or memory-mapped. A document is removed if its similarity to an
+    earlier one *that is kept* is estimated at `threshold` or more; the most similar of those is named. So where A is
+    like B, B like C, and C not like A, B goes and C stays: whatever is removed resembles something that remains.
     Raises ConfigError for a threshold outside (0, 1], DataError for another shape or type.
     """
     if not 0 < threshold <= 1:
@@ -96,7 +97,7 @@ def duplicates(signatures: np.ndarray, threshold: float = 0.8) -> np.ndarray:
 
 
 def bands(threshold: float) -> tuple[int, int]:
-    """Bands and rows: the longest bands of which a pair as similar as the threshold shares one with probability 0.99."""
+    """Bands and rows: the longest bands of which pairs as similar as the threshold share one with probability 0.99."""
     for rows in range(BINS, 1, -1):
         if 1 - (1 - threshold**rows) ** (BINS // rows) >= CANDIDATE_RECALL:
             return BINS // rows, rows
@@ -245,7 +246,10 @@ def _keys(signatures: np.ndarray, first: int, last: int, rows: int) -> np.ndarra
 
 
 def _pairs(keys: np.ndarray, documents: np.ndarray) -> np.ndarray:
-    """Pairs of documents (ascending numbers) with the same key; of many, each with the first and with those before it."""
+    """Pairs of documents with the same key; where many have it, each with the first and with those just before it.
+
+    keys: uint64 (n,). documents: int64 (n,), their numbers, ascending.
+    """
     order = np.argsort(keys, kind="stable")
     same = np.zeros(len(keys) + 1, bool)
     same[1:-1] = keys[order[1:]] == keys[order[:-1]]
