@@ -97,7 +97,8 @@ class Chain:
     def __init__(self, tokens: list[str], order: int, mean: int) -> None:
         self.mean = mean
         self.tokens = np.array(tokens, object)
-        _, ids = np.unique(np.array([hash(t) for t in tokens]), return_inverse=True)
+        number = {t: n for n, t in enumerate(dict.fromkeys(tokens))}
+        ids = np.array([number[t] for t in tokens])
         state = np.zeros(len(ids), np.int64)
         for n in range(order):
             _, state = np.unique(state * (ids.max() + 1) + np.roll(ids, n), return_inverse=True)
@@ -129,9 +130,9 @@ def chains() -> dict[str, Chain]:
         data = Path(os.environ["FORETELL_DATA"])
         english = english[:40]
         for path in sorted(data.glob("lm-en/*/*.gz")):
-            lines = gzip.open(path, "rt", encoding="utf-8").read()
-            english += [json.loads(x)["text"] for x in lines.splitlines()] if ".jsonl" in path.name else [lines]
-        chinese = [gzip.open(p, "rt", encoding="utf-8").read() for p in sorted(data.glob("lm-zh/*/*.txt.gz"))]
+            text = gzip.decompress(path.read_bytes()).decode()
+            english += [json.loads(x)["text"] for x in text.splitlines()] if ".jsonl" in path.name else [text]
+        chinese = [gzip.decompress(p.read_bytes()).decode() for p in sorted(data.glob("lm-zh/*/*.txt.gz"))]
     if not chinese:
         ranks = np.random.default_rng(0).zipf(1.2, 1 << 20)
         chinese = ["".join(chr(0x4E00 + r) if r < 3000 else "，" for r in ranks)]
@@ -142,7 +143,7 @@ def chains() -> dict[str, Chain]:
 
 
 def near_copy(tokens: list[str], fresh: list[str], wanted: float, units: int, rng: np.random.Generator) -> str:
-    """A changed copy of a document, at a similarity of about `wanted`: edits each spoil the `units` shingles over them."""
+    """A changed copy of a document, at a similarity of about `wanted`: an edit spoils the `units` shingles over it."""
     tokens = list(tokens)
     way = rng.random()
     if way < 0.2:
@@ -215,8 +216,13 @@ class Corpus:
         return (self.text(n) for n in range(first, min(last, len(self))))
 
 
-def sign(corpus: Corpus, file: Path, first: int) -> tuple[int, float]:
-    """Signatures of one block into their rows of the file; bytes of text, and processor seconds of `signature` alone."""
+def peak_memory() -> int:
+    """Of this process so far, in bytes."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def sign(corpus: Corpus, file: Path, first: int) -> tuple[int, float, int]:
+    """Signatures of one block into their rows of the file; bytes of text, processor seconds of `signature`, memory."""
     rows = np.memmap(file, np.uint8, "r+", shape=(len(corpus), near.BINS))
     size, seconds = 0, 0.0
     near.signature("the tables are made once in a process")
@@ -225,13 +231,13 @@ def sign(corpus: Corpus, file: Path, first: int) -> tuple[int, float]:
         rows[n] = near.signature(text)
         seconds += time.process_time() - began
         size += len(text.encode())
-    return size, seconds
+    return size, seconds, peak_memory()
 
 
 def find(file: Path, documents: int, threshold: float) -> tuple[np.ndarray, int]:
-    """`duplicates`, and the peak memory of the process in bytes."""
+    """`duplicates`, and the peak memory of the process."""
     signatures = np.memmap(file, np.uint8, "r", shape=(documents, near.BINS))
-    return near.duplicates(signatures, threshold), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return near.duplicates(signatures, threshold), peak_memory()
 
 
 def exact(corpus: Corpus, pairs: np.ndarray) -> list[float]:
@@ -281,7 +287,7 @@ def peer(texts: list[str], threshold: float) -> tuple[np.ndarray, float] | None:
     except ImportError:
         return None
     sets = [[" ".join(s).encode() for s in shingles(t)] for t in texts]
-    repeats = np.full(len(texts), -1)
+    repeats = np.full(len(texts), -1, np.int64)
     began = time.perf_counter()
     index, kept = MinHashLSH(threshold=threshold, num_perm=128), {}
     for n, found in enumerate(sets):
@@ -297,26 +303,27 @@ def peer(texts: list[str], threshold: float) -> tuple[np.ndarray, float] | None:
     return repeats, time.perf_counter() - began
 
 
-def compared(corpus: Corpus, families: np.ndarray, size: int, threshold: float) -> dict[str, Any]:
-    """Ours and the peer on the first documents, `size` bytes of them, from texts in memory, in one process."""
-    texts: list[str] = []
-    while sum(len(t.encode()) for t in texts[-1000:]) and len(texts) < len(corpus) and size > 0:
-        texts.append(corpus.text(len(texts)))
-        size -= len(texts[-1].encode())
-    near.signature("tables")
+def compared(corpus: Corpus, families: np.ndarray, numbers: np.ndarray, threshold: float) -> dict[str, Any]:
+    """Ours and the peer on some of the documents, from texts in memory, in one process."""
+    texts = [corpus.text(n) for n in numbers]
+    near.signature("the tables are made once in a process")
     began = time.perf_counter()
-    repeats = near.duplicates(np.stack([near.signature(t) for t in texts]), threshold)
+    signatures = np.stack([near.signature(t) for t in texts])
+    signed = time.perf_counter() - began
+    repeats = near.duplicates(signatures, threshold)
     seconds = time.perf_counter() - began
     theirs = peer(texts, threshold)
-    pairs = planted(families[: len(texts)])
-    alike = np.array(exact(corpus, pairs))
+    pairs = planted(families[numbers])
+    alike = np.array(exact(corpus, numbers[pairs]))
 
     def quality(repeats: np.ndarray) -> dict[str, Any]:
         removed = np.flatnonzero(repeats >= 0)
-        named = np.array(exact(corpus, np.stack([repeats[removed], removed], axis=1)))
+        named = np.array(exact(corpus, numbers[np.stack([repeats[removed], removed], axis=1)]))
         return judged(repeats, pairs, alike, named, threshold)
 
-    result = {"documents": len(texts), "seconds": seconds, "quality": quality(repeats)}
+    size = sum(len(t.encode()) for t in texts)
+    result = {"bytes": size, "documents": len(texts), "signature_seconds": signed, "seconds": seconds}
+    result["quality"] = quality(repeats)
     if theirs:
         result |= {"peer_seconds": theirs[1], "ratio": theirs[1] / seconds, "peer_quality": quality(theirs[0])}
     return result
@@ -344,7 +351,6 @@ def measure(folder: Path, args: argparse.Namespace) -> dict[str, Any]:
     with ProcessPoolExecutor(args.workers, get_context("spawn")) as pool:
         starts = range(0, len(corpus), BLOCK)
         signed = timed("signatures", lambda: list(pool.map(functools.partial(sign, corpus, file), starts)))
-    # The largest of the processes so far made text, which is none of ours: signing is measured by itself.
     with ProcessPoolExecutor(1, get_context("spawn")) as pool:
         repeats, peak = timed("duplicates", lambda: pool.submit(find, file, len(corpus), t).result())
     removed = np.flatnonzero(repeats >= 0)
@@ -354,6 +360,10 @@ def measure(folder: Path, args: argparse.Namespace) -> dict[str, Any]:
         parts = np.array_split(all_pairs, max(1, len(all_pairs) // 2000))
         alike = timed("truth", lambda: np.concatenate(list(pool.map(functools.partial(exact, corpus), parts))))
     chinese = len(made[0][1])
+    share = args.peer_megabytes / args.gigabytes / 1000
+    numbers = np.concatenate(
+        [np.arange(first, first + int(share * len(m[1]))) for first, m in zip((0, chinese), made, strict=True)]
+    )
     quality = {}
     for name, first, last in (("all", 0, len(corpus)), ("english", 0, chinese), ("chinese", chinese, len(corpus))):
         inside = (pairs[:, 0] >= first) & (pairs[:, 0] < last)
@@ -371,8 +381,9 @@ def measure(folder: Path, args: argparse.Namespace) -> dict[str, Any]:
         "seconds": seconds,
         "signature_bytes_per_second_per_core": sum(s[0] for s in signed) / sum(s[1] for s in signed),
         "duplicates_peak_memory_bytes": peak,
+        "signatures_peak_memory_bytes": max(s[2] for s in signed),
         "quality": quality,
-        "slice": timed("peer", lambda: compared(corpus, families, int(args.peer_megabytes * 1e6), t)),
+        "slice": timed("peer", lambda: compared(corpus, families, numbers, t)),
     }
 
 
