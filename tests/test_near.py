@@ -73,7 +73,7 @@ def test_the_estimate_is_that_of_counting(units: int, han: float) -> None:
         a, b = "".join(pieces), "".join(edited(rng, pieces, n / 200))
         j = exact(a, b)
         error = np.sqrt(j * (1 - j) / near.BINS)
-        errors.append((estimate(a, b) - j) / max(error, 1e-9) if j < 1 else 0.0)
+        errors.append((estimate(a, b) - j) / max(error, 1e-9) if 0 < j < 1 else 0.0)
         assert abs(estimate(a, b) - j) <= 4.5 * error + 1e-3
     assert abs(np.mean(errors)) < 4 / np.sqrt(len(errors))
 
