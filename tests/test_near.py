@@ -114,6 +114,9 @@ def test_what_counts_as_the_same() -> None:
     assert estimate(han, han.replace("，", "\n").replace("。", " ")) == 1
     assert estimate("Ａ１ ﬁne ｶﾞ Å word six", "a1 fine ガ å word six") == 1
     assert estimate("word中文 word", "word 中 文 word") == 1
+    thai = "สวัสดีครับยินดีที่ได้รู้จัก"
+    assert estimate(thai, thai.replace("ครับ", "\u200bครับ ")) == 1
+    assert 0 < estimate(thai, thai[:-1]) < 1
     assert estimate("ab c d e f", "a bc d e f") == 0
     assert estimate("a b c d e", "e d c b a") == 0
     assert estimate("天下大势分久必合", "天下大势分久必分") == 0
@@ -144,9 +147,20 @@ def test_duplicates_against_all_pairs(seed: int) -> None:
             assert not any(truth.jaccard(sets[n], sets[m]) > 0.86 for m in np.flatnonzero(kept[:n]))
 
 
-def test_equal_decisions_as_the_rule_in_plain_words() -> None:
+def crowd(seed: int) -> list[str]:
+    """Five texts about 0.7 alike with 24 copies each, shuffled: more have a band in common than are compared in it."""
+    rng = random.Random(seed)
+    pieces = text(rng, 300)
+    five = [edited(rng, pieces, 0.02) for _ in range(5)]
+    texts = ["".join(edited(rng, five[n % 5], 0.002)) for n in range(120)]
+    rng.shuffle(texts)
+    return texts
+
+
+@pytest.mark.parametrize("texts", [corpus(3, 150), crowd(1), crowd(2)], ids=["families", "crowd", "another crowd"])
+def test_equal_decisions_as_the_rule_in_plain_words(texts: list[str]) -> None:
     """The rule applied to all pairs of estimates, one after another, without bands and sorting."""
-    signed = signatures(corpus(3, 150))
+    signed = signatures(texts)
     expected = np.full(len(signed), -1)
     for n in range(len(signed)):
         before = np.flatnonzero(expected[:n] < 0)

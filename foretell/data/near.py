@@ -221,18 +221,10 @@ def _candidates(signatures: np.ndarray, threshold: float) -> np.ndarray:
     number, rows = bands(threshold)
     several = max(1, _KEYS_BYTES // (8 * max(1, len(signatures))))
     pairs = np.zeros(0, _U64)
-    full = _not_empty(signatures)
     for first in range(0, number, several):
         for keys in _keys(signatures, first, min(first + several, number), rows):
-            pairs = np.union1d(pairs, _pairs(keys[full], full))
+            pairs = np.union1d(pairs, _pairs(keys))
     return pairs
-
-
-def _not_empty(signatures: np.ndarray) -> np.ndarray:
-    """int64: the numbers of the documents that have shingles."""
-    blocks = range(0, len(signatures), _ROWS_AT_ONCE)
-    full = [n + np.flatnonzero((signatures[n : n + _ROWS_AT_ONCE] < _BORROWED).any(axis=1)) for n in blocks]
-    return np.concatenate(full) if full else np.zeros(0, np.int64)
 
 
 def _keys(signatures: np.ndarray, first: int, last: int, rows: int) -> np.ndarray:
@@ -245,16 +237,13 @@ def _keys(signatures: np.ndarray, first: int, last: int, rows: int) -> np.ndarra
     return keys
 
 
-def _pairs(keys: np.ndarray, documents: np.ndarray) -> np.ndarray:
-    """Pairs of documents with the same key; where many have it, each with the first and with those just before it.
-
-    keys: uint64 (n,). documents: int64 (n,), their numbers, ascending.
-    """
+def _pairs(keys: np.ndarray) -> np.ndarray:
+    """Pairs of documents with the same key; where many have it, each with the first and with those just before it."""
     order = np.argsort(keys, kind="stable")
     same = np.zeros(len(keys) + 1, bool)
     same[1:-1] = keys[order[1:]] == keys[order[:-1]]
     shared = same[1:] | same[:-1]
-    documents = documents[order[shared]].astype(_U64)
+    documents = order[shared].astype(_U64)
     place = np.arange(len(documents))
     start = np.maximum.accumulate(np.where(same[:-1][shared], 0, place))
     rank = place - start
