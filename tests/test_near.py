@@ -100,6 +100,21 @@ def test_equal_sets_of_shingles_have_equal_signatures(string: str) -> None:
         assert bool(truth.shingles(string)) == bool((near.signature(string) < 128).any())
 
 
+def test_the_table_of_characters_is_nfkc() -> None:
+    """Of every 7th character that Unicode makes of others, and of its parts: as NFKC of the whole string has it."""
+    several = 0
+    for code in range(0, 0x32400, 7):
+        c = chr(code)
+        for form in ("NFD", "NFKD"):
+            parts = unicodedata.normalize(form, c)
+            if parts != c:
+                several += len(parts) > 1
+                expected = near.signature(f"x {unicodedata.normalize('NFKC', c)} y")
+                assert np.array_equal(near.signature(f"x {c} y"), expected), hex(code)
+                assert np.array_equal(near.signature(f"x {parts} y"), near.signature(f"x {c} y")) or form == "NFKD"
+    assert several > 1000
+
+
 def test_what_counts_as_the_same() -> None:
     plain = "It was the best of times, it was the worst of times; it was the age of wisdom"
     for other in (
