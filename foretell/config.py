@@ -158,6 +158,15 @@ class DataConfig(Table):
     split: Literal["auto", "hash", "tail"] = Field("auto", description="by document, or the end of the text")
     text_key: str | None = Field(None, description="key or column that holds the text; recognised when unset")
     packing: Literal["across", "within"] = Field("across", description="attention across document boundaries, or not")
+    languages: list[str] | None = Field(None, description="keep documents in these, such as en and zh; unset: all")
+    quality: bool = Field(False, description="drop what the rules of quality take for no prose")
+    near_duplicates: float | None = Field(
+        None, gt=0, le=1, description="drop texts whose shingles overlap this much with an earlier one's; 0.8 is usual"
+    )
+    decontaminate: list[str] | None = Field(None, description="files of evaluation text: drop documents that hold it")
+    personal_data: Literal["keep", "mask", "drop"] = Field(
+        "keep", description="e-mail, phone, card and ID numbers, keys: mask them, or drop documents with them"
+    )
 
 
 class TrainConfig(Table):

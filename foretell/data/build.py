@@ -1,14 +1,10 @@
 """`prepare`: sources in, a folder of token shards out, with the account of every record.
 
-1. Survey: one pass counts documents and bytes, draws a bounded sample, decides the splits, trains the tokenizer.
-2. Encode: a second pass tokenises block by block in several processes and appends to the splits' files. A journal says
-   after about every 32 MiB how far everything is on disk; an interrupted preparation reads its input again but encodes
-   only what is missing.
-3. The index is written, and the working folder (.NAME.partial, beside the output) is renamed to the output.
-
-The output is a function of the inputs and the configuration alone: not of the number of workers, nor of interruptions.
-The same inputs (paths, sizes, modification times) and configuration again are a no-op. Input is read twice instead of
-being kept, because reading runs 20 times as fast as tokenising and needs no memory.
+What is to be done stands as tasks in a working folder (.NAME.partial, beside the output), and `data/job.py` says which.
+The processes of one command do them, and so does the same command started on other machines that see the folder; an
+interrupted preparation goes on with what is left. The output is a function of the inputs and the configuration alone:
+not of the number of processes or machines, nor of interruptions. It appears by one rename. The same inputs (paths,
+sizes, modification times) and configuration again are a no-op.
 """
 
 from __future__ import annotations
@@ -18,21 +14,37 @@ import hashlib
 import json
 import os
 import re
+import secrets
 import shutil
+import socket
+import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 from foretell import runtime
 from foretell.config import DataConfig, TokenizerConfig
-from foretell.data import readers
-from foretell.data.job import Job, Progress
+from foretell.data import clean, readers
+from foretell.data.claims import Claims
+from foretell.data.job import Job, Progress, Tasks, write_json
 from foretell.data.shards import FORMAT_VERSION, SPLITS, open_data, read_index
+from foretell.data.workers import beside, check
 from foretell.errors import ConfigError, DataError, ForetellError
 
+_SMALL_BYTES = 1 << 22  # below it, starting processes costs more than it saves
+_PATIENCE_SECONDS = 30.0
+_PAUSE_SECONDS = 0.02
+_LOOK_SECONDS = 1.0
+_MEMBER = "member-"
+# Settings that came later: left out of the fingerprint where they are off, so that older folders keep theirs.
+_LATER = ("languages", "quality", "near_duplicates", "decontaminate", "personal_data")
 # What stands in a prepared folder, and what a file manager leaves in any.
-_OURS = re.compile(r"index\.json|tokenizer\.json|(train|valid|test)(-[0-9]{5,}\.tokens|\.ends|\.bytes)|\.DS_Store")
+_OURS = re.compile(
+    r"index\.json|tokenizer\.json|(train|valid|test)(-[0-9]{5,}\.tokens|\.ends|\.bytes)|"
+    r"dropped-[a-z-]+\.jsonl\.gz|\.DS_Store"
+)
 
 
 def prepare(
@@ -58,27 +70,102 @@ def prepare(
     out = Path(out)
     out.absolute().parent.mkdir(parents=True, exist_ok=True)
     work = out.absolute().parent / f".{out.name}.partial"
-    work.mkdir(exist_ok=True)
-    with (work / "lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise DataError(f"{out}: another process is preparing it") from None
-        try:
-            inputs = readers.expand(sources, work / "stdin.json", [out, work, *([without] if without else [])])
-            fingerprint = _fingerprint(inputs, tokenizer_config, data_config, split_of)
-            index = _existing(out, fingerprint)
+    with ExitStack() as stack:
+        with _entering(work, out):
+            try:
+                inputs = readers.expand(sources, work / "stdin.json", [out, work, *([without] if without else [])])
+                fingerprint = _fingerprint(inputs, tokenizer_config, data_config, split_of)
+                index = _existing(out, fingerprint)
+                if index is None:
+                    _take_up(work, out, fingerprint)
+            except ForetellError:
+                if not (work / "plan.json").exists():
+                    shutil.rmtree(work)
+                raise
             if index is not None:
                 shutil.rmtree(work)
                 return _result(out, index, began, unchanged=True)
-            job = Job(work, inputs, fingerprint, data_config, progress or (lambda _: None), began, split_of)
-            index = job.run(tokenizer_config, workers or runtime.cores())
+            tasks = Tasks(work, inputs.entries, data_config)
+            stack.enter_context(tasks.claims.held(f"{_MEMBER}{socket.gethostname()}-{os.getpid()}"))
+        show = progress or (lambda _: None)
+        job = Job(tasks, inputs.hidden, fingerprint, tokenizer_config, show, began, split_of)
+        count = workers or runtime.cores()
+        if sum(e.size for e in inputs.entries) < _SMALL_BYTES:
+            count = 1
+        try:
+            index = _through(job, out, stack.enter_context(beside(tasks, count if count > 1 else 0)))
         except ForetellError:
-            if not (work / "survey.json").exists():  # nothing to go on from
+            if not (work / "survey.json").exists() and _members(tasks.claims) <= 1:  # nothing to go on from
+                stack.close()
                 shutil.rmtree(work)
             raise
-        _publish(work, out)
     return _result(out, index, began, unchanged=False)
+
+
+@contextmanager
+def _entering(work: Path, out: Path) -> Iterator[None]:
+    """Alone among the commands that begin to prepare `out`, for the moment that it takes to take part."""
+    work.mkdir(exist_ok=True)
+    with (work / "lock").open("w") as lock:
+        ends = time.monotonic() + _PATIENCE_SECONDS
+        while True:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except OSError:
+                if time.monotonic() > ends:
+                    raise DataError(f"{out}: another process is beginning to prepare it, and does not end") from None
+                time.sleep(_PAUSE_SECONDS)
+        yield
+
+
+def _take_up(work: Path, out: Path, fingerprint: str) -> None:
+    """Go on with what is in the working folder, or clear it where it was for something else."""
+    try:
+        planned = json.loads((work / "plan.json").read_text(encoding="utf-8"))["fingerprint"]
+    except (OSError, ValueError, KeyError):
+        planned = None
+    if planned == fingerprint:
+        return
+    if planned is not None and _members(Claims(work / "claims")):
+        raise DataError(f"{out}: another process is preparing it from other text or with other settings")
+    for path in work.iterdir():
+        if path.name not in {"lock", "stdin.json"}:
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+    write_json(work / "plan.json", {"fingerprint": fingerprint})
+
+
+def _members(claims: Claims) -> int:
+    """How many commands take part."""
+    claims.free_the_lost()
+    return sum(name.startswith(_MEMBER) for name in claims.all())
+
+
+def _through(job: Job, out: Path, processes: list[subprocess.Popen[bytes]]) -> dict[str, Any]:
+    """Take part until the output is there; its index."""
+    looked = 0.0
+    while True:
+        try:
+            check(job.work, processes)
+            if job.is_encoded:
+                with job.tasks.claims.held("finish") as held:
+                    if held is not None:
+                        index = job.finish(job.work / "out")
+                        _publish(job.work, out)
+                        return index
+            if time.monotonic() - looked > _LOOK_SECONDS:
+                looked = time.monotonic()
+                job.tasks.claims.free_the_lost()
+            if not job.step(alone=not processes):
+                job.report_progress()
+                time.sleep(_PAUSE_SECONDS)
+            elif not processes:
+                job.report_progress()
+        except (FileNotFoundError, ForetellError):
+            found = None if job.work.exists() else _existing(out, job.fingerprint)
+            if found is None:
+                raise
+            return found  # another command has finished it
 
 
 def _check(c: TokenizerConfig) -> None:
@@ -95,6 +182,7 @@ def render_funnel(result: dict[str, Any]) -> str:
     lines = [
         f"  {result['documents_in']:,} documents in {result['files']:,} files, {result['bytes_in'] / 1e6:,.1f} MB",
         *(f"  - {count:,} dropped: {reason}" for reason, count in result["dropped"].items() if count),
+        *(f"  - {count:,} masked: {kind}" for kind, count in result.get("changed", {}).items()),
     ]
     if result["quarantined"]:
         lines.append(f"  - {result['quarantined']:,} quarantined (reasons in {result['out']}/index.json)")
@@ -111,9 +199,12 @@ def _fingerprint(
 ) -> str:
     files = [[e.name, e.size, e.mtime_ns if e.name != "-" else _content(e.path), e.problem] for e in inputs.entries]
     own = _content(Path(tokenizer_config.path)) if tokenizer_config.path else ""
-    settings = data_config.model_dump(exclude={"source", "packing"})
+    settings = data_config.model_dump(exclude={"source", "packing", *_LATER})
+    defaults = DataConfig()
+    later = {k: v for k in _LATER if (v := getattr(data_config, k)) != getattr(defaults, k)}
     hook = getattr(split_of, "__qualname__", "") if split_of else ""
     facts = [FORMAT_VERSION, files, tokenizer_config.model_dump(), own, settings, hook]
+    facts += [later, clean.fingerprint(data_config)] if later else []
     return hashlib.sha256(json.dumps(facts).encode("utf-8", "surrogateescape")).hexdigest()
 
 
@@ -149,15 +240,18 @@ def _existing(out: Path, fingerprint: str) -> dict[str, Any] | None:
 
 
 def _publish(work: Path, out: Path) -> None:
+    """Let the folder `out` of the working folder take the place of the output, and delete the rest."""
     old = work.with_name(f".{out.name}.old")
     if old.exists():
         shutil.rmtree(old)
     if out.exists():
         out.rename(old)
-    (work / "lock").unlink()
-    _sync_names(work)
-    work.rename(out)
+    _sync_names(work / "out")
+    (work / "out").rename(out)
     _sync_names(out.absolute().parent)
+    over = work.with_name(f".{out.name}.over-{secrets.token_hex(4)}")
+    work.rename(over)  # at once, so that no other command finds a half of it
+    shutil.rmtree(over)
     shutil.rmtree(old, ignore_errors=True)
 
 

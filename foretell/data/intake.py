@@ -1,25 +1,29 @@
-"""One pass over the input: read, filter, deduplicate, group into blocks, and account for every record.
+"""From inputs to chunks of documents, with an account of every record; and one chunk's way through the cleaning steps.
 
-Preparing passes over its input twice (once to survey it, once to encode it) with this same function, and a resumed
-preparation passes over it again; the three see the same blocks, because everything here is a function of the input
-alone.
+A chunk is about 32 MiB of text in a file: the unit in which work is shared out. Chunks, and what becomes of them, are
+functions of the input alone, so they are the same whoever makes them, and however often.
 """
 
 from __future__ import annotations
 
+import gzip
+import json
+import os
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from foretell.data import dedup
-from foretell.data.readers import Inputs, Record, read
-from foretell.data.records import Rejected
+import numpy as np
 
-BLOCK_BYTES = 1 << 21
-_BLOCK_DOCUMENTS = 8192
+from foretell.data.readers import Entry, read
+from foretell.data.records import Document, Rejected
+from foretell.data.steps import Dropped, Step
+
+_CHUNK_DOCUMENTS = 1 << 17
 _LISTED = 1000
+_SHOWN_CHARACTERS = 200
 
 
 @dataclass
@@ -34,22 +38,25 @@ class Funnel:
     bytes_out: int = 0
     quarantined: int = 0
     dropped: Counter[str] = field(default_factory=Counter)
+    changed: Counter[str] = field(default_factory=Counter)
     quarantine: list[dict[str, Any]] = field(default_factory=list)
 
+    def add(self, other: dict[str, Any]) -> None:
+        """Add the record of another."""
+        for name, value in other.items():
+            setattr(self, name, getattr(self, name) + (Counter(value) if isinstance(value, dict) else value))
+        del self.quarantine[_LISTED:]
+
+    def record(self) -> dict[str, Any]:
+        """The JSON of it."""
+        return dict(vars(self))
+
     def summary(self) -> dict[str, Any]:
-        """The JSON of it. `quarantine` lists the first 1,000 records."""
-        return {
-            "files": self.files,
-            "hidden": self.hidden,
-            "bytes_in": self.bytes_in,
-            "documents_in": self.documents_in,
-            "documents_out": self.documents_out,
-            "bytes_out": self.bytes_out,
-            "quarantined": self.quarantined,
-            "dropped": dict(sorted(self.dropped.items())),
-            "duplicates": self.dropped["duplicate"],
-            "quarantine": self.quarantine,
-        }
+        """The JSON of it for an index, which leaves out what is not there. `quarantine` has the first 1,000 records."""
+        found = {**vars(self), "dropped": dict(sorted(self.dropped.items())), "duplicates": self.dropped["duplicate"]}
+        changed = found.pop("changed")
+        quarantine = found.pop("quarantine")
+        return {**found, **({"changed": dict(sorted(changed.items()))} if changed else {}), "quarantine": quarantine}
 
 
 class Text(NamedTuple):
@@ -60,29 +67,82 @@ class Text(NamedTuple):
     source: str
 
 
-def blocks(inputs: Inputs, text_key: str | None, scratch: Path, funnel: Funnel) -> Iterator[list[Text]]:
-    """Kept documents in input order, about 2 MiB at a time. Fills `funnel`; uses `scratch` for the digests."""
-    seen = dedup.Seen(scratch)
-    pending: list[Text] = []
-    size = 0
-    funnel.hidden = inputs.hidden
-    for entry in inputs.entries:
+class Chunk:
+    """Documents: their texts, and where each came from (source, offset)."""
+
+    def __init__(self) -> None:
+        self.texts: list[bytes] = []
+        self.places: list[tuple[str, int]] = []
+        self.bytes = 0
+
+    def add(self, text: bytes, place: tuple[str, int]) -> None:
+        self.texts.append(text)
+        self.places.append(place)
+        self.bytes += len(text)
+
+    def save(self, path: Path) -> None:
+        """Write to `path` by a rename, forced to disk."""
+        names = list(dict.fromkeys(source for source, _ in self.places))
+        number = {name: n for n, name in enumerate(names)}
+        save_arrays(
+            path,
+            text=np.frombuffer(b"".join(self.texts), np.uint8),
+            sizes=np.array([len(t) for t in self.texts], np.int64),
+            names=np.frombuffer(json.dumps(names).encode("utf-8", "surrogateescape"), np.uint8),
+            sources=np.array([number[source] for source, _ in self.places], np.int64),
+            offsets=np.array([offset for _, offset in self.places], np.int64),
+        )
+
+    @staticmethod
+    def load(path: Path) -> Chunk:
+        """The inverse of `save`."""
+        with np.load(path) as arrays:
+            data, names = arrays["text"].tobytes(), json.loads(arrays["names"].tobytes())
+            ends = np.cumsum(arrays["sizes"]).tolist()
+            chunk = Chunk()
+            rows = zip(
+                ends, arrays["sizes"].tolist(), arrays["sources"].tolist(), arrays["offsets"].tolist(), strict=True
+            )
+            for end, size, source, offset in rows:
+                chunk.add(data[end - size : end], (names[source], offset))
+        return chunk
+
+
+def save_arrays(path: Path, **arrays: np.ndarray) -> None:
+    """An .npz file that appears by a rename, forced to disk. The name of another writer's cannot be met."""
+    partial = path.with_name(f".{path.name}-{os.getpid()}")
+    with partial.open("wb") as f:
+        np.savez(f, **arrays)  # type: ignore[arg-type]
+        f.flush()
+        os.fsync(f.fileno())
+    partial.rename(path)
+
+
+def chunks(
+    entries: Sequence[Entry], text_key: str | None, size: int, funnel: Funnel, note: Callable[[int], None]
+) -> Iterator[Chunk]:
+    """The documents of some inputs in order, about `size` bytes at a time.
+
+    Fills `funnel` with what was read; notes the bytes of text so far.
+    """
+    chunk, before = Chunk(), 0
+    for entry in entries:
         funnel.files += 1
         funnel.bytes_in += entry.size
         for record in read(entry, text_key):
-            text = _sorted_out(record, funnel)
-            if text is None:
+            data = _readable(record, funnel)
+            if data is None:
                 continue
-            pending.append(text)
-            size += len(text.data)
-            if size >= BLOCK_BYTES or len(pending) >= _BLOCK_DOCUMENTS:
-                yield _new(pending, seen, funnel)
-                pending, size = [], 0
-    if pending:
-        yield _new(pending, seen, funnel)
+            chunk.add(data, (record.source, record.offset))
+            if chunk.bytes >= size or len(chunk.texts) >= _CHUNK_DOCUMENTS:
+                yield chunk
+                chunk, before = Chunk(), before + chunk.bytes
+            note(before + chunk.bytes)
+    if chunk.texts:
+        yield chunk
 
 
-def _sorted_out(record: Record, funnel: Funnel) -> Text | None:
+def _readable(record: Document | Rejected, funnel: Funnel) -> bytes | None:
     funnel.documents_in += 1
     if isinstance(record, Rejected):
         funnel.quarantined += 1
@@ -94,18 +154,53 @@ def _sorted_out(record: Record, funnel: Funnel) -> Text | None:
     if not record.text or record.text.isspace():
         funnel.dropped["empty"] += 1
         return None
-    data = record.text.encode()
-    return Text(data, dedup.digest(data), record.source)
+    return record.text.encode()
+
+
+def cleaned(
+    chunk: Chunk, steps: list[tuple[str, Step]], funnel: Funnel, drops: Drops, note: Callable[[int], None]
+) -> Chunk:
+    """What the steps keep of a chunk. Fills `funnel` and `drops` with what they do not."""
+    kept, done = Chunk(), 0
+    for data, place in zip(chunk.texts, chunk.places, strict=True):
+        done += len(data)
+        text = data.decode()
+        for name, step in steps:
+            result = step(text)
+            if isinstance(result, Dropped):
+                funnel.dropped[result.reason] += 1
+                # What held personal data is not written down once more.
+                drops.add(name, place, result.reason, result.detail, "" if name == "personal-data" else text)
+                break
+            funnel.changed.update(result.changed)
+            text = result.text
+        else:
+            kept.add(text.encode(), place)
+        note(done)
+    return kept
+
+
+class Drops:
+    """What was dropped, by step: for each document its place, the reason, and how it begins."""
+
+    def __init__(self) -> None:
+        self.lines: dict[str, list[bytes]] = {}
+
+    def add(self, step: str, place: tuple[str, int], reason: str, detail: str, text: str) -> None:
+        """One document."""
+        line = {"source": _printable(place[0]), "offset": place[1], "reason": reason, "detail": detail}
+        if text:
+            line["begins"] = text[:_SHOWN_CHARACTERS]
+        self.lines.setdefault(step, []).append(json.dumps(line, ensure_ascii=False).encode() + b"\n")
+
+    def save(self, folder: Path, name: str) -> None:
+        """A file for each step in `folder`: STEP/`name`, gzip of JSON lines; files so made may be joined."""
+        for step, lines in self.lines.items():
+            (folder / step).mkdir(parents=True, exist_ok=True)
+            partial = folder / step / f".{name}-{os.getpid()}"
+            partial.write_bytes(gzip.compress(b"".join(lines), 6, mtime=0))
+            partial.rename(folder / step / name)
 
 
 def _printable(text: str) -> str:
     return text.encode("utf-8", "backslashreplace").decode()
-
-
-def _new(texts: list[Text], seen: dedup.Seen, funnel: Funnel) -> list[Text]:
-    first = seen.first_times([t.digest for t in texts])
-    kept = [t for t, new in zip(texts, first, strict=True) if new]
-    funnel.dropped["duplicate"] += len(texts) - len(kept)
-    funnel.documents_out += len(kept)
-    funnel.bytes_out += sum(len(t.data) for t in kept)
-    return kept

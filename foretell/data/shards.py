@@ -10,7 +10,6 @@ import functools
 import hashlib
 import json
 import os
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -198,33 +197,15 @@ def _file_name(split: str, shard: int) -> str:
     return f"{split}-{shard:05d}.tokens"
 
 
-def holds(folder: Path, split: str, dtype: np.dtype, position: dict[str, int]) -> bool:
-    """Whether the files of a split reach as far as `position` says; after a power cut they may not."""
-    tokens, documents = position["tokens"], position["documents"]
-    sizes = {f"{split}.{what}": documents * _END.itemsize for what in ("ends", "bytes")}
-    for n in range(-(-tokens // SHARD_TOKENS)):
-        sizes[_file_name(split, n)] = min(SHARD_TOKENS, tokens - n * SHARD_TOKENS) * dtype.itemsize
-    return all((folder / name).is_file() and (folder / name).stat().st_size >= size for name, size in sizes.items())
-
-
 class SplitWriter:
-    """Appends documents to one split; `position` and `reopen` let an interrupted preparation go on where it was."""
+    """Appends documents to the files of one split in `folder`."""
 
-    def __init__(self, folder: Path, split: str, dtype: np.dtype, position: dict[str, int] | None = None) -> None:
+    def __init__(self, folder: Path, split: str, dtype: np.dtype) -> None:
         self._folder, self._split, self._dtype = folder, split, dtype
-        start = position or {"tokens": 0, "documents": 0, "bytes": 0}
-        self.tokens, self.documents, self.bytes = start["tokens"], start["documents"], start["bytes"]
-        self._ends = self._open(f"{split}.ends", self.documents * _END.itemsize)
-        self._sizes = self._open(f"{split}.bytes", self.documents * _END.itemsize)
+        self.tokens, self.documents, self.bytes = 0, 0, 0
+        self._ends = (folder / f"{split}.ends").open("wb")
+        self._sizes = (folder / f"{split}.bytes").open("wb")
         self._shard: IO[bytes] | None = None
-
-    def _open(self, name: str, size: int) -> IO[bytes]:
-        path = self._folder / name
-        path.touch()
-        file = path.open("r+b")
-        file.truncate(size)  # what was written after the last saved position
-        file.seek(size)
-        return file
 
     def append(self, flat: np.ndarray, lengths: np.ndarray, sizes: np.ndarray) -> None:
         """Documents: their tokens, each document's <|endoftext|> included, their token counts, their UTF-8 sizes."""
@@ -237,22 +218,11 @@ class SplitWriter:
             within = self.tokens % SHARD_TOKENS
             if self._shard is None or within == 0:
                 self._close_shard()
-                self._shard = self._open(
-                    _file_name(self._split, self.tokens // SHARD_TOKENS), within * self._dtype.itemsize
-                )
+                self._shard = (self._folder / _file_name(self._split, self.tokens // SHARD_TOKENS)).open("wb")
             part = flat[: SHARD_TOKENS - within]
             part.tofile(self._shard)
             self.tokens += len(part)
             flat = flat[len(part) :]
-
-    def position(self) -> dict[str, int]:
-        """How far everything is on disk, after forcing it there."""
-        for file in self._files():
-            _force(file)
-        return {"tokens": self.tokens, "documents": self.documents, "bytes": self.bytes}
-
-    def _files(self) -> Iterator[IO[bytes]]:
-        yield from (f for f in (self._ends, self._sizes, self._shard) if f)
 
     def _close_shard(self) -> None:
         if self._shard:

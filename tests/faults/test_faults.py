@@ -80,7 +80,7 @@ def test_each_fault_at_each_phase_on_each_rank(
     lines: Path, tmp_path: Path, undisturbed: list[float], fault: str
 ) -> None:
     places = [(phase, rank) for phase in phases(fault) for rank in range(RANKS)]
-    # Saves come every five steps; their files are written while the next steps are done.
+    # Saves come every five steps; their files are written while the next steps are done, so that step or later.
     steps = [3, 7, 12, 16, 18, 22, 25, 30, 35]
     faults = [{"fault": fault, "phase": p, "rank": r, "step": s} for (p, r), s in zip(places, steps, strict=True)]
     said = check(tmp_path, lines, faults, undisturbed)
