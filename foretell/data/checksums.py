@@ -25,19 +25,20 @@ _CARD = re.compile(
 
 _IBAN_LENGTHS = {
     country[:2]: int(country[2:])
-    for country in (
-        "AD24 AE23 AL28 AT20 AZ28 BA20 BE16 BG22 BH22 BI27 BR29 BY28 CH21 CR22 CY28 CZ24 DE22 DJ27 DK18 DO28 EE20 EG29 "
-        "ES24 FI18 FK18 FO18 FR27 GB22 GE22 GI23 GL18 GR27 GT28 HN28 HR21 HU28 IE22 IL23 IQ23 IS26 IT27 JO30 KW30 KZ20 "
-        "LB28 LC32 LI21 LT20 LU20 LV21 LY25 MC27 MD24 ME22 MK19 MN20 MR27 MT31 MU30 NI28 NL18 NO15 OM23 PK24 PL28 PS29 "
-        "PT25 QA29 RO24 RS22 RU33 SA24 SC31 SD18 SE24 SI19 SK24 SM27 SO23 ST25 SV28 TL23 TN24 TR26 UA29 VA22 VG24 XK20 "
-        "YE30"
-    ).split()
+    for country in re.findall(
+        r"\S+",
+        """
+    AD24 AE23 AL28 AT20 AZ28 BA20 BE16 BG22 BH22 BI27 BR29 BY28 CH21 CR22 CY28 CZ24 DE22 DJ27 DK18 DO28 EE20 EG29 ES24
+    FI18 FK18 FO18 FR27 GB22 GE22 GI23 GL18 GR27 GT28 HN28 HR21 HU28 IE22 IL23 IQ23 IS26 IT27 JO30 KW30 KZ20 LB28 LC32
+    LI21 LT20 LU20 LV21 LY25 MC27 MD24 ME22 MK19 MN20 MR27 MT31 MU30 NI28 NL18 NO15 OM23 PK24 PL28 PS29 PT25 QA29 RO24
+    RS22 RU33 SA24 SC31 SD18 SE24 SI19 SK24 SM27 SO23 ST25 SV28 TL23 TN24 TR26 UA29 VA22 VG24 XK20 YE30
+""",
+    )
 }
 
-_PROVINCES = frozenset(
-    "11 12 13 14 15 21 22 23 31 32 33 34 35 36 37 41 42 43 44 45 46 50 51 52 53 54 61 62 63 64 65".split()
-)
-_OTHER_SIDE = frozenset("71 81 82 83".split())  # Taiwan, Hong Kong, Macao: their codes end in 0000
+_PROVINCE = re.compile("1[1-5]|2[1-3]|3[1-7]|4[1-6]|5[0-4]|6[1-5]")
+_PREFECTURE = re.compile("0[1-9]|[1-6][0-9]|70|90")
+_OTHER_SIDE = re.compile("71|8[123]")  # Taiwan, Hong Kong, Macao: their codes end in 0000
 _BIRTH_YEARS = range(1900, 2030)  # fixed, so that a text meets the same fate next year
 _RESIDENT_WEIGHTS = (7, 9, 10, 5, 8, 4, 2, 1, 6, 3, 7, 9, 10, 5, 8, 4, 2)
 _CREDIT_SIGNS = "0123456789ABCDEFGHJKLMNPQRTUWXY"
@@ -70,9 +71,7 @@ def iban(number: str) -> bool:
 
 def _region(code: str) -> bool:
     """The province exists, and the prefecture's number is one that GB/T 2260 gives out."""
-    if code[:2] in _OTHER_SIDE:
-        return True
-    return code[:2] in _PROVINCES and ("01" <= code[2:4] <= "70" or code[2:4] == "90")
+    return bool(_OTHER_SIDE.match(code) or (_PROVINCE.match(code) and _PREFECTURE.match(code, 2)))
 
 
 def _date(digits: str) -> bool:

@@ -4,10 +4,9 @@ Everything here has a form that can be checked: a checksum, a date, a list of pr
 none and are not looked for. Where a number has only its digits to show (ten of them, say), a word before it must say
 that it is a phone.
 
-One pass finds clusters of seven or more digits; the rules for numbers are tried around these only, the others only where
-a mark of theirs (`@`, `eyJ`, ...) stands in the text. Disguises are undone in a shadow of the text, made only where
-there are some: zero-width characters go, full-width ones, unusual dashes and blanks become plain ones, and runs of
-eleven or more digits that are written in Chinese become digits. Spans are those of the original text.
+One pass finds clusters of seven or more digits, and the rules for numbers are tried around these only; the others only
+where a mark of theirs (`@`, `eyJ`, ...) stands in the text. All look at a shadow of the text without disguises
+(disguises.py); spans are those of the text itself.
 
 docs/cleaning-pii.md says what is found, what is not, and how well.
 """
@@ -16,12 +15,11 @@ from __future__ import annotations
 
 import ipaddress
 import re
-from bisect import bisect_right
 from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Literal, NamedTuple
 
-from foretell.data import checksums
+from foretell.data import checksums, disguises
 from foretell.data.steps import Dropped, Kept, Step
 from foretell.errors import ConfigError
 
@@ -50,7 +48,7 @@ class _Rule(NamedTuple):
 KINDS = ("secret", "e-mail", "IBAN", "resident ID", "credit code", "bank card", "SSN", "phone", "IP address")
 _RANK = {kind: n for n, kind in enumerate(KINDS)}
 
-_SEP = r"[ \r-]?[ \n-] ?"  # between the groups of a card or an ID: a blank, a hyphen, a line break
+_SEP = r"(?>[ \r-]?[ \n-] ?)"  # between the groups of a card or an ID: a blank, a hyphen, a line break
 _LEFT = r"(?<![0-9A-Za-z_])(?<![0-9]\.)"
 _RIGHT = r"(?![0-9A-Za-z_])(?!\.[0-9])"
 
@@ -60,7 +58,7 @@ def _plain(number: str) -> str:
 
 
 def _whole(m: re.Match[str]) -> Span:
-    return m.span(m.lastindex or 0) if m.re.groups == 1 else m.span()
+    return m.span(1)
 
 
 def _checked(valid: Callable[[str], bool]) -> Callable[[re.Match[str]], Span | None]:
@@ -92,14 +90,11 @@ def _broken_card(m: re.Match[str]) -> Span | None:
 def _iban(m: re.Match[str]) -> Span | None:
     """As many characters as the country's IBANs have, if a word ends there."""
     left = checksums.iban_length(m[1][:2])
-    for at in range(m.start(1), m.end(1)):
-        left -= m.string[at].isalnum()
+    for end in range(m.start(1) + 1, m.end(1) + 1):
+        left -= m.string[end - 1].isalnum()
         if not left:
-            number = m.string[m.start(1) : at + 1]
-            plain = _plain(number)
-            one_case = plain in {plain.upper(), plain.lower()} and (plain == number or plain.isupper())
-            ends = not m.string[at + 1 : at + 2].isalnum() or not m.string[at + 1].isascii()
-            return (m.start(1), at + 1) if one_case and ends and checksums.iban(plain) else None
+            ends = not re.match("[0-9A-Za-z]", m.string[end : end + 1])
+            return (m.start(1), end) if ends and checksums.iban(_plain(m.string[m.start(1) : end])) else None
     return None
 
 
@@ -142,10 +137,17 @@ _COUNTRY = (
 _EXTENSION = r"(?: ?(?:x|ext\.?|#|转) ?[0-9]{1,6})?"
 _SIGN = "[0-9A-HJ-NP-RTUWXY]"
 _NUMBERS = (
-    _Rule("IBAN", re.compile(rf"{_LEFT}(?=([A-Za-z]{{2}}[0-9]{{2}}(?:[ -]?[A-Za-z0-9]){{11,30}}))"), _iban, 7),
+    _Rule(
+        "IBAN",
+        re.compile(
+            rf"{_LEFT}(?=([A-Z]{{2}}[0-9]{{2}}(?:[ -]?[A-Z0-9]){{11,30}}|[a-z]{{2}}[0-9]{{2}}[a-z0-9]{{11,30}}))"
+        ),
+        _iban,
+        7,
+    ),
     _Rule(
         "resident ID",
-        _number(rf"[1-8](?:(?:{_SEP})?[0-9]){{16}}(?:{_SEP})?[0-9Xx]"),
+        _number(rf"[1-8](?:{_SEP}?+[0-9]){{16}}{_SEP}?+[0-9Xx]"),
         _checked(checksums.resident_id),
         17,
     ),
@@ -192,7 +194,8 @@ _NUMBERS = (
     _Rule(
         "phone",  # a landline of China
         _number(
-            r"(?:\(0[1-9][0-9]{1,2}\) ?|0(?:10|2[0-9]|[3-9][0-9]{2})[ -])[2-9][0-9]{2,3}[ -]?[0-9]{4}(?:(?:-|转)[0-9]{1,5})?"
+            r"(?:\(0[1-9][0-9]{1,2}\) ?|0(?:10|2[0-9]|[3-9][0-9]{2})[ -])[2-9][0-9]{2,3}[ -]?[0-9]{4}"
+            r"(?:(?:-|转)[0-9]{1,5})?"
         ),
         _whole,
         10,
@@ -210,8 +213,8 @@ _NUMBERS = (
     _Rule(
         "phone",
         re.compile(
-            rf"(?<![0-9A-Za-z_+])(?=((?P<number>(?:\+|00(?={_COUNTRY}[ .-])){_COUNTRY}\)?[ .-]?(?:\(0?[0-9]{{0,4}}\)[ .-]?)?"
-            rf"[0-9]+(?:[ .-][0-9]{{2,}}){{0,6}}){_EXTENSION}){_RIGHT})"
+            rf"(?<![0-9A-Za-z_+])(?=((?P<number>(?:\+|00(?={_COUNTRY}[ .-])){_COUNTRY}\)?[ .-]?"
+            rf"(?:\(0?[0-9]{{0,4}}\)[ .-]?)?[0-9]+(?:[ .-][0-9]{{2,}}){{0,6}}){_EXTENSION}){_RIGHT})"
         ),
         _international,
         8,
@@ -241,12 +244,12 @@ def _numbers(text: str) -> Iterator[Found]:
 # The others, by their marks
 
 _LOCAL = re.compile(r"[0-9A-Za-zÀ-ɏ_](?:[0-9A-Za-zÀ-ɏ_.%+'-]*[0-9A-Za-zÀ-ɏ_+-])?\Z")
-_FILES = frozenset("png jpg jpeg gif svg webp ico css js ts json html htm py md txt xml yml yaml pdf".split())
+_FILES = re.compile("png|jpe?g|gif|svg|webp|ico|css|[jt]s|json|html?|py|md|txt|xml|ya?ml|pdf")
 
 
 def _email(m: re.Match[str]) -> Span | None:
     local = _LOCAL.search(m.string, max(0, m.start() - 64), m.start())
-    if not local or m[1].lower() in _FILES or (local[0] == "git" and m.string[m.end() : m.end() + 1] == ":"):
+    if not local or _FILES.fullmatch(m[1].lower()) or (local[0] == "git" and m.string[m.end() : m.end() + 1] == ":"):
         return None
     return local.start(), m.end()
 
@@ -266,24 +269,18 @@ def _ipv4(m: re.Match[str]) -> Span | None:
     return m.span()
 
 
-_HEX = re.compile(r"(?<![0-9A-Za-z:.])[0-9A-Fa-f:]{2,39}(?![0-9A-Za-z]|:[0-9A-Za-z:]|\.[0-9])")
 _GIVEN_OUT = tuple(map(ipaddress.IPv6Network, ("2000::/3", "fc00::/7", "fe80::/10")))
 
 
 def _ipv6(m: re.Match[str]) -> Span | None:
     """Shortened ones only where addresses are given out: a[10::20] is no address."""
-    run = _HEX.search(m.string, max(0, m.start() - 39), m.end() + 40)
-    while run and run.end() <= m.start():
-        run = _HEX.search(m.string, run.end(), m.end() + 40)
-    if not run or run.start() > m.start():
-        return None
-    written = run[0].removesuffix(":") if not run[0].endswith("::") else run[0]
+    written = m[0] if m[0].endswith("::") else m[0].rstrip(":")
     try:
         address = ipaddress.IPv6Address(written)
     except ValueError:
         return None
     known = "::" not in written or (written.find(":") == 4 and any(address in n for n in _GIVEN_OUT))
-    return (run.start(), run.start() + len(written)) if known else None
+    return (m.start(), m.start() + len(written)) if known else None
 
 
 def _secret(m: re.Match[str]) -> Span | None:
@@ -306,7 +303,7 @@ _SECRETS = {
 }
 _PEM = (
     r"-----BEGIN ((?:[A-Z0-9]+ )*PRIVATE KEY(?: BLOCK)?)-----"
-    r"(?:[^-]*(?:-(?!----)[^-]*)*-----END \1-----|(?:\s+[0-9A-Za-z+/=]{16,})*)"
+    r"(?:[^-]*+(?:-(?!----)[^-]*+)*+-----END \1-----|(?:\s+[0-9A-Za-z+/=]{16,})*)"
 )
 _MARKED = (
     *(
@@ -333,7 +330,17 @@ _MARKED = (
             _ipv4,
         ),
     ),
-    (":", _Rule("IP address", re.compile(r":(?=[0-9A-Fa-f]{0,4}:)"), _ipv6)),
+    (
+        ":",
+        _Rule(
+            "IP address",
+            re.compile(
+                r"[0-9A-Fa-f](?<![0-9A-Za-z_:.][0-9A-Fa-f])[0-9A-Fa-f]{0,3}+:[0-9A-Fa-f]{0,4}+:[0-9A-Fa-f:]{0,31}+"
+                r"(?![0-9A-Za-z_:]|\.[0-9])"
+            ),
+            _ipv6,
+        ),
+    ),
 )
 
 
@@ -345,49 +352,11 @@ def _others(text: str) -> Iterator[Found]:
                     yield Found(kind, *found)
 
 
-# Disguises
-
-_INVISIBLE = re.compile("[\u00ad\u034f\u180e\u200b-\u200f\u202a-\u202e\u2060-\u2064\u2066-\u2069\ufeff]+")
-_WIDE_SIGN = re.compile("[０-９Ａ-Ｚａ-ｚ＠＋]")
-_WIDE = re.compile("[！-～]+")
-_NARROW = {wide: wide - 0xFEE0 for wide in range(ord("！"), ord("～") + 1)}
-_BETWEEN = re.compile("[\u00a0\u2002-\u200a\u202f\u3000\u2010-\u2015\u2212－（）·](?=[ (]?[0-9])|[）](?<=[0-9].)")
-_BLANK_OR_HYPHEN = str.maketrans(
-    dict.fromkeys("\u00a0\u202f\u3000·" + "".join(map(chr, range(0x2002, 0x200B))), " ")
-    | dict.fromkeys("\u2010\u2011\u2012\u2013\u2014\u2015\u2212－", "-")
-    | {"（": "(", "）": ")"}
-)
-_CHINESE = "〇零○Ｏ一二三四五六七八九幺壹贰叁肆伍陆柒捌玖"
-_ARABIC = str.maketrans(_CHINESE, "00001234567891123456789")
-_SPOKEN = re.compile(rf"[0-9{_CHINESE}](?:[ —-]{{0,2}}[0-9{_CHINESE}]){{10,}}")
-
-
-def _shadow(text: str) -> tuple[str, list[int]]:
-    """The text without disguises, and for each character left out how many are kept before it."""
-    gone: list[int] = []
-    if text.isascii():
-        return text, gone
-    if _INVISIBLE.search(text):
-        for m in _INVISIBLE.finditer(text):
-            gone += [m.start() - len(gone)] * len(m[0])
-        text = _INVISIBLE.sub("", text)
-    if _WIDE_SIGN.search(text):
-        text = _WIDE.sub(lambda m: m[0].translate(_NARROW), text)
-    return _BETWEEN.sub(lambda m: m[0].translate(_BLANK_OR_HYPHEN), text), gone
-
-
-def _in_digits(text: str) -> str | None:
-    """The text with long runs of Chinese digits in Arabic ones; None where there are none."""
-    if text.isascii() or not any(not m[0].isascii() for m in _SPOKEN.finditer(text)):
-        return None
-    return _SPOKEN.sub(lambda m: m[0].translate(_ARABIC), text)
-
-
 def find(text: str) -> list[Found]:
     """All personal data of KINDS in the text, in order, not overlapping."""
-    shadow, gone = _shadow(text)
-    found = [*_others(shadow), *_numbers(shadow)]
-    if spoken := _in_digits(shadow):  # besides, not instead: 13800138000一个
+    shadow = disguises.undo(text)
+    found = [*_others(shadow.text), *_numbers(shadow.text)]
+    if spoken := disguises.in_digits(shadow.text):  # besides, not instead: 13800138000一个
         found += _numbers(spoken)
     kept: list[Found] = []
     for new in sorted(found, key=lambda f: (f.start, _RANK[f.kind], -f.end)):
@@ -395,9 +364,7 @@ def find(text: str) -> list[Found]:
             kept.pop()
         if not kept or new.start >= kept[-1].end:
             kept.append(new)
-    if not gone:
-        return kept
-    return [Found(k, a + bisect_right(gone, a), b + bisect_right(gone, b - 1)) for k, a, b in kept]
+    return [Found(kind, *shadow.original(start, end)) for kind, start, end in kept] if shadow.gone else kept
 
 
 def _mask(text: str) -> Kept:
