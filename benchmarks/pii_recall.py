@@ -37,7 +37,8 @@ def measure(rows: list[dict[str, Any]]) -> tuple[dict[str, Counter[str]], list[s
         text = row["full_text"]
         found = pii.find(text)
         spans = [
-            (KINDS.get(s["entity_type"], s["entity_type"]), s["start_position"], s["end_position"]) for s in row["spans"]
+            (KINDS.get(s["entity_type"], s["entity_type"]), s["start_position"], s["end_position"])
+            for s in row["spans"]
         ]
         hidden = {n for f in found for n in range(f.start, f.end)}
         for kind, start, end in spans:

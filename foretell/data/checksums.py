@@ -38,6 +38,7 @@ _IBAN_LENGTHS = {
 
 _PROVINCE = re.compile("1[1-5]|2[1-3]|3[1-7]|4[1-6]|5[0-4]|6[1-5]")
 _PREFECTURE = re.compile("0[1-9]|[1-6][0-9]|70|90")
+_HAINAN = "4600"  # its counties, from 1988 to 2002
 _OTHER_SIDE = re.compile("71|8[123]")  # Taiwan, Hong Kong, Macao: their codes end in 0000
 _BIRTH_YEARS = range(1900, 2030)  # fixed, so that a text meets the same fate next year
 _RESIDENT_WEIGHTS = (7, 9, 10, 5, 8, 4, 2, 1, 6, 3, 7, 9, 10, 5, 8, 4, 2)
@@ -71,7 +72,10 @@ def iban(number: str) -> bool:
 
 def _region(code: str) -> bool:
     """The province exists, and the prefecture's number is one that GB/T 2260 gives out."""
-    return bool(_OTHER_SIDE.match(code) or (_PROVINCE.match(code) and _PREFECTURE.match(code, 2)))
+    return bool(
+        _OTHER_SIDE.match(code)
+        or (_PROVINCE.match(code) and (_PREFECTURE.match(code, 2) or code.startswith(_HAINAN)))
+    )
 
 
 def _date(digits: str) -> bool:
