@@ -10,14 +10,16 @@ Of 6,885 regions since 1980 in its list only the 30 provinces' own codes, which 
 import base64
 import calendar
 import datetime
-import functools
+import gzip
 import json
 import pickle
 import random
 import re
+import runpy
 import string
 from collections import Counter
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -29,6 +31,13 @@ from foretell.errors import ConfigError
 
 CREDIT_SIGNS = "0123456789ABCDEFGHJKLMNPQRTUWXY"
 PROVINCES = [11, 12, 13, 14, 15, 21, 22, 23, *range(31, 38), *range(41, 47), *range(50, 55), *range(61, 66)]
+CARDS = [
+    (p, int(n))
+    for p, n in (
+        c.split(":")
+        for c in ("4:16 51:16 2221:16 2720:16 34:15 37:15 6011:16 3528:16 62:16 62:19 6228:19 6759:16 36:14".split(" "))
+    )
+]
 Make = Callable[[random.Random], str]
 
 
@@ -48,10 +57,7 @@ def luhn_holds(number: str) -> bool:
 
 
 def card(r: random.Random) -> str:
-    prefix, length = r.choice(
-        [("4", 16), ("51", 16), ("2221", 16), ("2720", 16), ("34", 15), ("37", 15), ("6011", 16), ("3528", 16)]
-        + [("62", 16), ("62", 19), ("6228", 19), ("6759", 16), ("36", 14)]
-    )
+    prefix, length = r.choice(CARDS)
     body = prefix + digits(r, length - 1 - len(prefix))
     return first((body + d for d in string.digits), luhn_holds)
 
@@ -79,7 +85,7 @@ def resident_15(r: random.Random) -> str:
 
 
 def credit_code(r: random.Random) -> str:
-    """GB 32100: the sum of values times 3^(i-1) modulo 31 is 0; the organisation's, GB 11714, the same modulo 11."""
+    """GB 32100: the sum of values times 3^(i-1), plus the last, is 0 modulo 31; the organisation's, GB 11714, the same modulo 11."""
     weights = (3, 7, 9, 10, 5, 8, 4, 2, 1)
     values = {c: n for n, c in enumerate(string.digits + string.ascii_uppercase)}
 
@@ -88,18 +94,20 @@ def credit_code(r: random.Random) -> str:
         return (sum(w * values[c] for w, c in zip(weights, code[:8], strict=False)) + last) % 11 == 0
 
     def code_holds(code: str) -> bool:
-        return sum(CREDIT_SIGNS.index(c) * 3**n for n, c in enumerate(code)) % 31 == 0
+        return (
+            sum(CREDIT_SIGNS.index(c) * 3**n for n, c in enumerate(code[:17])) + CREDIT_SIGNS.index(code[17])
+        ) % 31 == 0
 
     body = "".join(r.choices(CREDIT_SIGNS if r.random() < 0.5 else string.digits, k=8))
     body = first((body + d for d in string.digits + "X"), organisation_holds)
     office = r.choice(["91", "92", "93", "51", "52", "12", "11", "31", "Y1", "N1"])
-    return first((office + region(r) + body + d for d in CREDIT_SIGNS), code_holds)
+    start = office + region(r) + body
+    return first((start + d for d in CREDIT_SIGNS), code_holds)
 
 
 def iban(r: random.Random) -> str:
     country, bank, rest = r.choice(
-        [("DE", 0, 18), ("GB", 4, 14), ("FR", 0, 23), ("NL", 4, 10), ("ES", 0, 20), ("PL", 0, 24), ("NO", 0, 11)]
-        + [("CH", 0, 17), ("IE", 4, 14), ("MT", 4, 23)]
+        [("DE", 0, 18), ("GB", 4, 14), ("FR", 0, 23), ("NL", 4, 10), ("ES", 0, 20), ("NO", 0, 11), ("MT", 4, 23)]
     )
     account = "".join(r.choices(string.ascii_uppercase, k=bank)) + digits(r, rest)
 
@@ -311,11 +319,7 @@ def planted(names: dict[str, tuple[str, Make]], each: int, seed: int) -> Iterato
     for name, (kind, make) in names.items():
         for _ in range(each):
             number = make(r)
-            before, after = (
-                r.choice(SENTENCES).split("{}")
-                if "{{" not in (s := r.choice(SENTENCES))
-                else s.format("\0").split("\0")
-            )
+            before, after = r.choice(SENTENCES).format("\0").split("\0")
             before = f"{r.choice(DECOYS)}\n{before}"
             yield (
                 name,
@@ -455,7 +459,7 @@ def test_spans_are_in_order_and_masking_is_final(text: str) -> None:
 
 def test_the_two_ways_to_scrub() -> None:
     text = "写信给 bob@example.org 或 Ann@example.org，电话 138-0013-8000。"
-    mask, drop = (pickle.loads(pickle.dumps(pii.scrubber(mode))) for mode in ("mask", "drop"))  # noqa: S301
+    mask, drop = (pickle.loads(pickle.dumps(pii.scrubber(mode))) for mode in ("mask", "drop"))
     assert mask(text) == Kept("写信给 <e-mail> 或 <e-mail>，电话 <phone>。", {"e-mail": 2, "phone": 1})
     assert drop(text) == Dropped("personal data", "2 e-mail, 1 phone")
     assert mask(mask(text).text) == Kept(mask(text).text)
@@ -511,16 +515,11 @@ def test_time_grows_with_the_length_only() -> None:
 
 
 def test_a_shadow_of_plain_text_is_the_text() -> None:
-    text = "Tel. 010 – 6552 9988".encode("ascii", "ignore").decode()
+    text = "Tel. 010 - 6552 9988"
     assert disguises.undo(text).text is text
 
 
-def test_on_the_labelled_set(shared_data: object) -> None:
-    import gzip
-    import runpy
-    from pathlib import Path
-
-    assert isinstance(shared_data, Path)
+def test_on_the_labelled_set(shared_data: Path) -> None:
     file = shared_data / "pii" / "presidio-synth_v2.json.gz"
     if not file.exists():
         pytest.skip(f"{file.name} is not there")
