@@ -13,8 +13,7 @@ from bisect import bisect_right
 from typing import NamedTuple
 
 _INVISIBLE = re.compile("[\u00ad\u034f\u180e\u200b-\u200f\u202a-\u202e\u2060-\u2064\u2066-\u2069\ufeff]+")
-_WIDE_SIGN = re.compile("[０-９Ａ-Ｚａ-ｚ＠＋]")
-_WIDE = re.compile("[！-～]+")
+_WIDE = re.compile("[０-９Ａ-Ｚａ-ｚ＠＋－．＿]+")
 _NARROW = {wide: wide - 0xFEE0 for wide in range(ord("！"), ord("～") + 1)}
 _BLANKS = "\u00a0\u2002-\u200a\u202f\u3000·"
 _HYPHENS = "\u2010-\u2015\u2212－"
@@ -51,8 +50,7 @@ def undo(text: str) -> Shadow:
         for m in _INVISIBLE.finditer(text):
             gone += [m.start() - len(gone)] * len(m[0])
         text = _INVISIBLE.sub("", text)
-    if _WIDE_SIGN.search(text):
-        text = _WIDE.sub(lambda m: m[0].translate(_NARROW), text)
+    text = _WIDE.sub(lambda m: m[0].translate(_NARROW), text)
     return Shadow(_BESIDE_A_DIGIT.sub(_plain_sign, text), gone)
 
 

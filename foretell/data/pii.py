@@ -352,18 +352,24 @@ def _others(text: str) -> Iterator[Found]:
                     yield Found(kind, *found)
 
 
-def find(text: str) -> list[Found]:
-    """All personal data of KINDS in the text, in order, not overlapping."""
-    shadow = disguises.undo(text)
-    found = [*_others(shadow.text), *_numbers(shadow.text)]
-    if spoken := disguises.in_digits(shadow.text):  # besides, not instead: 13800138000一个
-        found += _numbers(spoken)
+def _settled(found: list[Found]) -> list[Found]:
+    """In order, of overlapping ones the higher in rank, then the earlier in the text, then in the list."""
     kept: list[Found] = []
-    for new in sorted(found, key=lambda f: (f.start, _RANK[f.kind], -f.end)):
+    for new in sorted(found, key=lambda f: (f.start, _RANK[f.kind])):
         while kept and new.start < kept[-1].end and _RANK[new.kind] < _RANK[kept[-1].kind]:
             kept.pop()
         if not kept or new.start >= kept[-1].end:
             kept.append(new)
+    return kept
+
+
+def find(text: str) -> list[Found]:
+    """All personal data of KINDS in the text, in order, not overlapping."""
+    shadow = disguises.undo(text)
+    found = sorted([*_others(shadow.text), *_numbers(shadow.text)], key=lambda f: f.start - f.end)
+    if spoken := disguises.in_digits(shadow.text):  # besides, and after: 13800138000一个
+        found += _numbers(spoken)
+    kept = _settled(found)
     return [Found(kind, *shadow.original(start, end)) for kind, start, end in kept] if shadow.gone else kept
 
 
