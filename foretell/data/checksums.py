@@ -36,6 +36,12 @@ _IBAN_LENGTHS = {
     )
 }
 
+# The assigned ones of ITU-T's list for E.164, as a pattern; without 1, whose numbers have their own form.
+CALLING_CODE = (
+    "(?:7|2(?:0|7|[1-6][0-9]|9[0-9])|3(?:[0-469]|[578][0-9])|4(?:[013-9]|2[0-9])|5(?:[1-8]|[09][0-9])"
+    "|6(?:[0-6]|[7-9][0-9])|8(?:[1246]|[058][0-9])|9(?:[0-58]|[679][0-9]))"
+)
+
 _PROVINCE = re.compile("1[1-5]|2[1-3]|3[1-7]|4[1-6]|5[0-4]|6[1-5]")
 _PREFECTURE = re.compile("0[1-9]|[1-6][0-9]|70|90")
 _HAINAN = "4600"  # its counties, from 1988 to 2002
@@ -73,8 +79,7 @@ def iban(number: str) -> bool:
 def _region(code: str) -> bool:
     """The province exists, and the prefecture's number is one that GB/T 2260 gives out."""
     return bool(
-        _OTHER_SIDE.match(code)
-        or (_PROVINCE.match(code) and (_PREFECTURE.match(code, 2) or code.startswith(_HAINAN)))
+        _OTHER_SIDE.match(code) or (_PROVINCE.match(code) and (_PREFECTURE.match(code, 2) or code.startswith(_HAINAN)))
     )
 
 

@@ -129,11 +129,6 @@ def _social_security(m: re.Match[str]) -> Span | None:
     return m.span(1) if told and checksums.social_security(_plain(m[1])) else None
 
 
-# ITU-T E.164 list of assigned codes, without 1, which has its own rule
-_COUNTRY = (
-    "(?:7|2(?:0|7|[1-6][0-9]|9[0-9])|3(?:[0-469]|[578][0-9])|4(?:[013-9]|2[0-9])|5(?:[1-8]|[09][0-9])"
-    "|6(?:[0-6]|[7-9][0-9])|8(?:[1246]|[058][0-9])|9(?:[0-58]|[679][0-9]))"
-)
 _EXTENSION = r"(?: ?(?:x|ext\.?|#|转) ?[0-9]{1,6})?"
 _SIGN = "[0-9A-HJ-NP-RTUWXY]"
 _NUMBERS = (
@@ -164,7 +159,7 @@ _NUMBERS = (
     _Rule(
         "bank card",
         _number(
-            rf"[0-9]{{13,19}}|(?:[0-9]{{4}}{_SEP}){{3}}(?:[0-9]{{1,7}}|[0-9]{{4}}{_SEP}[0-9]{{1,3}})"
+            rf"[0-9]{{13,19}}|(?:[0-9]{{4}}{_SEP}){{3}}(?:[0-9]{{4}}{_SEP}[0-9]{{1,3}}|[0-9]{{1,7}})"
             rf"|3[0-9]{{3}}{_SEP}[0-9]{{6}}{_SEP}[0-9]{{4,5}}|[0-9]{{6}}{_SEP}[0-9]{{10,13}}"
         ),
         _checked(checksums.bank_card),
@@ -213,8 +208,8 @@ _NUMBERS = (
     _Rule(
         "phone",
         re.compile(
-            rf"(?<![0-9A-Za-z_+])(?=((?P<number>(?:\+|00(?={_COUNTRY}[ .-])){_COUNTRY}\)?[ .-]?"
-            rf"(?:\(0?[0-9]{{0,4}}\)[ .-]?)?[0-9]+(?:[ .-][0-9]{{2,}}){{0,6}}){_EXTENSION}){_RIGHT})"
+            rf"(?<![0-9A-Za-z_+])(?=((?P<number>(?:\+|00(?=[1-9][0-9]{{0,2}}[ .-])){checksums.CALLING_CODE}\)?"
+            rf"[ .-]?(?:\(0?[0-9]{{0,4}}\)[ .-]?)?[0-9]+(?:[ .-][0-9]{{2,}}){{0,6}}){_EXTENSION}){_RIGHT})"
         ),
         _international,
         8,
@@ -296,7 +291,7 @@ _SECRETS = {
     "github_pat_": "github_pat_[0-9A-Za-z_]{22,}",
     "sk-": "sk-[0-9A-Za-z_-]{20,}",
     "sk_live_": "sk_live_[0-9A-Za-z]{16,}",
-    "xox": "xox[abeoprs][-.][0-9A-Za-z.-]{10,}",
+    "xox": r"xox[abeoprs](?:\.xox[bp])?-[0-9A-Za-z-]{10,}",
     "AIza": "AIza[0-9A-Za-z_-]{35}",
     "hf_": "hf_[0-9A-Za-z]{30,}",
     "eyJ": r"eyJ[0-9A-Za-z_-]{8,}\.eyJ[0-9A-Za-z_-]{4,}\.[0-9A-Za-z_-]*",
