@@ -1,4 +1,4 @@
-"""Rules for what carries a mark: e-mail, addresses on the net, secrets. Each is tried where its mark stands in the text."""
+"""Rules for what carries a mark: e-mail, addresses on the net, secrets. Each is tried on texts that hold its mark."""
 
 from __future__ import annotations
 

@@ -16,7 +16,7 @@ Span = tuple[int, int]
 
 
 class Rule(NamedTuple):
-    """How one kind looks. Candidates are group 1 of the matches, or all of them; span: what of a candidate it is, None if it is not."""
+    """How one kind looks. span: which part of a match is such a thing, None if none is."""
 
     kind: str
     pattern: re.Pattern[str]
