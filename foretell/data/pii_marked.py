@@ -21,7 +21,7 @@ def _email(m: re.Match[str]) -> Span | None:
 
 _VERSION = re.compile(
     r"(?i)(?:\b(?:v|vers?|version|release|rel|build|firmware|update|section|sec|chapter|clause|fig|figure|table)s?"
-    r"|版本|版|第|§)[\s.:=#号為为是]*\Z"
+    r"|版本|版|第|§)[\s.:=#\"'(号為为是]*\Z"
 )
 
 
