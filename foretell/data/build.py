@@ -121,10 +121,7 @@ def _entering(work: Path, out: Path) -> Iterator[None]:
 
 def _take_up(work: Path, out: Path, fingerprint: str) -> None:
     """Go on with what is in the working folder, or clear it where it was for something else."""
-    try:
-        planned = json.loads((work / "plan.json").read_text(encoding="utf-8"))["fingerprint"]
-    except (OSError, ValueError, KeyError):
-        planned = None
+    planned = _planned(work)
     if planned == fingerprint:
         return
     if planned is not None and _members(Claims(work / "claims")):
@@ -133,6 +130,14 @@ def _take_up(work: Path, out: Path, fingerprint: str) -> None:
         if path.name not in {"lock", "stdin.json"}:
             shutil.rmtree(path) if path.is_dir() else path.unlink()
     write_json(work / "plan.json", {"fingerprint": fingerprint})
+
+
+def _planned(work: Path) -> str | None:
+    """The fingerprint of what the working folder is for."""
+    try:
+        return str(json.loads((work / "plan.json").read_text(encoding="utf-8"))["fingerprint"])
+    except (OSError, ValueError, KeyError):
+        return None
 
 
 def _members(claims: Claims) -> int:
@@ -146,6 +151,8 @@ def _through(job: Job, out: Path, processes: list[subprocess.Popen[bytes]]) -> d
     looked = 0.0
     while True:
         try:
+            if _planned(job.work) != job.fingerprint:  # another command has finished it
+                return _of_another(job, out)
             check(job.work, processes)
             if job.is_encoded:
                 with job.tasks.claims.held("finish") as held:
@@ -162,10 +169,16 @@ def _through(job: Job, out: Path, processes: list[subprocess.Popen[bytes]]) -> d
             elif not processes:
                 job.report_progress()
         except (FileNotFoundError, ForetellError):
-            found = None if job.work.exists() else _existing(out, job.fingerprint)
-            if found is None:
+            if job.work.exists():
                 raise
-            return found  # another command has finished it
+            return _of_another(job, out)  # which has finished it in the midst of that
+
+
+def _of_another(job: Job, out: Path) -> dict[str, Any]:
+    index = _existing(out, job.fingerprint)
+    if index is None:
+        raise DataError(f"{out}: the working folder {job.work} is gone, and the output is not there; start again")
+    return index
 
 
 def _check(c: TokenizerConfig) -> None:
