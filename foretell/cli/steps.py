@@ -85,7 +85,8 @@ def work(run: Path, prepared: Path, display: Display) -> None:
     from foretell.distributed.watch import Beat
     from foretell.train import go_on
 
-    runtime.end_with_parent()
+    if runtime.worker_report() is not None:  # under a launcher of ours
+        runtime.end_with_parent()
     if launch.ended_before():
         return
     with Beat() as beat:
@@ -97,6 +98,21 @@ def work(run: Path, prepared: Path, display: Display) -> None:
             launch.leave_reason(e)
 
 
+@dataclass(frozen=True)
+class Processes:
+    """Where a run trains: so many processes on each of so many machines, which meet at `rendezvous` (HOST:PORT)."""
+
+    here: int = 1
+    machines: int = 1
+    rendezvous: str | None = None
+    max_restarts: int = 3
+    begin_only: bool = False
+
+    @property
+    def total(self) -> int:
+        return self.here * self.machines
+
+
 def train_and_report(
     c: RunConfig,
     out: Path,
@@ -104,47 +120,75 @@ def train_and_report(
     resume: bool,
     allow_drift: bool,
     display: Display,
-    processes: int = 1,
-    max_restarts: int = 3,
+    processes: Processes = Processes(),
 ) -> dict[str, Any]:
     """`foretell train`: prepare, measure, train, report. Returns train's fields, the report's path, a closing line."""
     from foretell import report
-    from foretell.train import begin, go_on, train
+    from foretell.train import train
 
     if resume and name is None and c.data.source is None:
         raise errors.ConfigError("--resume needs the --name of the run to go on with")
+    if processes.machines > 1 and not (name and processes.rendezvous):
+        raise errors.ConfigError(f"--nodes {processes.machines} needs --name and --rendezvous, the same on each")
     run = out / (name or _free_of_data(label(sources_of(c))))
     if resume and c.data.source is None and (run / "config.toml").exists():
         stored = config.load(run / "config.toml")
         c = config.updated(c, data=stored.data.model_dump(), tokenizer=stored.tokenizer.model_dump())
     if run.name == "data":
         raise errors.ConfigError(f"{run} is where prepared text is kept; choose another --name")
-    if not resume and run.exists() and any(run.iterdir()):
+    if processes.machines == 1 and not resume and run.exists() and any(run.iterdir()):
         raise errors.ConfigError(f"{run} exists already; go on with it by --resume, or choose another --name")
     data = prepared(c, out, display)
     options: dict[str, Any] = {"machine": machine(display), "resume": resume, "allow_drift": allow_drift}
-    if processes == 1:
+    if processes.total == 1 and not processes.begin_only:
         result = train(c, data, run, display=display, **options)
     else:
-        from foretell.distributed import launch
-
-        begin(c, data, run, processes, display=display, **options)
-        display.say(f"  [dim]{processes} processes …[/]")
-        words = [
-            "train",
-            "--name",
-            run.name,
-            "--out",
-            str(out),
-            "--data",
-            str(data.path),
-            *["--quiet"] * display.quiet,
-        ]
-        if not (run / "measured.json").exists():
-            launch.run(launch.command(*words), processes, max_restarts, run, display.say)
-        result = go_on(run, data, resume=True)
+        result = _train_on_many(c, data, run, processes, display, options)
+        if processes.begin_only:
+            return {"run": str(run), "closing": f"{run} is ready; train it with `foretell launch`, or --resume"}
     page = report.write([run])
     return {**result, "report": str(page), "closing": report.closing(run)}
+
+
+def _train_on_many(
+    c: RunConfig, data: Data, run: Path, processes: Processes, display: Display, options: dict[str, Any]
+) -> dict[str, Any]:
+    """Begin the run, on one machine, and train it in the processes of this one together with those of the others."""
+    from foretell.data import claims
+    from foretell.distributed import launch
+    from foretell.train import begin, go_on
+
+    with ExitStack() as stack:
+        if processes.machines > 1:
+            shared = claims.Claims(run.parent / f".{run.name}.launch")
+            shared.free_the_lost()
+            held = stack.enter_context(shared.held("begin"))
+            if held is None:
+                display.say("  [dim]another machine begins the run …[/]")
+                _wait_for_begin(shared, run)
+            else:
+                begin(c, data, run, processes.total, display=display, **options)
+                held.note(1)
+        else:
+            begin(c, data, run, processes.total, display=display, **options)
+        if processes.begin_only:
+            return {}
+        display.say(f"  [dim]{processes.total} processes …[/]")
+        words = ["train", "--name", run.name, "--out", str(run.parent), "--data", str(data.path)]
+        nodes = launch.Nodes(processes.machines, processes.rendezvous or "localhost:0", f"foretell-{run.name}")
+        command = launch.command(*words, *["--quiet"] * display.quiet)
+        if not (run / "measured.json").exists():
+            launch.run(command, processes.here, processes.max_restarts, run, display.say, nodes)
+    return go_on(run, data, resume=True)
+
+
+def _wait_for_begin(shared: Claims, run: Path) -> None:
+    """Until the machine that begins the run says that it has."""
+    while (found := shared.all().get("begin")) is not None:
+        if found[1].get("done"):
+            return
+        time.sleep(0.2)
+    raise errors.ForetellError(f"{run}: the machine that was to begin the run has ended; see what it says")
 
 
 def load_model(path: Path) -> tuple[Any, Any]:

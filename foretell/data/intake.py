@@ -118,6 +118,12 @@ def save_arrays(path: Path, **arrays: np.ndarray) -> None:
     partial.rename(path)
 
 
+def load_arrays(path: Path) -> dict[str, np.ndarray]:
+    """What `save_arrays` wrote; numpy checks its CRCs."""
+    with np.load(path, allow_pickle=False) as arrays:
+        return dict(arrays)
+
+
 def chunks(
     entries: Sequence[Entry], text_key: str | None, size: int, funnel: Funnel, note: Callable[[int], None]
 ) -> Iterator[Chunk]:

@@ -273,7 +273,7 @@ class Job:
         from foretell.data import near
 
         signatures = [
-            np.load(self.work / f"{n}.digests.npz")["signatures"][k] for n, k in zip(names, kept, strict=True)
+            intake.load_arrays(self.work / f"{n}.digests.npz")["signatures"][k] for n, k in zip(names, kept, strict=True)
         ]
         of = near.duplicates(np.concatenate(signatures), threshold)
         ends = np.cumsum([len(s) for s in signatures])
@@ -296,7 +296,7 @@ class Job:
         drops.save(self.work / "dropped", name)
 
     def _digests(self, name: str) -> list[bytes]:
-        raw = np.load(self.work / f"{name}.digests.npz")["digests"].tobytes()
+        raw = intake.load_arrays(self.work / f"{name}.digests.npz")["digests"].tobytes()
         return [raw[i : i + dedup.DIGEST_BYTES] for i in range(0, len(raw), dedup.DIGEST_BYTES)]
 
     def _texts(self, name: str, kept: np.ndarray) -> list[intake.Text]:
@@ -334,8 +334,8 @@ class Job:
     def _joined(self, out: Path, names: list[str], dtype: np.dtype) -> dict[str, dict[str, Any]]:
         writers = {s: SplitWriter(out, s, dtype) for s in SPLITS}
         for name in names:
-            with np.load(self.work / f"{name}.tokens.npz") as arrays:
-                of_split, sizes, tokens, lengths = (arrays[k] for k in ("of_split", "sizes", "tokens", "lengths"))
+            arrays = intake.load_arrays(self.work / f"{name}.tokens.npz")
+            of_split, sizes, tokens, lengths = (arrays[k] for k in ("of_split", "sizes", "tokens", "lengths"))
             of_token = np.repeat(of_split, lengths)
             for n, split in enumerate(SPLITS):
                 here = of_split == n
@@ -418,7 +418,7 @@ def _kept_path(work: Path, name: str) -> Path:
 
 def _with_splits(work: Path, name: str, start: int, rule: dict[str, Any]) -> tuple[list[bytes], np.ndarray]:
     """The kept texts of a chunk whose first byte is `start` of all, those cut that `tail` cuts; the split of each."""
-    chunk, fates = Chunk.load(_kept_path(work, name)), np.load(work / f"{name}.fates.npz")["fates"]
+    chunk, fates = Chunk.load(_kept_path(work, name)), intake.load_arrays(work / f"{name}.fates.npz")["fates"]
     kept = np.flatnonzero(fates != _DROPPED)
     texts, of_split = [chunk.texts[n] for n in kept.tolist()], fates[kept].astype(np.int64)
     if rule["kind"] == "tail":

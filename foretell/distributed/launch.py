@@ -11,18 +11,30 @@ import logging
 import sys
 import tempfile
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
 from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+from torch.distributed.elastic.rendezvous import RendezvousError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from foretell import runtime
+from foretell.checkpoint import published
 from foretell.distributed.watch import Watch
 from foretell.errors import ForetellError, Interrupted
 
 _ENDED = "ended.json"
+
+
+@dataclass(frozen=True)
+class Nodes:
+    """The machines of a run. rendezvous: HOST:PORT on one of them. run_id: what they have in common."""
+
+    count: int = 1
+    rendezvous: str = "localhost:0"
+    run_id: str = ""
 
 
 def run(
@@ -31,26 +43,58 @@ def run(
     max_restarts: int,
     folder: Path | None = None,
     say: Callable[[str], None] = lambda text: None,
+    nodes: Nodes = Nodes(),
 ) -> None:
     """Run `command` in so many processes on this machine until all are done; one that hangs is ended (`watch.py`).
 
-    folder: the run's, for what is found of a hang. say: shows a line while it goes on.
+    folder: the run's, for what is found of a hang, and for its checkpoints: after a new one, on a single machine, the
+    restarts are counted anew. say: shows a line while it goes on.
     Raises what one of them left with `leave_reason`, and ForetellError when they died more than `max_restarts` times.
     """
+    while True:
+        newest = _newest(folder)
+        try:
+            _run_once(command, processes, max_restarts, folder, say, nodes)
+            return
+        except _Died as e:
+            if nodes.count > 1 or _newest(folder) == newest:
+                raise ForetellError(str(e)) from None
+            say(f"{e}; there are new checkpoints since, so the count begins anew")
+
+
+class _Died(Exception):
+    """Processes died too often."""
+
+
+def _newest(folder: Path | None) -> str | None:
+    found = published(folder / "checkpoints") if folder is not None else []
+    return found[0].name if found else None
+
+
+def _run_once(
+    command: list[str],
+    processes: int,
+    max_restarts: int,
+    folder: Path | None,
+    say: Callable[[str], None],
+    nodes: Nodes,
+) -> None:
     with tempfile.TemporaryDirectory(prefix="foretell-") as report:
         runtime.prepare_workers(processes, Path(report))
         config = LaunchConfig(
-            min_nodes=1,
-            max_nodes=1,
+            min_nodes=nodes.count,
+            max_nodes=nodes.count,
             nproc_per_node=processes,
             rdzv_backend="c10d",
-            rdzv_endpoint="localhost:0",
-            run_id=Path(report).name,
+            rdzv_endpoint=nodes.rendezvous,
+            run_id=nodes.run_id or Path(report).name,
             max_restarts=max_restarts,
             monitor_interval=0.1,
             logs_specs=DefaultLogsSpecs(log_dir=report),
         )
-        logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
+        for name in logging.root.manager.loggerDict:
+            if name.startswith("torch.distributed.elastic"):  # each has a level of its own
+                logging.getLogger(name).setLevel(logging.CRITICAL)
         signum, died = 0, ""
         try:
             with Watch(Path(report), folder, say).going_on():
@@ -60,6 +104,8 @@ def run(
         except ChildFailedError as e:
             rank, failure = e.get_first_failure()
             died = f"rank {rank} ended with {failure.signal_name() if failure.exitcode < 0 else failure.exitcode}"
+        except RendezvousError as e:
+            raise ForetellError(f"{nodes.rendezvous}: {nodes.count} machines did not meet there: {e}") from None
         _hand_on(Path(report) / _ENDED, processes, signum, died, max_restarts)
 
 
@@ -72,9 +118,7 @@ def _hand_on(ended: Path, processes: int, signum: int, died: str, max_restarts: 
     if signum:
         raise Interrupted("the processes were ended before all had saved; go on with --resume", signum)
     if died:
-        raise ForetellError(
-            f"{died}, and so did one of {processes} processes each of {max_restarts + 1} times; see above"
-        )
+        raise _Died(f"{died}, and so did one of {processes} processes each of {max_restarts + 1} times; see above")
 
 
 def ended_before() -> bool:
