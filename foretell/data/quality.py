@@ -40,9 +40,9 @@ def _common(top: tuple[float, ...], repeated: tuple[float, ...], shortest: int) 
         "bullets": Rule("Gopher", "most", 0.9, "of the lines begin with a bullet"),
         "ellipsis at line ends": Rule("Gopher", "most", 0.3, "of the lines end in an ellipsis"),
         "repeated paragraphs": Rule("Gopher", "most", 0.3, "of the paragraphs are repeated"),
-        "characters in repeated paragraphs": Rule("Gopher", "most", 0.2, "of the characters are in repeated paragraphs"),
+        "repeated paragraphs' characters": Rule("Gopher", "most", 0.2, "of the characters are in repeated paragraphs"),
         "repeated lines": Rule("Gopher", "most", 0.3, "of the lines are repeated"),
-        "characters in repeated lines": Rule("Gopher", "most", 0.2, "of the characters are in repeated lines"),
+        "repeated lines' characters": Rule("Gopher", "most", 0.2, "of the characters are in repeated lines"),
     }
     for n, bound in zip(repetition.TOP, top, strict=True):
         rows[f"top {n}-gram"] = Rule("Gopher", "most", bound, f"of the characters are in the most frequent {n}-gram")
@@ -79,25 +79,26 @@ RULES: dict[str, dict[str, Rule]] = {
         "ellipses": Rule("Gopher", "most", 0.06, "ellipses a character"),
         "few letters": Rule("Gopher", "least", 0.5, "of the characters are letters"),
         "stop words": Rule("Gopher", "least", 3, "of the function characters occur"),
-        "sentences": Rule("C4", "most", 250, "characters is the mean sentence"),
+        "sentences": Rule("C4", "most", 300, "characters is the mean sentence"),
     }
-    | _common((0.20, 0.20, 0.20), (0.45, 0.42, 0.39, 0.36, 0.34, 0.32), _SHORT_CHINESE_LINE),
+    | _common((0.20, 0.22, 0.22), (0.50, 0.46, 0.42, 0.39, 0.37, 0.35), _SHORT_CHINESE_LINE),
 }
 
 STOP_WORDS = frozenset({"the", "be", "to", "of", "and", "that", "have", "with"})
 FUNCTION_CHARACTERS = frozenset("的一是不了在有人我他这為为這之来來以个個对對与與和也而其中于於及并並将將或从從由被")
+_STOP_WORD_FORMS = STOP_WORDS | {w.capitalize() for w in STOP_WORDS} | {w.upper() for w in STOP_WORDS}
 _HAN_SHARE = 0.2
-_ELLIPSIS = re.compile(r"(?:\.{3}|…|。。。)+")
+_ELLIPSES = ("...", "…", "。。。")
 _BULLETS = tuple("•‣⁃●○◦■□◆◇▪▫★☆※·・-–—*")
 _LINE_ENDS = tuple(".!?\"'。！？．｡…：；”’」』》）)")
-_CLAUSE_END = re.compile(r"[。！？!?．｡…，,；;：:]+|(?<=[^\x00-\x7f])\.|\.(?=\s|$)")
 _CHINESE_SENTENCE_END = re.compile(r"[。！？!?．｡…]+|(?<=[^\x00-\x7f])\.|\.(?=\s|$)")
+_CLAUSE_END = re.compile(_CHINESE_SENTENCE_END.pattern.replace("…", "…，,；;：:"))
 _SENTENCE_BREAK = re.compile(r"[.!?]+[\"'”’)\]]*[ \t]+(?=[\"'“‘(\[]?[^\Wa-z_])")
 _PARAGRAPH_BREAK = re.compile(r"\n\s*\n")
-_SCRIPT_LINE = re.compile("javascript")
-_POLICY_LINE = re.compile(
-    "terms of use|privacy policy|cookie policy|uses cookies|use of cookies|use cookies"
-    "|使用条款|使用條款|服务条款|服務條款|隐私政策|隱私政策|隐私权政策|隱私權政策"
+_SCRIPT = ("javascript",)
+_POLICIES = (
+    *("terms of use", "privacy policy", "cookie policy", "uses cookies", "use of cookies", "use cookies"),
+    *("使用条款", "使用條款", "服务条款", "服務條款", "隐私政策", "隱私政策", "隐私权政策", "隱私權政策"),
 )
 _LONGEST_WORD = 1000
 _FEWEST_WORDS = 3
@@ -106,11 +107,6 @@ _FEWEST_WORDS = 3
 def rules() -> Step:
     """Keeps a text that breaks no rule, without its bad lines; drops others as "quality: <rule>"."""
     return _keep
-
-
-def numbers(text: str) -> dict[str, float]:
-    """Every number that the rules are about, by the rule's name, in the order they are looked at."""
-    return {name: number for part in _numbers(text, _without_bad_lines(text)[0]) for name, number in part.items()}
 
 
 def counted_by(text: str) -> str:
@@ -122,12 +118,18 @@ def counted_by(text: str) -> str:
     return "characters" if np.count_nonzero(han) >= max(1, _HAN_SHARE * len(code)) else "words"
 
 
+def numbers(text: str) -> dict[str, float]:
+    """Every number that the rules are about, by the rule's name, in the order they are looked at."""
+    by = counted_by(text)
+    return {name: n for part in _numbers(text, _without_bad_lines(text, by)[0], by) for name, n in part.items()}
+
+
 def _keep(text: str) -> Kept | Dropped:
-    kept, changed = _without_bad_lines(text)
-    own = RULES[counted_by(text)]
-    for part in _numbers(text, kept):
+    by = counted_by(text)
+    kept, changed = _without_bad_lines(text, by)
+    for part in _numbers(text, kept, by):
         for name, number in part.items():
-            rule = own[name]
+            rule = RULES[by][name]
             if rule.broken_by(number):
                 told = f"{_told(number)} {rule.is_what}, at {rule.side} {_told(rule.bound)}"
                 return Dropped(f"quality: {name}", told)
@@ -138,28 +140,28 @@ def _told(number: float) -> str:
     return f"{number:,.0f}" if number >= 100 or number == int(number) else f"{number:.4g}"
 
 
-def _numbers(text: str, kept: str) -> Iterator[dict[str, float]]:
+def _numbers(text: str, kept: str, by: str) -> Iterator[dict[str, float]]:
     """The numbers in parts, so that a text that one of them condemns costs no more. kept: without its bad lines."""
-    if counted_by(text) == "words":
+    if by == "words":
         words = text.split()
         yield _words(text, words)
-        yield _lines(text)
-        yield _repetition(text, repetition.word_tokens(words), np.fromiter(map(len, words), np.int64, len(words)))
-        yield _page(kept, sum(1 + len(_SENTENCE_BREAK.findall(line)) for line in _filled(kept)), _SHORT_LINE)
+        tokens, sizes = repetition.word_tokens(words), np.fromiter(map(len, words), np.int64, len(words))
     else:
-        code = _code_points(text)
-        yield _characters(text, len(code))
-        yield _lines(text)
-        yield _repetition(text, code, np.ones(len(code), np.int64))
-        size = sum(map(len, _filled(kept)))
-        sentence = size / max(1, len(_CHINESE_SENTENCE_END.findall(kept)))
-        yield _page(kept, sentence, _SHORT_CHINESE_LINE)
+        tokens = _code_points(text)
+        yield _characters(text, len(tokens))
+        sizes = np.ones(len(tokens), np.int64)
+    lines = _filled(text)
+    yield _lines(text, lines)
+    shares = repetition.ngram_shares(tokens, sizes)
+    yield {(f"top {n}-gram" if n in repetition.TOP else f"repeated {n}-grams"): s for n, s in shares.items()}
+    yield _page(kept, lines if kept is text else _filled(kept), by)
 
 
 def _words(text: str, words: list[str]) -> dict[str, float]:
     count = max(1, len(words))
     mixed = [w for w in words if not w.isalpha()]
-    symbols = [w for w in mixed if not any(map(str.isalnum, w))]
+    unlettered = [w for w in mixed if not any(map(str.isalpha, w))]
+    symbols = [w for w in unlettered if not any(map(str.isalnum, w))]
     real = len(words) - len(symbols)
     mean = (sum(map(len, words)) - sum(map(len, symbols))) / max(1, real)
     return {
@@ -168,9 +170,9 @@ def _words(text: str, words: list[str]) -> dict[str, float]:
         "short words": mean,
         "long words": mean,
         "hash signs": text.count("#") / count,
-        "ellipses": len(_ELLIPSIS.findall(text)) / count,
-        "few letters": (len(words) - sum(not any(map(str.isalpha, w)) for w in mixed)) / count,
-        "stop words": len(STOP_WORDS & set(text.lower().split())),
+        "ellipses": sum(map(text.count, _ELLIPSES)) / count,
+        "few letters": (len(words) - len(unlettered)) / count,
+        "stop words": len({w.lower() for w in _STOP_WORD_FORMS.intersection(words)}),
     }
 
 
@@ -182,53 +184,55 @@ def _characters(text: str, count: int) -> dict[str, float]:
         "short words": clause,
         "long words": clause,
         "hash signs": text.count("#") / count,
-        "ellipses": len(_ELLIPSIS.findall(text)) / count,
+        "ellipses": sum(map(text.count, _ELLIPSES)) / count,
         "few letters": sum(map(str.isalpha, text)) / count,
-        "stop words": len(FUNCTION_CHARACTERS & set(text)),
+        "stop words": len(FUNCTION_CHARACTERS.intersection(text)),
     }
 
 
-def _lines(text: str) -> dict[str, float]:
-    lines = _filled(text)
+def _lines(text: str, lines: list[str]) -> dict[str, float]:
     count = max(1, len(lines))
-    repeated = repetition.repeats(lines)
-    paragraphs = [p.strip() for p in _PARAGRAPH_BREAK.split(text) if p.strip()] if "\n" in text else lines
-    repeated_paragraphs = repetition.repeats(paragraphs)
+    apart = text.count("\n") >= len(lines)  # there may be blank lines
+    paragraphs = [p.strip() for p in _PARAGRAPH_BREAK.split(text) if p.strip()] if apart else [text]
+    in_paragraphs, in_lines = repetition.repeats(paragraphs), repetition.repeats(lines)
     return {
         "bullets": sum(line.startswith(_BULLETS) for line in lines) / count,
-        "ellipsis at line ends": sum(line.endswith(("...", "…", "。。。")) for line in lines) / count,
-        "repeated paragraphs": repeated_paragraphs[0],
-        "characters in repeated paragraphs": repeated_paragraphs[1],
-        "repeated lines": repeated[0],
-        "characters in repeated lines": repeated[1],
+        "ellipsis at line ends": sum(line.endswith(_ELLIPSES) for line in lines) / count,
+        "repeated paragraphs": in_paragraphs[0],
+        "repeated paragraphs' characters": in_paragraphs[1],
+        "repeated lines": in_lines[0],
+        "repeated lines' characters": in_lines[1],
     }
 
 
-def _repetition(text: str, tokens: np.ndarray, sizes: np.ndarray) -> dict[str, float]:
-    shares = repetition.ngram_shares(tokens, sizes)
-    return {(f"top {n}-gram" if n in repetition.TOP else f"repeated {n}-grams"): s for n, s in shares.items()}
-
-
-def _page(text: str, sentences: float, short: int) -> dict[str, float]:
+def _page(text: str, lines: list[str], by: str) -> dict[str, float]:
     """What C4 and FineWeb look at, once the bad lines are out; no line at all breaks the rule of line ends."""
-    lines = _filled(text)
     count = max(1, len(lines))
+    ended = [line.endswith(_LINE_ENDS) for line in lines]
+    if by == "words":
+        sentences: float = len(lines) + len(_SENTENCE_BREAK.findall(text))
+        shortest = _SHORT_LINE
+    else:
+        sentences = sum(map(len, lines)) / max(1, len(_CHINESE_SENTENCE_END.findall(text)))
+        shortest = _SHORT_CHINESE_LINE
+        ended = [e or bool(_CHINESE_SENTENCE_END.search(line)) for e, line in zip(ended, lines, strict=True)]
     return {
         "lorem ipsum": text.lower().count("lorem ipsum"),
         "sentences": sentences,
-        "line ends": sum(line.endswith(_LINE_ENDS) for line in lines) / count,
-        "short lines": sum(len(line) <= short for line in lines) / count,
+        "line ends": sum(ended) / count,
+        "short lines": sum(len(line) <= shortest for line in lines) / count,
         "duplicated characters": repetition.repeats(lines)[1],
     }
 
 
-def _without_bad_lines(text: str) -> tuple[str, Counter[str]]:
+def _without_bad_lines(text: str, by: str) -> tuple[str, Counter[str]]:
     """The text without the lines that C4 leaves out, and how many of each kind there were."""
-    by_words = counted_by(text) == "words"
+    low = text.lower()
+    phrases = [p for p in (*_SCRIPT, *_POLICIES) if p in low]
     out: Counter[str] = Counter()
     kept = []
     for line in text.split("\n"):
-        why = _bad(line, by_words)
+        why = _about(line, phrases) or (_no_sentence(line) if by == "words" else "")
         if why:
             out[why] += 1
         else:
@@ -236,16 +240,19 @@ def _without_bad_lines(text: str) -> tuple[str, Counter[str]]:
     return ("\n".join(kept), out) if out else (text, out)
 
 
-def _bad(line: str, by_words: bool) -> str:
+def _about(line: str, phrases: list[str]) -> str:
+    """What the line is about that no page should be about; empty where it is not. phrases: those of the page."""
+    if not phrases:
+        return ""
     low = line.lower()
-    if _SCRIPT_LINE.search(low):
-        return "line about JavaScript"
-    if _POLICY_LINE.search(low):
-        return "line about policies"
-    words = line.split()
-    if by_words and 0 < len(words) < _FEWEST_WORDS:
+    said = [p for p in phrases if p in low]
+    return ("line about JavaScript" if said[0] in _SCRIPT else "line about policies") if said else ""
+
+
+def _no_sentence(line: str) -> str:
+    if 0 < len(line.split(None, _FEWEST_WORDS - 1)) < _FEWEST_WORDS:
         return "line of one or two words"
-    if by_words and len(line) > _LONGEST_WORD and max(map(len, words), default=0) > _LONGEST_WORD:
+    if len(line) > _LONGEST_WORD and max(map(len, line.split()), default=0) > _LONGEST_WORD:
         return "line with an endless word"
     return ""
 

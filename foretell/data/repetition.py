@@ -6,8 +6,6 @@ Tokens are words or characters, whatever the caller counts by. An n-gram that oc
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
 import numpy as np
 
 TOP = (2, 3, 4)
@@ -41,36 +39,41 @@ def ngram_shares(tokens: np.ndarray, sizes: np.ndarray) -> dict[int, float]:
     for n in range(2, REPEATED[-1] + 1):
         inside = at <= len(numbers) - n
         at, code = at[inside], code[inside]
-        code = code * _FACTOR + numbers[at + n - 1]
-        order = np.argsort(code, kind="stable")
-        starts = np.flatnonzero(np.concatenate([[True], code[order][1:] != code[order][:-1]])[: len(order)])
-        counts = np.diff(starts, append=len(order))
-        if not (counts > 1).any():
+        code = code * _FACTOR + numbers[at + (n - 1)]
+        order = code.argsort(kind="stable")  # of equal n-grams the first in the text comes first
+        ordered = code[order]
+        same = ordered[1:] == ordered[:-1]
+        if not same.any():
             break
-        if n in shares and n in TOP:
-            most = int(counts.argmax())
-            first = at[order[starts[most]]]
-            shares[n] = min(1.0, float(counts[most] * (ends[first + n] - ends[first]) / total))
-        later = np.ones(len(at), bool)
-        later[order[starts]] = False  # the sort is stable: the first of a group is the first in the text
+        before, later = order[:-1][same], order[1:][same]
+        if n in TOP:
+            first, count = _longest_run(same)
+            start = at[order[first]]
+            shares[n] = min(1.0, float(count * (ends[start + n] - ends[start]) / total))
         if n in REPEATED:
             shares[n] = _covered(at[later], n, sizes) / total
         shared = np.zeros(len(at), bool)
-        shared[order] = np.repeat(counts > 1, counts)
+        shared[before] = shared[later] = True
         at, code = at[shared], code[shared]
     return shares
+
+
+def _longest_run(same: np.ndarray) -> tuple[int, int]:
+    """Where the longest row of equals begins, and how many stand in it. same: whether each equals the next."""
+    breaks = np.concatenate([[-1], np.flatnonzero(~same), [len(same)]])
+    lengths = breaks[1:] - breaks[:-1]
+    longest = int(lengths.argmax())
+    return int(breaks[longest]) + 1, int(lengths[longest])
 
 
 def _covered(starts: np.ndarray, n: int, sizes: np.ndarray) -> int:
     """Characters of the tokens that lie in one of the n-grams."""
     inside = np.zeros(len(sizes), bool)
-    for k in range(n):
-        inside[starts + k] = True
+    inside[(starts[:, None] + np.arange(n)).ravel()] = True
     return int(sizes[inside].sum())
 
 
-def word_tokens(words: Iterable[str]) -> np.ndarray:
-    """Equal words, equal numbers."""
-    listed = list(words)
-    number = dict(zip(listed, range(len(listed)), strict=True))
-    return np.fromiter(map(number.__getitem__, listed), np.int64, len(listed))
+def word_tokens(words: list[str]) -> np.ndarray:
+    """(T,) numbers: equal words, equal numbers."""
+    number = dict(zip(words, range(len(words)), strict=True))
+    return np.fromiter(map(number.__getitem__, words), np.int64, len(words))
