@@ -1,11 +1,11 @@
 """A step that drops pages that do not read like prose, by the rules that made Gopher, C4 and FineWeb; for Chinese, too.
 
-A rule is a row of `RULES`: a number measured on the text and the bound it must keep to. Sources of the English bounds:
-Gopher is Rae et al. 2021, table A1 and section A.1.1; C4 is Raffel et al. 2020, section 2.2, with what its code adds;
-FineWeb is Penedo et al. 2024, which kept of C4 all but the line ends and, as here, the curly brackets are ours to leave
-out: code has them. Words are what white space parts. Chinese has none, so a text in which a fifth of what is visible
-are Han characters is counted by characters, with bounds of our own: docs/cleaning-rules.md says what they are drawn
-from. Lines that speak of JavaScript or of policies, or are no sentence (English), are taken out and counted.
+A rule is a row of `RULES`: a number measured on the text, and the bound it must keep to. The English bounds are Rae et
+al. 2021 (Gopher), section A.1.1 and table A1; Raffel et al. 2020 (C4), section 2.2, without the rules that FineWeb or
+code cannot live with (line ends, curly brackets); Penedo et al. 2024 (FineWeb), section 3.6. Words are what white space
+parts. Chinese has none, so a text in which a fifth of what is visible are Han characters is counted by characters, with
+bounds of our own: docs/cleaning-rules.md says what they were measured on. Lines that speak of JavaScript or of
+policies, or (by words) are no sentence, are taken out of what is kept, and counted.
 """
 
 from __future__ import annotations
@@ -89,7 +89,7 @@ FUNCTION_CHARACTERS = frozenset("的一是不了在有人我他这為为這之�
 _STOP_WORD_FORMS = STOP_WORDS | {w.capitalize() for w in STOP_WORDS} | {w.upper() for w in STOP_WORDS}
 _HAN_SHARE = 0.2
 _ELLIPSES = ("...", "…", "。。。")
-_BULLETS = tuple("•‣⁃●○◦■□◆◇▪▫★☆※·・-–—*")
+_BULLETS = tuple("•‣⁃●○◦■□◆◇▪▫★☆※·・-*")
 _LINE_ENDS = tuple(".!?\"'。！？．｡…：；”’」』》）)")
 _CHINESE_SENTENCE_END = re.compile(r"[。！？!?．｡…]+|(?<=[^\x00-\x7f])\.|\.(?=\s|$)")
 _CLAUSE_END = re.compile(_CHINESE_SENTENCE_END.pattern.replace("…", "…，,；;：:"))
