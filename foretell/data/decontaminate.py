@@ -93,7 +93,7 @@ class Against:
         return Dropped("evaluation text", f"{held[most]} of {table.sizes[item]} n-grams of {place}, {self._bound()}")
 
     def _bound(self) -> str:
-        return f"at most {self._about.share:g} of them" if self._about.share else "none allowed"
+        return f"fewer than {self._about.share:g} of them allowed" if self._about.share else "none allowed"
 
     def save(self, folder: Path) -> None:
         """Writes the table as .npy files, which `load` maps into memory, and about.json."""
@@ -142,7 +142,7 @@ def load(folder: Path) -> Against:
         table = _Table(*(np.lib.format.open_memmap(folder / f"{name}.npy", "r") for name in _TABLES))
     except (OSError, ValueError, TypeError) as e:
         raise DataError(f"{folder} holds no table of evaluation text: {e}; make it anew with save") from None
-    return Against(table, about, folder)
+    return Against(table, about, folder.absolute())
 
 
 def _records(entry: Entry) -> Iterator[list[str]]:
