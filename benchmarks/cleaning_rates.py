@@ -85,6 +85,11 @@ def multi30k(code: str) -> list[str]:
     return [line for line in content(f"mt-en-de/multi30k/test_2016_flickr.{code}.gz").split("\n") if line.strip()]
 
 
+def dialogues() -> list[str]:
+    every = json.loads(content("dialogue/crosswoz/val.json.gz"))
+    return ["\n".join(m["content"] for m in d["messages"]) for d in every.values()]
+
+
 def languages() -> None:
     library = [p.read_text("utf-8", "replace") for p in sorted(Path(sysconfig.get_path("stdlib")).glob("*.py"))]
     five = {code: [" ".join(multi30k(code)[n : n + 5]) for n in range(0, 1000, 5)] for code in ("en", "de")}
@@ -120,6 +125,7 @@ def qualities() -> None:
         "Sanguo by 500": groups("sanguo", 500),
         "CSL abstracts": abstracts(),
         "XQuAD zh": xquad("zh"),
+        "CrossWOZ dialogues": dialogues(),
         "Tang poems": poems(),
         "Tang poems from 100": [p for p in poems() if len(p) >= 100],
     }

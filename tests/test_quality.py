@@ -161,7 +161,7 @@ JUNK = {
     ),
     "read as Latin-1": (PROSE["simplified"].encode("gbk").decode("latin1"), "too short"),
     "numbers": (" ".join(str(n * 1.25) for n in range(100)), "few letters"),
-    "a Chinese menu": ("\n".join(PAGES), "line ends"),
+    "a Chinese menu": ("\n".join([*PAGES, *CITIES]), "line ends"),
     "a Chinese menu in a row": (" | ".join(PAGES * 3), "long words"),
     "Chinese keywords": ("，".join(c + w for c in CITIES for w in ("租车公司", "租车价格", "商务租车")), "stop words"),
     "a Chinese sentence again": ("本公司所有商品均为正品，假一赔十，支持七天无理由退换货。\n" * 12, "repeated lines"),
