@@ -128,8 +128,15 @@ LAYOUTS = {
 }
 
 
-@pytest.mark.parametrize("optimizer", ["sgd", "adamw", "muon"])
-@pytest.mark.parametrize("layout", LAYOUTS)
+# The others take minutes in all.
+QUICK = [*((layout, "adamw") for layout in LAYOUTS), ("dp-tp", "muon"), ("1f1b", "muon"), ("hybrid", "sgd")]
+CASES = [(layout, optimizer) for layout in LAYOUTS for optimizer in ("sgd", "adamw", "muon")]
+
+
+@pytest.mark.parametrize(
+    ("layout", "optimizer"),
+    [c if c in QUICK else pytest.param(*c, marks=pytest.mark.slow) for c in CASES],
+)
 def test_every_layout_learns_as_one_process(layout: str, optimizer: str) -> None:
     compared(DEEP if layout in ("interleaved", "zero-bubble") else DENSE, *LAYOUTS[layout], optimizer)
 

@@ -219,24 +219,66 @@ def train(
     out: Out = Path("runs"),
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run of that name.")] = False,
     allow_drift: Annotated[bool, typer.Option("--allow-drift", help="Resume on another execution path.")] = False,
-    processes: Annotated[int, typer.Option("--nproc", min=1, help="Processes, divided as [parallel] says.")] = 1,
+    processes: Annotated[int, typer.Option("--nproc", min=1, help="Processes here, divided as [parallel] says.")] = 1,
+    nodes: Annotated[int, typer.Option(min=1, help="Machines on which this same command is started.")] = 1,
+    rendezvous: Annotated[str | None, typer.Option(help="With --nodes: HOST:PORT of one of them.")] = None,
     max_restarts: Annotated[int, typer.Option(min=0, help="With --nproc: how often to start anew when one dies.")] = 3,
+    begin_only: Annotated[
+        bool, typer.Option("--begin-only", help="Decide, write the run folder, train nothing.")
+    ] = False,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
     """Forecast, then train, then compare. Ctrl-C saves; --resume goes on bit for bit."""
     from foretell import runtime
     from foretell.cli.display import Display
-    from foretell.cli.steps import train_and_report, work
+    from foretell.cli.steps import Processes, train_and_report, work
 
     if runtime.is_worker():
         with Display(console(), quiet or runtime.rank() > 0) as display:
-            work(out / (name or ""), Path(source or ""), display)
+            work(out / (name or ""), Path(source) if source else None, display)
         return
     c = _with_options(read_config(arguments), source, budget)
     with Display(console(), quiet) as display:
-        result = train_and_report(c, out, name, resume, allow_drift, display, processes, max_restarts)
+        where = Processes(processes, nodes, rendezvous, max_restarts, begin_only)
+        result = train_and_report(c, out, name, resume, allow_drift, display, where)
     emit(result, as_json, lambda r: r["closing"])
+
+
+@app.command()
+def launch(
+    kind: Annotated[str, typer.Argument(metavar="slurm|torchrun|ray", help="What the cluster is run by.")],
+    arguments: RunToml = None,
+    nodes: Annotated[int, typer.Option(min=1, help="Machines.")] = 1,
+    processes: Annotated[int, typer.Option("--nproc", min=1, help="Processes on each: its accelerators, say.")] = 1,
+    name: Annotated[str | None, typer.Option(help="Name of the run folder; that of RUN.toml when not given.")] = None,
+    out: Out = Path("runs"),
+    time: Annotated[str | None, typer.Option(help="slurm: time limit, such as 24:00:00.")] = None,
+    partition: Annotated[str | None, typer.Option(help="slurm: partition.")] = None,
+    submit: Annotated[bool, typer.Option("--submit", help="Submit it (slurm: sbatch, ray: the job) as well.")] = False,
+) -> None:
+    """A script that trains RUN.toml on a cluster, to stdout. The folder must be one that all machines see."""
+    import subprocess
+
+    from foretell.cli import scripts
+
+    if kind not in scripts.SCRIPTS:
+        raise errors.ConfigError(f"launch {kind}: there are {', '.join(scripts.SCRIPTS)}")
+    read_config(arguments)  # what is wrong in it is said here, not in a queue
+    words = arguments or []
+    named = name or next((Path(w).stem for w in words if w.endswith(".toml")), None)
+    if named is None:
+        raise errors.ConfigError("the run needs a --name, the same on all machines")
+    script = scripts.SCRIPTS[kind](scripts.Launch(words, named, str(out), nodes, processes, time, partition))
+    print(script, end="")
+    if submit:
+        if kind == "torchrun":
+            raise errors.ConfigError("--submit: torchrun has no queue; start the script on each machine")
+        command = ["sbatch"] if kind == "slurm" else ["bash", "-s"]
+        try:
+            subprocess.run(command, input=script, text=True, check=True)
+        except (OSError, subprocess.CalledProcessError) as e:
+            raise errors.ForetellError(f"{' '.join(command)}: {e}") from None
 
 
 @app.command()

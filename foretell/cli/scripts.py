@@ -91,11 +91,11 @@ def ray(launch: Launch) -> str:
     return "\n".join(
         [
             "#!/usr/bin/env bash",
-            "# RAY_ADDRESS names the cluster, such as http://head:8265. Its machines need foretell[ray] and the folder.",
+            "# RAY_ADDRESS names the cluster, such as http://head:8265. Its machines see the folder and have foretell[ray].",
             "set -euo pipefail",
             "",
             f"{begin} --begin-only",
-            f'exec ray job submit --working-dir "$PWD" -- python -m foretell.distributed.ray {run} --workers {total}',
+            f'exec ray job submit --working-dir "$PWD" -- python -m foretell.train.ray {run} --workers {total}',
             "",
         ]
     )

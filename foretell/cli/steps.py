@@ -5,13 +5,21 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import shutil
 import sys
+import time
+from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from foretell import config, errors
 from foretell.cli.display import Display
 from foretell.config import RunConfig
+
+if TYPE_CHECKING:
+    from foretell.data import Data
+    from foretell.data.claims import Claims
 
 
 def machine(display: Display) -> dict[str, Any]:
@@ -78,12 +86,13 @@ def _free_of_data(name: str) -> str:
     return "data-run" if name == "data" else name
 
 
-def work(run: Path, prepared: Path, display: Display) -> None:
+def work(run: Path, source: Path | None, display: Display) -> None:
     """One worker of `foretell train --nproc N`: trains together with the others what their parent made ready."""
     from foretell import data, runtime
     from foretell.distributed import launch, mesh
     from foretell.distributed.watch import Beat
     from foretell.train import go_on
+    from foretell.train import prepared as prepared_of
 
     if runtime.worker_report() is not None:  # under a launcher of ours
         runtime.end_with_parent()
@@ -92,7 +101,7 @@ def work(run: Path, prepared: Path, display: Display) -> None:
     with Beat() as beat:
         mesh.join()
         try:
-            go_on(run, data.open_data(prepared), resume=True, display=beat.hearing(display))
+            go_on(run, data.open_data(source or prepared_of(run)), resume=True, display=beat.hearing(display))
             mesh.leave()
         except errors.ForetellError as e:
             launch.leave_reason(e)
@@ -160,13 +169,15 @@ def _train_on_many(
 
     with ExitStack() as stack:
         if processes.machines > 1:
-            shared = claims.Claims(run.parent / f".{run.name}.launch")
+            folder = run.parent / f".{run.name}.launch"
+            shared = claims.Claims(folder)
             shared.free_the_lost()
             held = stack.enter_context(shared.held("begin"))
             if held is None:
                 display.say("  [dim]another machine begins the run …[/]")
                 _wait_for_begin(shared, run)
             else:
+                stack.callback(shutil.rmtree, folder)
                 begin(c, data, run, processes.total, display=display, **options)
                 held.note(1)
         else:

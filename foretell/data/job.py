@@ -273,7 +273,8 @@ class Job:
         from foretell.data import near
 
         signatures = [
-            intake.load_arrays(self.work / f"{n}.digests.npz")["signatures"][k] for n, k in zip(names, kept, strict=True)
+            intake.load_arrays(self.work / f"{n}.digests.npz")["signatures"][k]
+            for n, k in zip(names, kept, strict=True)
         ]
         of = near.duplicates(np.concatenate(signatures), threshold)
         ends = np.cumsum([len(s) for s in signatures])

@@ -1,5 +1,5 @@
 """Training: THE loop (`loop.py`), and what stands around it (`run.py`)."""
 
-from foretell.train.run import begin, decide, go_on, train
+from foretell.train.run import begin, decide, go_on, prepared, train
 
-__all__ = ["begin", "decide", "go_on", "train"]
+__all__ = ["begin", "decide", "go_on", "prepared", "train"]

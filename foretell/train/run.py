@@ -261,8 +261,14 @@ def _write_folder(run: Path, config: RunConfig, forecast: dict[str, Any], data: 
     _write_json(run / "plan.json", {"format_version": run_config.FORMAT_VERSION, **forecast})
     _write_json(run / "machine.json", machine)
     keys = ("fingerprint", "tokenizer", "splits", "funnel", "text_xz_bits_per_byte", "bytes_per_token", "unique_tokens")
-    _write_json(run / "data.json", {k: data.index[k] for k in keys} | {"corpus": data.corpus})
+    found = {k: data.index[k] for k in keys}
+    _write_json(run / "data.json", found | {"corpus": data.corpus, "prepared": str(data.path)})
     files.write_atomic(run / "config.toml", run_config.dumps(config).encode())
+
+
+def prepared(run: Path) -> Path:
+    """The prepared text that a run was begun with."""
+    return Path(json.loads((run / "data.json").read_text(encoding="utf-8"))["prepared"])
 
 
 def _write_json(path: Path, value: dict[str, Any]) -> None:

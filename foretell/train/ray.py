@@ -1,6 +1,6 @@
 """A run that `foretell train --begin-only` has begun, trained by Ray Train: the same worker, other processes.
 
-    python -m foretell.distributed.ray RUN --workers N [--max-restarts 3]
+    python -m foretell.train.ray RUN --workers N [--max-restarts 3]
 
 Ray starts the workers, joins them in a process group and starts all anew when one dies. Needs the extra `ray`.
 """
@@ -8,13 +8,15 @@ Ray starts the workers, joins them in a process group and starts all anew when o
 from __future__ import annotations
 
 import argparse
-import json
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 from foretell import runtime
+from foretell.data import open_data
+from foretell.distributed.mesh import PATIENCE
 from foretell.errors import MissingExtra
+from foretell.train.run import go_on, prepared
 
 
 def train(run: Path, workers: int, max_restarts: int = 3) -> None:
@@ -24,8 +26,6 @@ def train(run: Path, workers: int, max_restarts: int = 3) -> None:
         from ray.train.torch import TorchConfig, TorchTrainer
     except ImportError:
         raise MissingExtra("Ray Train", "ray") from None
-    from foretell.distributed.mesh import PATIENCE
-
     on_gpu = runtime.device().type == "cuda"
     trainer = TorchTrainer(
         _work,
@@ -38,12 +38,7 @@ def train(run: Path, workers: int, max_restarts: int = 3) -> None:
 
 
 def _work(config: dict[str, Any]) -> None:
-    from foretell.data import open_data
-    from foretell.train import go_on  # noqa: F401
-
-    run = Path(config["run"])
-    prepared = json.loads((run / "data.json").read_text(encoding="utf-8"))["prepared"]
-    go_on(run, open_data(Path(prepared)), resume=True)
+    go_on(Path(config["run"]), open_data(prepared(Path(config["run"]))), resume=True)
 
 
 def main() -> None:
