@@ -16,6 +16,7 @@ from test_data import BYTES, contents, corpus, shrink
 from foretell.config import DataConfig, TokenizerConfig
 from foretell.data import claims, open_data, prepare
 from foretell.data.claims import Claims
+from foretell.data.steps import Kept
 
 KIND = TokenizerConfig(vocab_size=300)
 COMMAND = """
@@ -117,3 +118,74 @@ def test_near_duplicates_are_dropped_and_listed(tmp_path: Path) -> None:
     assert first.startswith(record["begins"][:20])
     again = prepare([str(source)], tmp_path / "out", BYTES, DataConfig(near_duplicates=0.8))
     assert again["unchanged"]
+
+
+MAIL = "wei@example.org"
+JUNK = "You can buy the best of all shoes in the shop that has the best price of the year.\n" * 20
+QUESTION = (
+    "How do you carefully remove the stone from a ripe avocado without squashing the flesh that is around it at all"
+)
+
+
+def prose(count: int) -> list[str]:
+    """Pages of Python's own documentation that quality and language would keep."""
+    from pydoc_data.topics import topics
+
+    from foretell.data import language, quality
+
+    english, rules = language.only(["en"]), quality.rules()
+    paragraphs = [
+        " ".join(p.split()) for t in topics.values() for p in t.split("\n\n") if p[:1].isupper() and p.endswith(".")
+    ]
+    pages = ("\n".join(paragraphs[n : n + 8]) for n in range(0, len(paragraphs), 8))
+    good = (p for p in pages if isinstance(rules(p), Kept) and isinstance(english(p), Kept))
+    kept = [page for _, page in zip(range(count), good, strict=False)]
+    assert len(kept) == count
+    return kept
+
+
+@pytest.mark.parametrize("mode", ["mask", "drop"])
+def test_each_cleaning_step_has_its_row_and_its_file_whatever_the_processes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: str
+) -> None:
+    pytest.importorskip("py3langid")
+    shrink(monkeypatch)
+    source = tmp_path / "in"
+    source.mkdir()
+    pages = prose(12)
+    for n, page in enumerate(pages[2:]):
+        (source / f"{n:03d}.txt").write_text(page)
+    (source / "a.txt").write_text("Die Katze sitzt auf der Matte und schaut aus dem Fenster in den Garten. " * 9)
+    (source / "b.txt").write_text(JUNK)
+    (source / "c.txt").write_text(pages[0] + "\n" + QUESTION.upper() + ".\n")
+    (source / "d.txt").write_text(pages[1] + f"\nThe letter was sent to {MAIL} in the winter of that year.\n")
+    (tmp_path / "questions.jsonl").write_text(json.dumps({"text": QUESTION}) + "\n")
+    config = DataConfig(
+        languages=["en"],
+        quality=True,
+        decontaminate=[str(tmp_path / "questions.jsonl")],
+        personal_data=mode,  # type: ignore[arg-type]
+    )
+    outs = [tmp_path / str(n) for n in (1, 2)]
+    results = [prepare([str(source)], out, BYTES, config, workers=n) for n, out in enumerate(outs, start=1)]
+    assert contents(outs[0]) == contents(outs[1])
+    dropped = results[0]["dropped"]
+    assert dropped["language"] == 1
+    assert sum(count for reason, count in dropped.items() if reason.startswith("quality: ")) == 1
+    files = {
+        p.name.removeprefix("dropped-").split(".")[0]: gzip.decompress(p.read_bytes())
+        for p in outs[0].glob("dropped-*")
+    }
+    expected = {"language": "a.txt", "quality": "b.txt", "contaminated": "c.txt"}
+    if mode == "drop":
+        expected["personal-data"] = "d.txt"
+    else:
+        assert results[0]["changed"] == {"e-mail": 1}
+    assert set(files) == set(expected)
+    for name, document in expected.items():
+        (record,) = map(json.loads, files[name].splitlines())
+        assert record["source"].endswith(document)
+        assert record["detail"]
+    assert results[0]["documents_out"] == 10 + (mode == "mask")
+    everything = b"".join(p.read_bytes() for p in outs[0].iterdir() if p.suffix != ".gz") + b"".join(files.values())
+    assert MAIL.encode() not in everything

@@ -91,7 +91,8 @@ def ray(launch: Launch) -> str:
     return "\n".join(
         [
             "#!/usr/bin/env bash",
-            "# RAY_ADDRESS names the cluster, such as http://head:8265. Its machines see the folder and have foretell[ray].",
+            "# RAY_ADDRESS names the cluster, such as http://head:8265.",
+            "# Its machines see the folder and have foretell[ray].",
             "set -euo pipefail",
             "",
             f"{begin} --begin-only",

@@ -195,7 +195,7 @@ def render_funnel(result: dict[str, Any]) -> str:
     lines = [
         f"  {result['documents_in']:,} documents in {result['files']:,} files, {result['bytes_in'] / 1e6:,.1f} MB",
         *(f"  - {count:,} dropped: {reason}" for reason, count in result["dropped"].items() if count),
-        *(f"  - {count:,} masked: {kind}" for kind, count in result.get("changed", {}).items()),
+        *(f"  - {count:,} changed: {kind}" for kind, count in result.get("changed", {}).items()),
     ]
     if result["quarantined"]:
         lines.append(f"  - {result['quarantined']:,} quarantined (reasons in {result['out']}/index.json)")

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# RAY_ADDRESS names the cluster, such as http://head:8265. Its machines see the folder and have foretell[ray].
+# RAY_ADDRESS names the cluster, such as http://head:8265.
+# Its machines see the folder and have foretell[ray].
 set -euo pipefail
 
 foretell train run.toml train.lr=0.01 --name run --out /shared/runs --nproc 128 --resume --begin-only
