@@ -34,6 +34,7 @@ from foretell.data import (
     render_funnel,
     shards,
     splits,
+    tasks,
 )
 from foretell.data.sample import Sample
 from foretell.data.shards import SPLITS, Data, SplitWriter, Tokens
@@ -250,9 +251,9 @@ def test_two_at_once_do_not_mix(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 
 def shrink(monkeypatch: pytest.MonkeyPatch) -> None:
     """Small bounds, so that a small corpus has many tasks, chunks and shards."""
-    monkeypatch.setattr(job, "CHUNK_BYTES", 3_000)
+    monkeypatch.setattr(tasks, "CHUNK_BYTES", 3_000)
     monkeypatch.setattr(build, "_SMALL_BYTES", 0)
-    monkeypatch.setattr(job, "GROUP_BYTES", 8_000)
+    monkeypatch.setattr(tasks, "GROUP_BYTES", 8_000)
     monkeypatch.setattr(shards, "SHARD_TOKENS", 4_001)
 
 
@@ -312,8 +313,8 @@ def test_an_interrupted_preparation_goes_on(tmp_path: Path, monkeypatch: pytest.
 
 PREPARE = """
 import sys; from pathlib import Path
-from foretell.data import build, job, shards, prepare; from foretell.config import *
-job.CHUNK_BYTES, build._SMALL_BYTES, job.GROUP_BYTES, shards.SHARD_TOKENS = 3_000, 0, 8_000, 4_001
+from foretell.data import build, prepare, shards, tasks; from foretell.config import *
+tasks.CHUNK_BYTES, build._SMALL_BYTES, tasks.GROUP_BYTES, shards.SHARD_TOKENS = 3_000, 0, 8_000, 4_001
 print("begins", flush=True)
 prepare([sys.argv[1]], Path(sys.argv[2]), TokenizerConfig(vocab_size=300), DataConfig(), workers=2)
 """

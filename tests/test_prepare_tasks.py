@@ -21,8 +21,8 @@ from foretell.data.steps import Kept
 KIND = TokenizerConfig(vocab_size=300)
 COMMAND = """
 import sys; from pathlib import Path
-from foretell.data import build, job, shards, prepare; from foretell.config import *
-job.CHUNK_BYTES, build._SMALL_BYTES, job.GROUP_BYTES, shards.SHARD_TOKENS = 3_000, 0, 8_000, 4_001
+from foretell.data import build, prepare, shards, tasks; from foretell.config import *
+tasks.CHUNK_BYTES, build._SMALL_BYTES, tasks.GROUP_BYTES, shards.SHARD_TOKENS = 3_000, 0, 8_000, 4_001
 source, out, workers = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3])
 result = prepare([source], out, TokenizerConfig(vocab_size=300), DataConfig(), workers=workers)
 print(result["unchanged"])

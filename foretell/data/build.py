@@ -28,8 +28,9 @@ from foretell import runtime
 from foretell.config import DataConfig, TokenizerConfig
 from foretell.data import clean, readers
 from foretell.data.claims import Claims
-from foretell.data.job import Job, Progress, Tasks, write_json
+from foretell.data.job import Job, Progress
 from foretell.data.shards import FORMAT_VERSION, SPLITS, open_data, read_index
+from foretell.data.tasks import Tasks, write_json
 from foretell.data.workers import beside, check
 from foretell.errors import ConfigError, DataError, ForetellError
 

@@ -1,23 +1,18 @@
-"""The stages of a preparation, as tasks in its working folder that any number of processes share out among themselves.
+"""A preparation from tasks to the finished folder, as one of the commands that take part in it does it.
 
-    read     some inputs           -> chunks of documents, and the account of what could not be read
-    clean    a chunk               -> what the cleaning steps keep of it, digests, signatures; what they dropped
-    decide   all of it, in order   -> duplicates, splits, the sample, the tokenizer           (one process)
-    encode   a chunk               -> tokens by split
-    finish   all of it, in order   -> the prepared folder, published by a rename              (one process)
-
-A task is done when the file of its account is there; a file appears by a rename, with what stands behind it on disk
-already. So whoever comes, at once or after an interruption, sees what is left, and nothing is done again that is done.
+read, clean                    (data/tasks.py; any process)
+decide   all of it, in order   -> duplicates, splits, the sample, the tokenizer           (one process)
+encode                         (data/tasks.py; any process)
+finish   all of it, in order   -> the prepared folder                                     (one process)
 """
 
 from __future__ import annotations
 
-import json
 import lzma
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,156 +21,20 @@ from typing import Any
 import numpy as np
 
 from foretell import tokenizer
-from foretell.config import DataConfig, TokenizerConfig
-from foretell.data import clean, dedup, intake, splits
-from foretell.data.claims import Claims, Held
+from foretell.config import TokenizerConfig
+from foretell.data import dedup, intake, splits
 from foretell.data.intake import Chunk, Drops, Funnel
-from foretell.data.readers import Entry
 from foretell.data.sample import Chunk as SampleChunk
 from foretell.data.sample import Sample
 from foretell.data.shards import FORMAT_VERSION, SPLITS, SplitWriter, token_dtype
+from foretell.data.tasks import CUT, DROPPED, Tasks, kept_path, write_json
 from foretell.errors import ConfigError, DataError
 from foretell.tokenizer import Tokenizer
 
 Progress = Callable[[dict[str, Any]], None]
-GROUP_BYTES = 1 << 24  # inputs of one task of reading
-CHUNK_BYTES = 1 << 25  # text of one task of cleaning and of encoding
 _SAMPLE_BYTES = 1 << 25
 _XZ_BYTES = 2_000_000
 _REPORT_SECONDS = 0.2
-_CUT = 3  # of a document that the rule `tail` divides
-_DROPPED = -1
-_ENCODED_AT_ONCE = 1024  # documents
-
-
-@dataclass
-class Tasks:
-    """The tasks that any process may do: read, clean, encode. `work`: the working folder."""
-
-    work: Path
-    entries: list[Entry]
-    config: DataConfig
-    group_bytes: int = field(default_factory=lambda: GROUP_BYTES)
-    chunk_bytes: int = field(default_factory=lambda: CHUNK_BYTES)
-    _steps: list[tuple[str, Any]] | None = field(default=None, init=False)
-    _tokenizer: Tokenizer | None = field(default=None, init=False)
-    _survey: dict[str, Any] | None = field(default=None, init=False)
-    _done: dict[str, dict[str, Any]] = field(default_factory=dict, init=False)
-
-    def __post_init__(self) -> None:
-        self.claims = Claims(self.work / "claims")
-
-    def groups(self) -> list[tuple[str, list[Entry]]]:
-        """The tasks of reading: neighbouring inputs up to `group_bytes`, at least one."""
-        found: list[list[Entry]] = []
-        size = self.group_bytes
-        for entry in self.entries:
-            if size + entry.size > self.group_bytes:
-                found.append([])
-                size = 0
-            found[-1].append(entry)
-            size += entry.size
-        return [(f"read-{n:06d}", group) for n, group in enumerate(found)]
-
-    def account(self, name: str) -> dict[str, Any] | None:
-        """What a done task left, or None."""
-        if name not in self._done:
-            try:
-                self._done[name] = json.loads((self.work / f"{name}.json").read_text(encoding="utf-8"))
-            except FileNotFoundError:
-                return None
-        return self._done[name]
-
-    def chunk_names(self) -> list[str] | None:
-        """The names of all chunks in order; None while some inputs are not read yet."""
-        accounts = [self.account(name) for name, _ in self.groups()]
-        if None in accounts:
-            return None
-        return [f"{n:06d}-{k:04d}" for n, a in enumerate(accounts) for k in range(a["chunks"])]  # type: ignore[index]
-
-    def left(self) -> Iterator[tuple[str, Callable[[Held], None]]]:
-        """The tasks that can be done now and are not, chunks of what is read before further reading."""
-        for n, (name, group) in enumerate(self.groups()):
-            account = self.account(name)
-            if account is None:
-                yield name, lambda held, name=name, group=group, n=n: self._read(name, n, group, held)  # type: ignore
-                continue
-            for k in range(account["chunks"]):
-                chunk = f"{n:06d}-{k:04d}"
-                if self.account(f"clean-{chunk}") is None:
-                    yield f"clean-{chunk}", lambda held, chunk=chunk: self._clean(chunk, held)  # type: ignore[misc]
-        survey = self.survey()
-        for n, chunk in enumerate(survey["chunks"] if survey else []):
-            if self.account(f"encode-{chunk}") is None:
-                yield f"encode-{chunk}", lambda held, n=n, chunk=chunk: self._encode(n, chunk, held)  # type: ignore
-
-    def do_one(self) -> bool:
-        """Claim one of the tasks that are left and do it; False where there is none that is free."""
-        for name, task in self.left():
-            with self.claims.held(name) as held:
-                if held is not None and self.account(name) is None:
-                    task(held)
-                    return True
-        return False
-
-    def survey(self) -> dict[str, Any] | None:
-        """What was decided, once it is."""
-        if self._survey is None:
-            self._survey = self.account("survey")
-        return self._survey
-
-    def _read(self, name: str, n: int, group: list[Entry], held: Held) -> None:
-        funnel, count = Funnel(), 0
-        for chunk in intake.chunks(group, self.config.text_key, self.chunk_bytes, funnel, held.note):
-            chunk.save(self.work / f"{n:06d}-{count:04d}.npz")
-            count += 1
-        self._leave(name, {"chunks": count, "funnel": funnel.record()})
-
-    def _clean(self, name: str, held: Held) -> None:
-        if self._steps is None:
-            self._steps = clean.steps(self.config)
-        chunk, funnel = Chunk.load(self.work / f"{name}.npz"), Funnel()
-        if self._steps:
-            drops = Drops()
-            chunk = intake.cleaned(chunk, self._steps, funnel, drops, held.note)
-            drops.save(self.work / "dropped", name)
-            chunk.save(_cleaned(self.work, name))
-        arrays = {"digests": np.frombuffer(b"".join(map(dedup.digest, chunk.texts)), np.uint8)}
-        if self.config.near_duplicates is not None:
-            from foretell.data import near
-
-            signatures = [near.signature(t.decode()) for t in chunk.texts]
-            arrays["signatures"] = np.array(signatures, np.uint8).reshape(-1, near.BINS)
-        intake.save_arrays(self.work / f"{name}.digests.npz", **arrays)
-        sizes = {"documents": len(chunk.texts), "bytes": chunk.bytes}
-        self._leave(f"clean-{name}", {**sizes, "funnel": funnel.record()})
-
-    def _encode(self, n: int, name: str, held: Held) -> None:
-        survey = self.survey()
-        assert survey is not None
-        if self._tokenizer is None:
-            self._tokenizer = tokenizer.load(self.work)
-        texts, of_split = _with_splits(self.work, name, survey["starts"][n], survey["rule"])
-        end, dtype = np.uint32(self._tokenizer.eot_id or 0), token_dtype(self._tokenizer.vocab_size)
-        flats, lengths, done = [np.zeros(0, dtype)], [np.zeros(0, np.int64)], 0
-        for low in range(0, len(texts), _ENCODED_AT_ONCE):
-            part = texts[low : low + _ENCODED_AT_ONCE]
-            flat, length = self._tokenizer.encode_flat([t.decode() for t in part])
-            flats.append(np.insert(flat, np.cumsum(length), end).astype(dtype))
-            lengths.append(length + 1)
-            done += sum(map(len, part))
-            held.note(done)
-        intake.save_arrays(
-            self.work / f"{name}.tokens.npz",
-            of_split=of_split,
-            sizes=np.array([len(t) for t in texts], np.int64),
-            tokens=np.concatenate(flats),
-            lengths=np.concatenate(lengths),
-        )
-        self._leave(f"encode-{name}", {"bytes": sum(map(len, texts))})
-
-    def _leave(self, name: str, account: dict[str, Any]) -> None:
-        write_json(self.work / f"{name}.json", account)
 
 
 @dataclass
@@ -226,7 +85,7 @@ class Job:
         starts, place = [], 0
         for name, kept in zip(names, fates, strict=True):
             starts.append(place)
-            fate = np.full(len(kept), _DROPPED, np.int8)
+            fate = np.full(len(kept), DROPPED, np.int8)
             texts = self._texts(name, kept)
             fate[kept] = self._fates(texts, rule)
             intake.save_arrays(self.work / f"{name}.fates.npz", fates=fate)
@@ -288,7 +147,7 @@ class Job:
     def _note_dropped(self, name: str, reason: str, which: np.ndarray, threshold: float | None) -> None:
         if not which.any():
             return
-        drops, chunk = Drops(), Chunk.load(_kept_path(self.work, name))
+        drops, chunk = Drops(), Chunk.load(kept_path(self.work, name))
         detail = (
             "the same text as an earlier one" if threshold is None else f"like an earlier one, {threshold:g} or more"
         )
@@ -301,14 +160,14 @@ class Job:
         return [raw[i : i + dedup.DIGEST_BYTES] for i in range(0, len(raw), dedup.DIGEST_BYTES)]
 
     def _texts(self, name: str, kept: np.ndarray) -> list[intake.Text]:
-        chunk, digests = Chunk.load(_kept_path(self.work, name)), self._digests(name)
+        chunk, digests = Chunk.load(kept_path(self.work, name)), self._digests(name)
         rows = zip(chunk.texts, digests, chunk.places, kept.tolist(), strict=True)
         return [intake.Text(text, digest, source) for text, digest, (source, _), keep in rows if keep]
 
     def _fates(self, texts: list[intake.Text], rule: splits.Rule) -> np.ndarray:
         """The split of each text, or that it is to be cut."""
         if rule.kind == "tail":
-            return np.full(len(texts), _CUT)
+            return np.full(len(texts), CUT)
         return splits.divided(texts, 0, rule, self.split_of)[1]
 
     def _trains(self, chunk: SampleChunk, rule: splits.Rule) -> bool:
@@ -408,26 +267,6 @@ class Job:
         self.progress({"stage": stage, **counts, "seconds": now - self.began})
 
 
-def _cleaned(work: Path, name: str) -> Path:
-    return work / f"{name}.cleaned.npz"
-
-
-def _kept_path(work: Path, name: str) -> Path:
-    """Where the texts of a chunk are that the cleaning steps kept."""
-    return _cleaned(work, name) if _cleaned(work, name).exists() else work / f"{name}.npz"
-
-
-def _with_splits(work: Path, name: str, start: int, rule: dict[str, Any]) -> tuple[list[bytes], np.ndarray]:
-    """The kept texts of a chunk whose first byte is `start` of all, those cut that `tail` cuts; the split of each."""
-    chunk, fates = Chunk.load(_kept_path(work, name)), intake.load_arrays(work / f"{name}.fates.npz")["fates"]
-    kept = np.flatnonzero(fates != _DROPPED)
-    texts, of_split = [chunk.texts[n] for n in kept.tolist()], fates[kept].astype(np.int64)
-    if rule["kind"] == "tail":
-        whole = [intake.Text(t, b"", "") for t in texts]
-        return splits.divided(whole, start, splits.Rule("tail", tuple(rule["bounds"])))
-    return texts, of_split
-
-
 def _join_dropped(folder: Path, out: Path, names: list[str]) -> list[str]:
     """One file for each step that dropped something, its chunks in order; their names."""
     made = []
@@ -440,16 +279,6 @@ def _join_dropped(folder: Path, out: Path, names: list[str]) -> list[str]:
             f.flush()
             os.fsync(f.fileno())
     return made
-
-
-def write_json(path: Path, content: dict[str, Any]) -> None:
-    """A JSON file that appears by a rename, forced to disk."""
-    partial = path.with_name(f".{path.name}-{os.getpid()}")
-    with partial.open("w", encoding="utf-8") as f:
-        json.dump(content, f, ensure_ascii=False, indent=1)
-        f.flush()
-        os.fsync(f.fileno())
-    partial.rename(path)
 
 
 def _tokenizer(config: TokenizerConfig, training: list[SampleChunk], text_bytes: int) -> Tokenizer:

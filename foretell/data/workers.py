@@ -22,8 +22,8 @@ from typing import Any
 import foretell
 from foretell import errors, runtime
 from foretell.config import DataConfig
-from foretell.data.job import Tasks, write_json
 from foretell.data.readers import Entry
+from foretell.data.tasks import Tasks, write_json
 from foretell.errors import DataError, ForetellError
 
 _START = "import sys; sys.path.insert(0, sys.argv[1]); from foretell.data import workers; workers.serve(sys.argv[2])"

@@ -42,6 +42,7 @@ def _work(config: dict[str, Any]) -> None:
 
 
 def main() -> None:
+    """The command line of this module."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path)
     parser.add_argument("--workers", type=int, required=True)

@@ -1,0 +1,195 @@
+"""The tasks of a preparation that any process may do: reading, cleaning and encoding, by files in a working folder.
+
+    read     some inputs           -> chunks of documents, and the account of what could not be read
+    clean    a chunk               -> what the cleaning steps keep of it, digests, signatures; what they dropped
+    encode   a chunk               -> tokens by split, once `data/job.py` has decided what goes where
+
+A task is done when the file of its account is there; a file appears by a rename, with what stands behind it on disk
+already. So whoever comes, at once or after an interruption, sees what is left, and nothing is done again that is done.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from foretell import tokenizer
+from foretell.config import DataConfig
+from foretell.data import clean, dedup, intake, splits
+from foretell.data.claims import Claims, Held
+from foretell.data.intake import Chunk, Drops, Funnel
+from foretell.data.readers import Entry
+from foretell.data.shards import token_dtype
+from foretell.tokenizer import Tokenizer
+
+GROUP_BYTES = 1 << 24  # inputs of one task of reading
+CHUNK_BYTES = 1 << 25  # text of one task of cleaning and of encoding
+DROPPED = -1  # the fate of a document that is not kept; else the number of its split, or
+CUT = 3  # it is divided where the rule `tail` says
+_ENCODED_AT_ONCE = 1024  # documents
+
+
+@dataclass
+class Tasks:
+    """The tasks that any process may do: read, clean, encode. `work`: the working folder."""
+
+    work: Path
+    entries: list[Entry]
+    config: DataConfig
+    group_bytes: int = field(default_factory=lambda: GROUP_BYTES)
+    chunk_bytes: int = field(default_factory=lambda: CHUNK_BYTES)
+    _steps: list[tuple[str, Any]] | None = field(default=None, init=False)
+    _tokenizer: Tokenizer | None = field(default=None, init=False)
+    _survey: dict[str, Any] | None = field(default=None, init=False)
+    _done: dict[str, dict[str, Any]] = field(default_factory=dict, init=False)
+
+    def __post_init__(self) -> None:
+        self.claims = Claims(self.work / "claims")
+
+    def groups(self) -> list[tuple[str, list[Entry]]]:
+        """The tasks of reading: neighbouring inputs up to `group_bytes`, at least one."""
+        found: list[list[Entry]] = []
+        size = self.group_bytes
+        for entry in self.entries:
+            if size + entry.size > self.group_bytes:
+                found.append([])
+                size = 0
+            found[-1].append(entry)
+            size += entry.size
+        return [(f"read-{n:06d}", group) for n, group in enumerate(found)]
+
+    def account(self, name: str) -> dict[str, Any] | None:
+        """What a done task left, or None."""
+        if name not in self._done:
+            try:
+                self._done[name] = json.loads((self.work / f"{name}.json").read_text(encoding="utf-8"))
+            except FileNotFoundError:
+                return None
+        return self._done[name]
+
+    def chunk_names(self) -> list[str] | None:
+        """The names of all chunks in order; None while some inputs are not read yet."""
+        accounts = [self.account(name) for name, _ in self.groups()]
+        if None in accounts:
+            return None
+        return [f"{n:06d}-{k:04d}" for n, a in enumerate(accounts) for k in range(a["chunks"])]  # type: ignore[index]
+
+    def left(self) -> Iterator[tuple[str, Callable[[Held], None]]]:
+        """The tasks that can be done now and are not, chunks of what is read before further reading."""
+        for n, (name, group) in enumerate(self.groups()):
+            account = self.account(name)
+            if account is None:
+                yield name, lambda held, name=name, group=group, n=n: self._read(name, n, group, held)  # type: ignore
+                continue
+            for k in range(account["chunks"]):
+                chunk = f"{n:06d}-{k:04d}"
+                if self.account(f"clean-{chunk}") is None:
+                    yield f"clean-{chunk}", lambda held, chunk=chunk: self._clean(chunk, held)  # type: ignore[misc]
+        survey = self.survey()
+        for n, chunk in enumerate(survey["chunks"] if survey else []):
+            if self.account(f"encode-{chunk}") is None:
+                yield f"encode-{chunk}", lambda held, n=n, chunk=chunk: self._encode(n, chunk, held)  # type: ignore
+
+    def do_one(self) -> bool:
+        """Claim one of the tasks that are left and do it; False where there is none that is free."""
+        for name, task in self.left():
+            with self.claims.held(name) as held:
+                if held is not None and self.account(name) is None:
+                    task(held)
+                    return True
+        return False
+
+    def survey(self) -> dict[str, Any] | None:
+        """What was decided, once it is."""
+        if self._survey is None:
+            self._survey = self.account("survey")
+        return self._survey
+
+    def _read(self, name: str, n: int, group: list[Entry], held: Held) -> None:
+        funnel, count = Funnel(), 0
+        for chunk in intake.chunks(group, self.config.text_key, self.chunk_bytes, funnel, held.note):
+            chunk.save(self.work / f"{n:06d}-{count:04d}.npz")
+            count += 1
+        self._leave(name, {"chunks": count, "funnel": funnel.record()})
+
+    def _clean(self, name: str, held: Held) -> None:
+        if self._steps is None:
+            self._steps = clean.steps(self.config)
+        chunk, funnel = Chunk.load(self.work / f"{name}.npz"), Funnel()
+        if self._steps:
+            drops = Drops()
+            chunk = intake.cleaned(chunk, self._steps, funnel, drops, held.note)
+            drops.save(self.work / "dropped", name)
+            chunk.save(_cleaned(self.work, name))
+        arrays = {"digests": np.frombuffer(b"".join(map(dedup.digest, chunk.texts)), np.uint8)}
+        if self.config.near_duplicates is not None:
+            from foretell.data import near
+
+            signatures = [near.signature(t.decode()) for t in chunk.texts]
+            arrays["signatures"] = np.array(signatures, np.uint8).reshape(-1, near.BINS)
+        intake.save_arrays(self.work / f"{name}.digests.npz", **arrays)
+        sizes = {"documents": len(chunk.texts), "bytes": chunk.bytes}
+        self._leave(f"clean-{name}", {**sizes, "funnel": funnel.record()})
+
+    def _encode(self, n: int, name: str, held: Held) -> None:
+        survey = self.survey()
+        assert survey is not None
+        if self._tokenizer is None:
+            self._tokenizer = tokenizer.load(self.work)
+        texts, of_split = _with_splits(self.work, name, survey["starts"][n], survey["rule"])
+        end, dtype = np.uint32(self._tokenizer.eot_id or 0), token_dtype(self._tokenizer.vocab_size)
+        flats, lengths, done = [np.zeros(0, dtype)], [np.zeros(0, np.int64)], 0
+        for low in range(0, len(texts), _ENCODED_AT_ONCE):
+            part = texts[low : low + _ENCODED_AT_ONCE]
+            flat, length = self._tokenizer.encode_flat([t.decode() for t in part])
+            flats.append(np.insert(flat, np.cumsum(length), end).astype(dtype))
+            lengths.append(length + 1)
+            done += sum(map(len, part))
+            held.note(done)
+        intake.save_arrays(
+            self.work / f"{name}.tokens.npz",
+            of_split=of_split,
+            sizes=np.array([len(t) for t in texts], np.int64),
+            tokens=np.concatenate(flats),
+            lengths=np.concatenate(lengths),
+        )
+        self._leave(f"encode-{name}", {"bytes": sum(map(len, texts))})
+
+    def _leave(self, name: str, account: dict[str, Any]) -> None:
+        write_json(self.work / f"{name}.json", account)
+
+
+def _cleaned(work: Path, name: str) -> Path:
+    return work / f"{name}.cleaned.npz"
+
+
+def kept_path(work: Path, name: str) -> Path:
+    """Where the texts of a chunk are that the cleaning steps kept."""
+    return _cleaned(work, name) if _cleaned(work, name).exists() else work / f"{name}.npz"
+
+
+def _with_splits(work: Path, name: str, start: int, rule: dict[str, Any]) -> tuple[list[bytes], np.ndarray]:
+    """The kept texts of a chunk whose first byte is `start` of all, those cut that `tail` cuts; the split of each."""
+    chunk, fates = Chunk.load(kept_path(work, name)), intake.load_arrays(work / f"{name}.fates.npz")["fates"]
+    kept = np.flatnonzero(fates != DROPPED)
+    texts, of_split = [chunk.texts[n] for n in kept.tolist()], fates[kept].astype(np.int64)
+    if rule["kind"] == "tail":
+        whole = [intake.Text(t, b"", "") for t in texts]
+        return splits.divided(whole, start, splits.Rule("tail", tuple(rule["bounds"])))
+    return texts, of_split
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    """A JSON file that appears by a rename, forced to disk."""
+    partial = path.with_name(f".{path.name}-{os.getpid()}")
+    with partial.open("w", encoding="utf-8") as f:
+        json.dump(content, f, ensure_ascii=False, indent=1)
+        f.flush()
+        os.fsync(f.fileno())
+    partial.rename(path)
