@@ -225,7 +225,7 @@ class ParallelConfig(Table):
     cp: int = Field(1, gt=0, description="context parallelism: parts of a sequence")
     ep: int = Field(1, gt=0, description="expert parallelism; a divisor of dp_shard")
     schedule: Literal["1f1b", "gpipe", "interleaved", "zero-bubble"] = Field("1f1b", description="of the pipeline")
-    context_exchange: Literal["auto", "ulysses", "gather"] = Field(
+    context_exchange: Literal["auto", "ulysses", "gather", "ring"] = Field(
         "auto", description="what cp sends: heads, or all keys and values; auto: ulysses where it can"
     )
     recompute: Literal["none", "selective", "full"] = Field("none", description="activations formed again in backward")

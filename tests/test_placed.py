@@ -116,6 +116,8 @@ LAYOUTS = {
     "tp": ({"tp": 2, "dp_shard": 1}, 2),
     "cp": ({"cp": 2, "dp_shard": 1}, 2),
     "cp-gather": ({"cp": 2, "dp_shard": 1, "context_exchange": "gather"}, 2),
+    "cp-ring": ({"cp": 2, "dp_shard": 1, "context_exchange": "ring"}, 2),
+    "cp4-ring": ({"cp": 4, "dp_shard": 1, "context_exchange": "ring"}, 4),
     "dp-tp": ({"dp_shard": 2, "tp": 2}, 4),
     "dp-cp": ({"dp_shard": 2, "cp": 2}, 4),
     "gpipe": ({"pp": 2, "dp_shard": 1, "schedule": "gpipe"}, 2),
@@ -149,6 +151,6 @@ def test_experts_learn_as_on_one_process(layout: dict[str, Any], optimizer: str)
     compared(EXPERTS, layout, layout["dp_shard"] * layout.get("tp", 1) * layout.get("pp", 1), optimizer)
 
 
-@pytest.mark.parametrize("layout", ["cp", "cp-gather", "tp", "1f1b"])
+@pytest.mark.parametrize("layout", ["cp", "cp-gather", "cp-ring", "tp", "1f1b"])
 def test_documents_stay_apart_on_every_layout(layout: str) -> None:
     compared(DENSE, *LAYOUTS[layout], "adamw", within=True)

@@ -90,3 +90,20 @@ def test_a_number_of_processes_that_does_not_fit_is_refused(lines: Path, tmp_pat
     assert not (tmp_path / "d" / "config.toml").exists()
     with pytest.raises(ConfigError, match="compile=on"):
         session(tmp_path / "c", lines, 2, ["train.compile=on"])
+
+
+@pytest.mark.parametrize(
+    "axes",
+    [
+        layout(dp_shard=2),
+        layout(tp=2),
+        [*layout(cp=2), "parallel.context_exchange=ring"],
+        layout(pp=2),
+    ],
+    ids=["dp_shard", "tp", "ring", "pp"],
+)
+def test_bfloat16_trains_and_validates_on_several_processes(lines: Path, tmp_path: Path, axes: list[str]) -> None:
+    keys = ["train.dtype=bfloat16", "train.optimizer=adamw", "train.steps=8", "train.eval_every=4"]
+    session(tmp_path / "one", lines, 1, keys)
+    session(tmp_path / "two", lines, 2, [*keys, *axes])
+    assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), rel=5e-3)

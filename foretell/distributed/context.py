@@ -4,6 +4,8 @@ ulysses (Jacobs et al., 2023): an all-to-all changes parts of the sequence for h
 with a part of the heads, and a second all-to-all changes back. Needs heads for every rank.
 gather (Llama 3, 2024): keys and values of all ranks are gathered. A rank has one piece from either end of the sequence
 (zigzag), so that causal work is even.
+ring (Liu et al., 2023): keys and values travel from rank to rank, and what a rank has found is merged block by block,
+so nobody holds more than two ranks' keys. Zigzag as well. See `ring.py`.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from foretell.distributed.ring import ring_attention
 from foretell.distributed.tensor import gathered, scattered
 from foretell.models.attention import attend
 
@@ -31,8 +34,9 @@ def mask(context: int, rank: int, ranks: int, method: str, segments: Tensor | No
     """What `attending` wants for a mask; segments: (B, T) document numbers of the whole sequence, or None.
 
     ulysses: (B, 1, T, T), or None for causal. gather: (B or 1, 1, T / ranks, T) with keys in the order of the ranks.
+    ring: as gather, or None for causal.
     """
-    if method == "ulysses" and segments is None:
+    if method != "gather" and segments is None:
         return None
     own = torch.arange(context) if method == "ulysses" else positions(context, rank, ranks, method)
     keys = torch.cat([positions(context, r, ranks, method) for r in range(ranks)])
@@ -53,7 +57,10 @@ def attending(group: dist.ProcessGroup, method: str) -> Callable[..., Tensor]:
         both = _GatherKeys.apply(torch.stack([k, v]), group)
         return attend(q, both[0], both[1], "sdpa", mask)
 
-    return ulysses if method == "ulysses" else gather
+    def ring(q: Tensor, k: Tensor, v: Tensor, kernel: str = "sdpa", mask: Tensor | None = None) -> Tensor:
+        return ring_attention(q, k, v, mask, group)
+
+    return {"ulysses": ulysses, "gather": gather, "ring": ring}[method]
 
 
 def _exchanged(x: Tensor, split: int, join: int, group: dist.ProcessGroup) -> Tensor:

@@ -4,7 +4,7 @@ Order of application: parts of weights (tensor and expert parallelism), hooks, r
 of the global batch's mean and all sums are sums, so every layout has the gradients of one process up to the rounding
 of another order of additions.
 
-Not handled: CPU offload, ring attention.
+Not handled: CPU offload.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ class Placed:
         self.rank, self.ranks = dist.get_rank(), dist.get_world_size()
         # Evaluation is dealt to all who differ in data; in a strict run each does all, for the order of additions.
         self.dp, self.dp_rank = (1, 0) if parallel.strict else (self.degrees.dp, self.mesh.dp_rank)
-        self.strict = parallel.strict
+        self.strict, self.dtype = parallel.strict, dtype
         self.exchange = layout.exchange(parallel, config)
         cp_rank = self.mesh.place["cp"]
         self.positions = context.positions(length, cp_rank, self.degrees.cp, self.exchange)
@@ -274,11 +274,12 @@ class Placed:
     def token_scores(self, inputs: Tensor, targets: Tensor, scored: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Of this rank's scored positions: the row of each, its negative log-likelihood, whether it was likeliest."""
         wanted = self.own(scored)
-        hidden = self.hidden(inputs, None) if self.pipeline is None else self.pipeline.hidden(inputs)
-        if hidden is None:  # the last stage scores
-            return torch.empty(0, dtype=torch.int64), torch.empty(0), torch.empty(0)
-        hidden, own = (hidden if self.pipeline is None else self.whole(hidden))[wanted], self.own(targets)[wanted]
-        nll, correct = tensor.token_scores(hidden, self.model.lm_head.weight, own, self.mesh.group("tp"))
+        with torch.autocast(inputs.device.type, self.dtype, enabled=self.dtype != torch.float32):
+            hidden = self.hidden(inputs, None) if self.pipeline is None else self.pipeline.hidden(inputs)
+            if hidden is None:  # the last stage scores
+                return torch.empty(0, dtype=torch.int64), torch.empty(0), torch.empty(0)
+            hidden, own = (hidden if self.pipeline is None else self.whole(hidden))[wanted], self.own(targets)[wanted]
+            nll, correct = tensor.token_scores(hidden, self.model.lm_head.weight, own, self.mesh.group("tp"))
         return wanted.nonzero()[:, 0], nll, correct
 
     def summed(self, sums: np.ndarray) -> np.ndarray:
