@@ -1,11 +1,12 @@
 """Strong and weak scaling of `foretell train` over processes, and what of a step is communication.
 
-    python benchmarks/scaling.py [--processes 1 2 4] [--steps 12] [--axis dp_shard] [--out scaling.json]
+    python benchmarks/scaling.py [--processes 1 2 4] [--threads 1] [--steps 12] [--axis dp_shard] [--out scaling.json]
 
 A decoder of 4 layers, width 256, context 128, on numbered lines as bytes, AdamW, float32. Strong: 32 sequences a step
 whatever the number of processes. Weak: 8 for each of them. Every row is a real run of `foretell train --nproc N`, all
 in this program's time, each of them twice in turns; a row's step time is the median over the steps of its better run.
-The peer is the row of one process: speed is its tokens a second over ours, efficiency that by the number of processes.
+The peer is the row of one process: speed is our tokens a second over its, efficiency that by the number of processes.
+Every process has --threads threads, so up to as many processes as cores this is what more processors give.
 
 Communication is measured in a run of its own, by torch's profiler over three steps of rank 0: the share of a step in
 which a collective is under way (gloo's own spans, overlaps counted once), and the share in which nothing else is: what
@@ -104,14 +105,8 @@ def communication(folder: Path, processes: int, axis: str, sequences: int) -> di
     run = train(folder, f"profiled-{processes}", processes, axis, sequences, 8, "--begin-only")
     (folder / "profiled.py").write_text(PROFILED)
     program = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(processes)]
-    environment = {**os.environ, "OMP_NUM_THREADS": str(max(1, runtime.cores() // processes))}
     spans = folder / f"spans-{processes}.json"
-    subprocess.run(
-        [*program, str(folder / "profiled.py"), str(run), str(spans)],
-        check=True,
-        env=environment,
-        stdout=subprocess.DEVNULL,
-    )
+    subprocess.run([*program, str(folder / "profiled.py"), str(run), str(spans)], check=True, capture_output=True)
     under_way, alone = [], []
     for events in json.loads(spans.read_text()):
         whole = max(e for _, _, e in events) - min(s for _, s, _ in events)
@@ -132,10 +127,12 @@ def communication(folder: Path, processes: int, axis: str, sequences: int) -> di
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--processes", type=int, nargs="+", default=[1, 2, 4])
+    parser.add_argument("--threads", type=int, default=1, help="of each process")
     parser.add_argument("--steps", type=int, default=12)
     parser.add_argument("--axis", default="dp_shard", choices=["dp_shard", "dp_replicate", "tp", "cp", "pp"])
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
+    os.environ["OMP_NUM_THREADS"] = str(options.threads)
     rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as where:
         folder = Path(where)
