@@ -189,3 +189,12 @@ def test_each_cleaning_step_has_its_row_and_its_file_whatever_the_processes(
     assert results[0]["documents_out"] == 10 + (mode == "mask")
     everything = b"".join(p.read_bytes() for p in outs[0].iterdir() if p.suffix != ".gz") + b"".join(files.values())
     assert MAIL.encode() not in everything
+
+
+@pytest.mark.slow
+def test_workers_on_ray_give_the_same_bytes(tmp_path: Path) -> None:
+    pytest.importorskip("ray")
+    source = corpus(tmp_path / "in", 200)
+    prepare([str(source)], tmp_path / "quiet", KIND, DataConfig(), workers=1)
+    prepare([str(source)], tmp_path / "out", KIND, DataConfig(), workers=2, engine="ray")
+    assert contents(tmp_path / "out") == contents(tmp_path / "quiet")

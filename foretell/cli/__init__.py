@@ -14,7 +14,7 @@ import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 
 import typer
 
@@ -169,6 +169,7 @@ def prepare(
     sources: Annotated[list[str], typer.Argument(help="Files, folders, globs, - for stdin, hf://name; key=value.")],
     out: Annotated[Path, typer.Option("--out", help="The folder to make.")],
     workers: Annotated[int | None, typer.Option(help="Processes; one a core when not given.")] = None,
+    engine: Annotated[str, typer.Option(help="processes, or ray: workers on a Ray cluster.")] = "processes",
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -181,9 +182,12 @@ def prepare(
     for key in overrides:
         if not key.startswith(("tokenizer.", "data.")) or key.startswith("data.source="):
             raise errors.ConfigError(f"`{key}` has no effect here: prepare reads [tokenizer], [data] and plain sources")
+    if engine not in ("processes", "ray"):
+        raise errors.ConfigError(f"--engine {engine}: there are processes and ray")
     kept = [s for s in sources if s not in overrides]
     with Display(console(), quiet) as display:
-        result = data.prepare(kept, out, c.tokenizer, c.data, workers=workers, progress=display.prepare)
+        where: Literal["processes", "ray"] = "ray" if engine == "ray" else "processes"
+        result = data.prepare(kept, out, c.tokenizer, c.data, workers=workers, progress=display.prepare, engine=where)
     emit(result, as_json, data.render_funnel)
 
 

@@ -17,12 +17,11 @@ import re
 import secrets
 import shutil
 import socket
-import subprocess
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from foretell import runtime
 from foretell.config import DataConfig, TokenizerConfig
@@ -31,7 +30,7 @@ from foretell.data.claims import Claims
 from foretell.data.job import Job, Progress
 from foretell.data.shards import FORMAT_VERSION, SPLITS, open_data, read_index
 from foretell.data.tasks import Tasks, write_json
-from foretell.data.workers import beside, check
+from foretell.data.workers import Worker, beside, check, on_ray
 from foretell.errors import ConfigError, DataError, ForetellError
 
 _SMALL_BYTES = 1 << 22  # below it, starting processes costs more than it saves
@@ -58,11 +57,13 @@ def prepare(
     progress: Progress | None = None,
     split_of: Callable[[str], str] | None = None,
     without: Path | None = None,
+    engine: Literal["processes", "ray"] = "processes",
 ) -> dict[str, Any]:
     """Prepare `sources` into the folder `out`; the fields of `foretell prepare --json`.
 
     `progress` is called with {"stage", "bytes", "bytes_total", "documents", "seconds"}. `split_of` maps a document's
     source to train, valid or test, instead of data.split. `without`: a folder that is not read where a source holds it.
+    engine: where workers run, on this machine or on a Ray cluster whose machines see the folders.
     Raises DataError when nothing usable is found, when a split would be empty, or when `out` holds something that is
     not of a prepared folder.
     """
@@ -94,7 +95,8 @@ def prepare(
         if sum(e.size for e in inputs.entries) < _SMALL_BYTES:
             count = 1
         try:
-            index = _through(job, out, stack.enter_context(beside(tasks, count if count > 1 else 0)))
+            at_work = on_ray(tasks, workers) if engine == "ray" else beside(tasks, count if count > 1 else 0)
+            index = _through(job, out, stack.enter_context(at_work))
         except ForetellError:
             if not (work / "survey.json").exists() and _members(tasks.claims) <= 1:  # nothing to go on from
                 stack.close()
@@ -147,7 +149,7 @@ def _members(claims: Claims) -> int:
     return sum(name.startswith(_MEMBER) for name in claims.all())
 
 
-def _through(job: Job, out: Path, processes: list[subprocess.Popen[bytes]]) -> dict[str, Any]:
+def _through(job: Job, out: Path, processes: list[Worker]) -> dict[str, Any]:
     """Take part until the output is there; its index."""
     looked = 0.0
     while True:
