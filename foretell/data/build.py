@@ -19,9 +19,9 @@ import shutil
 import socket
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import Any, Literal
+from typing import IO, Any, Literal
 
 from foretell import runtime
 from foretell.config import DataConfig, TokenizerConfig
@@ -108,18 +108,26 @@ def prepare(
 @contextmanager
 def _entering(work: Path, out: Path) -> Iterator[None]:
     """Alone among the commands that begin to prepare `out`, for the moment that it takes to take part."""
-    work.mkdir(exist_ok=True)
-    with (work / "lock").open("w") as lock:
-        ends = time.monotonic() + _PATIENCE_SECONDS
-        while True:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except OSError:
-                if time.monotonic() > ends:
-                    raise DataError(f"{out}: another process is beginning to prepare it, and does not end") from None
-                time.sleep(_PAUSE_SECONDS)
+    ends = time.monotonic() + _PATIENCE_SECONDS
+    while (lock := _locked(work)) is None:
+        if time.monotonic() > ends:
+            raise DataError(f"{out}: another process is beginning to prepare it, and does not end")
+        time.sleep(_PAUSE_SECONDS)
+    with lock:
         yield
+
+
+def _locked(work: Path) -> IO[str] | None:
+    """The lock of the working folder, or None where another holds it or has just finished, and the folder is gone."""
+    work.mkdir(exist_ok=True)
+    with suppress(FileNotFoundError):
+        lock = (work / "lock").open("w")
+        with suppress(BlockingIOError, FileNotFoundError):
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if os.path.samestat(os.fstat(lock.fileno()), os.stat(work / "lock")):
+                return lock
+        lock.close()
+    return None
 
 
 def _take_up(work: Path, out: Path, fingerprint: str) -> None:
