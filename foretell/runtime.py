@@ -14,6 +14,7 @@ import platform
 import signal
 import sys
 import threading
+import time
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -34,6 +35,7 @@ _ALLOCATOR = {
 _ALLOCATOR_KEEPS_BYTES = 164_000_000
 _EXECUTED = "FORETELL_TUNED"
 _REPORT = "FORETELL_WORKER_REPORT"
+_ONE_WISH_SECONDS = 15.0
 
 
 def tune_process() -> None:
@@ -251,11 +253,12 @@ def has_compiler() -> bool:
 class StopRequest:
     """While it is entered, Ctrl-C and SIGTERM are noted in `signum` and end nothing; a second one ends the process.
 
+    A worker may get the same wish twice, from its launcher and from the scheduler: within seconds it counts once.
     Outside the main thread, where Python delivers no signals, it notes nothing.
     """
 
     def __init__(self) -> None:
-        self.signum = 0
+        self.signum, self._noted = 0, 0.0
         self._previous: dict[int, Any] = {}
 
     def __enter__(self) -> StopRequest:
@@ -269,10 +272,13 @@ class StopRequest:
             signal.signal(s, handler)
 
     def _note(self, signum: int, frame: object) -> None:
+        now = time.monotonic()
+        if self.signum and is_worker() and now - self._noted < _ONE_WISH_SECONDS:
+            return
         if self.signum:
             signal.signal(signum, signal.SIG_DFL)
             os.kill(os.getpid(), signum)
-        self.signum = signum
+        self.signum, self._noted = signum, now
 
 
 def seed_all(seed: int) -> None:

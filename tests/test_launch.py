@@ -38,18 +38,20 @@ def steps_done(run: Path) -> int:
 
 
 @pytest.mark.slow
-def test_two_machines_are_one_run_and_go_on_after_a_signal(lines: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("signalled", [0, 1], ids=["one", "the other"])
+def test_two_machines_are_one_run_and_go_on_after_a_signal(lines: Path, tmp_path: Path, signalled: int) -> None:
     """SIGTERM to one of the two commands: both save and say so; started again they go on to the same losses."""
     session(tmp_path / "whole", lines, 2, SHAPE)
-    nodes = [node(lines, tmp_path, 29511) for _ in range(2)]
+    port = 29511 + 2 * signalled
+    nodes = [node(lines, tmp_path, port) for _ in range(2)]
     while steps_done(tmp_path / "run") < 7:
         assert all(n.poll() is None for n in nodes), nodes[0].communicate()
         time.sleep(0.02)
-    nodes[1].send_signal(signal.SIGTERM)
+    nodes[signalled].send_signal(signal.SIGTERM)
     said = [n.communicate(timeout=60) for n in nodes]
     assert [n.returncode for n in nodes] == [143, 143], said
     assert all("everything is saved" in error for _, error in said)
-    nodes = [node(lines, tmp_path, 29512, "--resume") for _ in range(2)]
+    nodes = [node(lines, tmp_path, port + 1, "--resume") for _ in range(2)]
     said = [n.communicate(timeout=100) for n in nodes]
     assert [n.returncode for n in nodes] == [0, 0], said
     assert losses(tmp_path / "run") == pytest.approx(losses(tmp_path / "whole"), rel=1e-6)
@@ -59,7 +61,7 @@ def test_two_machines_are_one_run_and_go_on_after_a_signal(lines: Path, tmp_path
 @pytest.mark.slow
 def test_a_killed_worker_of_one_machine_starts_both_anew(lines: Path, tmp_path: Path) -> None:
     session(tmp_path / "whole", lines, 2, SHAPE)
-    nodes = [node(lines, tmp_path, 29513) for _ in range(2)]
+    nodes = [node(lines, tmp_path, 29521) for _ in range(2)]
     while steps_done(tmp_path / "run") < 7:
         assert all(n.poll() is None for n in nodes), nodes[0].communicate()
         time.sleep(0.02)

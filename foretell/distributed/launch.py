@@ -12,12 +12,15 @@ import sys
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
+from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElasticAgent
 from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
 from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.elastic.rendezvous import RendezvousError
+from torch.distributed.launcher import api as launcher
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from foretell import runtime
@@ -26,6 +29,8 @@ from foretell.distributed.watch import Watch
 from foretell.errors import ForetellError, Interrupted
 
 _ENDED = "ended.json"
+_LAST_SECONDS = 5.0
+_SAVING_SECONDS = 600  # until processes that were told to stop are killed
 
 
 @dataclass(frozen=True)
@@ -91,7 +96,10 @@ def _run_once(
             max_restarts=max_restarts,
             monitor_interval=0.1,
             logs_specs=DefaultLogsSpecs(log_dir=report),
+            shutdown_timeout=_SAVING_SECONDS,
         )
+        # A machine that was told to stop does not come to the barrier at which the others would wait for it.
+        launcher.LocalElasticAgent = partial(LocalElasticAgent, exit_barrier_timeout=_LAST_SECONDS)  # type: ignore
         for name in logging.root.manager.loggerDict:
             if name.startswith("torch.distributed.elastic"):  # each has a level of its own
                 logging.getLogger(name).setLevel(logging.CRITICAL)
