@@ -428,7 +428,7 @@ def test_tail_cuts_are_exhaustive_and_never_inside_a_character(data: str, valid:
     raw = data.encode()
     tally = splits.Tally(0.1, valid)
     document = intake.Text(raw, dedup.digest(raw), "")
-    tally.add([document])
+    tally.add([document.digest], len(raw))
     parts, of_split = splits.divided([document], 0, tally.rule("tail"))
     assert b"".join(parts) == raw
     assert [SPLITS[n] for n in of_split] == ["train", "valid", "test"]

@@ -121,7 +121,10 @@ def test_near_duplicates_are_dropped_and_listed(tmp_path: Path) -> None:
 
 
 MAIL = "wei@example.org"
-JUNK = "You can buy the best of all shoes in the shop that has the best price of the year.\n" * 20
+JUNK = (
+    f"Write to {MAIL} now.\n"
+    + "You can buy the best of all shoes in the shop that has the best price of the year.\n" * 20
+)
 QUESTION = (
     "How do you carefully remove the stone from a ripe avocado without squashing the flesh that is around it at all"
 )

@@ -4,10 +4,14 @@ import json
 from pathlib import Path
 
 import pytest
-from runs import layout, losses, session
+from runs import KEYS, layout, losses, session
+from training import MACHINE
 
+from foretell import config as run_config
+from foretell.data import open_data
 from foretell.errors import ConfigError
 from foretell.models import hf
+from foretell.train import begin
 
 
 @pytest.fixture(scope="module", params=["adamw", "muon"])
@@ -107,3 +111,12 @@ def test_bfloat16_trains_and_validates_on_several_processes(lines: Path, tmp_pat
     session(tmp_path / "one", lines, 1, keys)
     session(tmp_path / "two", lines, 2, [*keys, *axes])
     assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), rel=5e-3)
+
+
+def test_another_number_of_processes_is_a_drift_that_must_be_allowed(lines: Path, tmp_path: Path) -> None:
+    c = run_config.updated(run_config.load(None, KEYS), data={"source": str(lines)})
+    begin(c, open_data(lines), tmp_path / "run", 1, machine=MACHINE)
+    with pytest.raises(ConfigError, match=r"processes: 1 then, 2 now. Accept this with --allow-drift"):
+        begin(c, open_data(lines), tmp_path / "run", 2, machine=MACHINE, resume=True)
+    begin(c, open_data(lines), tmp_path / "run", 2, machine=MACHINE, resume=True, allow_drift=True)
+    begin(c, open_data(lines), tmp_path / "run", 2, machine=MACHINE, resume=True)

@@ -210,3 +210,20 @@ def test_a_second_stop_ends_the_process() -> None:
     done = subprocess.run([sys.executable, "-c", STOPS], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.stdout == f"once {int(signal.SIGTERM)}\n"
     assert done.returncode == -signal.SIGTERM
+
+
+def test_a_worker_takes_a_second_stop_within_seconds_for_the_same_wish() -> None:
+    environment = {**os.environ, "RANK": "0", "WORLD_SIZE": "2"}
+    done = subprocess.run([sys.executable, "-c", STOPS], cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.stdout == f"once {int(signal.SIGTERM)}\ntwice\n"
+    assert done.returncode == 0
+
+
+def test_a_process_is_alive_until_it_has_ended_though_nobody_waited_for_it() -> None:
+    child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+    assert runtime.is_alive(child.pid)
+    child.kill()
+    os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)  # leaves it a zombie
+    assert not runtime.is_alive(child.pid)
+    child.wait()
+    assert not runtime.is_alive(child.pid)

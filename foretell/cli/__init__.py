@@ -268,6 +268,8 @@ def launch(
 
     if kind not in scripts.SCRIPTS:
         raise errors.ConfigError(f"launch {kind}: there are {', '.join(scripts.SCRIPTS)}")
+    if submit and kind == "torchrun":
+        raise errors.ConfigError("--submit: torchrun has no queue; start the script on each machine")
     read_config(arguments)  # what is wrong in it is said here, not in a queue
     words = arguments or []
     named = name or next((Path(w).stem for w in words if w.endswith(".toml")), None)
@@ -276,8 +278,6 @@ def launch(
     script = scripts.SCRIPTS[kind](scripts.Launch(words, named, str(out), nodes, processes, time, partition))
     print(script, end="")
     if submit:
-        if kind == "torchrun":
-            raise errors.ConfigError("--submit: torchrun has no queue; start the script on each machine")
         command = ["sbatch"] if kind == "slurm" else ["bash", "-s"]
         try:
             subprocess.run(command, input=script, text=True, check=True)

@@ -26,9 +26,13 @@ class Launch:
     partition: str | None = None
 
     @property
-    def command(self) -> str:
-        """`foretell train` of this run, the same on each machine."""
-        named = ["--name", self.name, "--out", self.out, "--nproc", str(self.processes), "--resume"]
+    def total(self) -> int:
+        """Processes on all machines."""
+        return self.nodes * self.processes
+
+    def command(self, processes: int) -> str:
+        """`foretell train` of this run in so many processes."""
+        named = ["--name", self.name, "--out", self.out, "--nproc", str(processes), "--resume"]
         return shlex.join(["foretell", "train", *self.words, *named])
 
 
@@ -53,7 +57,7 @@ def slurm(launch: Launch) -> str:
             "set -euo pipefail",
             "",
             'first=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)',
-            f"code=0; srun --kill-on-bad-exit=1 {launch.command} \\",
+            f"code=0; srun --kill-on-bad-exit=1 {launch.command(launch.processes)} \\",
             f'  --nodes "$SLURM_JOB_NUM_NODES" --rendezvous "$first:{PORT}" || code=$?',
             "# 143: asked to stop, and saved. The job is queued again and goes on from there.",
             'if [ "$code" -eq 143 ]; then scontrol requeue "$SLURM_JOB_ID"; fi',
@@ -65,13 +69,12 @@ def slurm(launch: Launch) -> str:
 
 def torchrun(launch: Launch) -> str:
     """For machines without a scheduler: what to type on each of them."""
-    begin = launch.command.replace(f"--nproc {launch.processes}", f"--nproc {launch.nodes * launch.processes}")
     work = shlex.join(["foretell.cli", "train", "--name", launch.name, "--out", launch.out])
     return "\n".join(
         [
             "#!/usr/bin/env bash",
             f"# On each of {launch.nodes} machines: FIRST=host-of-the-first bash this-script",
-            f"# Once before, on any of them: {begin} --begin-only",
+            f"# Once before, on any of them: {launch.command(launch.total)} --begin-only",
             "set -euo pipefail",
             "",
             "exec env TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 \\",
@@ -85,8 +88,6 @@ def torchrun(launch: Launch) -> str:
 
 def ray(launch: Launch) -> str:
     """For a Ray cluster that runs already: begins the run, then submits the job that trains it."""
-    total = launch.nodes * launch.processes
-    begin = launch.command.replace(f"--nproc {launch.processes}", f"--nproc {total}")
     run = shlex.quote(f"{launch.out}/{launch.name}")
     return "\n".join(
         [
@@ -95,8 +96,8 @@ def ray(launch: Launch) -> str:
             "# Its machines see the folder and have foretell[ray].",
             "set -euo pipefail",
             "",
-            f"{begin} --begin-only",
-            f'exec ray job submit --working-dir "$PWD" -- python -m foretell.train.ray {run} --workers {total}',
+            f"{launch.command(launch.total)} --begin-only",
+            f'exec ray job submit --working-dir "$PWD" -- python -m foretell.train.ray {run} --workers {launch.total}',
             "",
         ]
     )

@@ -18,7 +18,9 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
+
+from foretell import runtime
 
 STALE_SECONDS = 30.0
 _TOUCH_SECONDS = 2.0
@@ -53,7 +55,7 @@ class Claims:
     def free_the_lost(self) -> None:
         """Remove claims whose holders are gone or silent."""
         for name, (age, content) in self.all().items():
-            gone = content.get("host") == self._host and not is_alive(int(content.get("pid", 0)))
+            gone = content.get("host") == self._host and not runtime.is_alive(int(content.get("pid", 0)))
             if gone or age > STALE_SECONDS:
                 aside = self._folder / f"{self._own}-lost"
                 # By a rename, so that of several that judge so only one removes it.
@@ -106,7 +108,7 @@ class Held:
     def _touch(self) -> None:
         while not self._over.wait(_TOUCH_SECONDS / 4 if self.done != self._content["done"] else _TOUCH_SECONDS):
             self._content["done"] = self.done
-            partial = self._path.with_name(f".{self._path.name}-{os.getpid()}")
+            partial = _beside(self._path)
             with contextlib.suppress(FileNotFoundError):
                 partial.write_text(json.dumps(self._content))
                 if self._path.exists():  # not where it was taken for lost
@@ -115,15 +117,20 @@ class Held:
                     partial.unlink()
 
 
-def is_alive(pid: int) -> bool:
-    """Whether a process of this machine runs. A zombie does not."""
+@contextmanager
+def appearing(path: Path) -> Iterator[IO[bytes]]:
+    """A file that appears under its name by a rename, whole and forced to disk, or not at all."""
+    partial = _beside(path)
     try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
-    except (OSError, IndexError):
-        return True
+        with partial.open("wb") as f:
+            yield f
+            f.flush()
+            os.fsync(f.fileno())
+        partial.rename(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _beside(path: Path) -> Path:
+    """A name that no other process uses, on any machine."""
+    return path.with_name(f".{path.name}-{secrets.token_hex(8)}")

@@ -35,6 +35,15 @@ def steps(config: DataConfig) -> list[tuple[str, Step]]:
     return found
 
 
+def hiding(config: DataConfig) -> Step | None:
+    """What takes personal data out of a text that is shown, where it must not be kept."""
+    if config.personal_data == "keep":
+        return None
+    from foretell.data import pii
+
+    return pii.scrubber("mask")
+
+
 def fingerprint(config: DataConfig) -> list[str]:
     """The contents of the files that a configuration names."""
     digests = []

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import gzip
 import json
-import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -17,6 +16,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from foretell.data.claims import appearing
 from foretell.data.readers import Entry, read
 from foretell.data.records import Document, Rejected
 from foretell.data.steps import Dropped, Step
@@ -96,26 +96,19 @@ class Chunk:
     @staticmethod
     def load(path: Path) -> Chunk:
         """The inverse of `save`."""
-        with np.load(path) as arrays:
-            data, names = arrays["text"].tobytes(), json.loads(arrays["names"].tobytes())
-            ends = np.cumsum(arrays["sizes"]).tolist()
-            chunk = Chunk()
-            rows = zip(
-                ends, arrays["sizes"].tolist(), arrays["sources"].tolist(), arrays["offsets"].tolist(), strict=True
-            )
-            for end, size, source, offset in rows:
-                chunk.add(data[end - size : end], (names[source], offset))
+        arrays = load_arrays(path)
+        data, names = arrays["text"].tobytes(), json.loads(arrays["names"].tobytes())
+        rows = zip(*(arrays[k].tolist() for k in ("sizes", "sources", "offsets")), strict=True)
+        chunk = Chunk()
+        for size, source, offset in rows:
+            chunk.add(data[chunk.bytes : chunk.bytes + size], (names[source], offset))
         return chunk
 
 
 def save_arrays(path: Path, **arrays: np.ndarray) -> None:
-    """An .npz file that appears by a rename, forced to disk. The name of another writer's cannot be met."""
-    partial = path.with_name(f".{path.name}-{os.getpid()}")
-    with partial.open("wb") as f:
+    """An .npz file that appears by a rename, forced to disk."""
+    with appearing(path) as f:
         np.savez(f, **arrays)  # type: ignore[arg-type]
-        f.flush()
-        os.fsync(f.fileno())
-    partial.rename(path)
 
 
 def load_arrays(path: Path) -> dict[str, np.ndarray]:
@@ -164,7 +157,11 @@ def _readable(record: Document | Rejected, funnel: Funnel) -> bytes | None:
 
 
 def cleaned(
-    chunk: Chunk, steps: list[tuple[str, Step]], funnel: Funnel, drops: Drops, note: Callable[[int], None]
+    chunk: Chunk,
+    steps: list[tuple[str, Step]],
+    funnel: Funnel,
+    drops: Drops,
+    note: Callable[[int], None],
 ) -> Chunk:
     """What the steps keep of a chunk. Fills `funnel` and `drops` with what they do not."""
     kept, done = Chunk(), 0
@@ -175,8 +172,7 @@ def cleaned(
             result = step(text)
             if isinstance(result, Dropped):
                 funnel.dropped[result.reason] += 1
-                # What held personal data is not written down once more.
-                drops.add(name, place, result.reason, result.detail, "" if name == "personal-data" else text)
+                drops.add(name, place, result.reason, result.detail, text)
                 break
             funnel.changed.update(result.changed)
             text = result.text
@@ -187,25 +183,30 @@ def cleaned(
 
 
 class Drops:
-    """What was dropped, by step: for each document its place, the reason, and how it begins."""
+    """What was dropped, by step: for each document its place, the reason, and how it begins.
 
-    def __init__(self) -> None:
+    mask: takes out of the beginning what nobody may read.
+    """
+
+    def __init__(self, mask: Step | None = None) -> None:
         self.lines: dict[str, list[bytes]] = {}
+        self._mask = mask
 
     def add(self, step: str, place: tuple[str, int], reason: str, detail: str, text: str) -> None:
         """One document."""
+        begins = text[: 2 * _SHOWN_CHARACTERS]
+        if self._mask is not None:
+            begins = getattr(self._mask(begins), "text", "")
         line = {"source": _printable(place[0]), "offset": place[1], "reason": reason, "detail": detail}
-        if text:
-            line["begins"] = text[:_SHOWN_CHARACTERS]
+        line["begins"] = begins[:_SHOWN_CHARACTERS]
         self.lines.setdefault(step, []).append(json.dumps(line, ensure_ascii=False).encode() + b"\n")
 
     def save(self, folder: Path, name: str) -> None:
         """A file for each step in `folder`: STEP/`name`, gzip of JSON lines; files so made may be joined."""
         for step, lines in self.lines.items():
             (folder / step).mkdir(parents=True, exist_ok=True)
-            partial = folder / step / f".{name}-{os.getpid()}"
-            partial.write_bytes(gzip.compress(b"".join(lines), 6, mtime=0))
-            partial.rename(folder / step / name)
+            with appearing(folder / step / name) as f:
+                f.write(gzip.compress(b"".join(lines), 6, mtime=0))
 
 
 def _printable(text: str) -> str:

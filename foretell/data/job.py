@@ -22,7 +22,7 @@ import numpy as np
 
 from foretell import tokenizer
 from foretell.config import TokenizerConfig
-from foretell.data import dedup, intake, splits
+from foretell.data import clean, dedup, intake, splits
 from foretell.data.intake import Chunk, Drops, Funnel
 from foretell.data.sample import Chunk as SampleChunk
 from foretell.data.sample import Sample
@@ -61,6 +61,8 @@ class Job:
         """Do what there is to do for this process; False where there is nothing just now. alone: tasks too."""
         if alone and self.tasks.do_one():
             return True
+        if self.tasks.survey() is not None:
+            return False
         names = self.tasks.chunk_names()
         if names is None or any(self.tasks.account(f"clean-{n}") is None for n in names):
             return False
@@ -109,7 +111,7 @@ class Job:
     def _without_duplicates(self, names: list[str]) -> tuple[list[np.ndarray], splits.Tally, Funnel]:
         """For each chunk which of its documents are kept (bool), and what is known of all that are."""
         config, funnel, seen = self.tasks.config, Funnel(hidden=self.hidden), dedup.Seen(self.work / "seen")
-        for name, _ in self.tasks.groups():
+        for name, _ in self.tasks.groups:
             funnel.add((self.tasks.account(name) or {})["funnel"])
         kept: list[np.ndarray] = []
         for name in names:
@@ -122,7 +124,8 @@ class Job:
             self._drop_near(names, kept, config.near_duplicates, funnel)
         tally = splits.Tally(config.test_fraction, config.valid_fraction)
         for name, mask in zip(names, kept, strict=True):
-            tally.add(self._texts(name, mask))
+            digests = [d for d, keep in zip(self._digests(name), mask.tolist(), strict=True) if keep]
+            tally.add(digests, int(self._stored(name)["sizes"][mask].sum()))
         funnel.documents_out, funnel.bytes_out = tally.documents, tally.bytes
         if not tally.documents:
             raise DataError(_nothing(funnel))
@@ -131,10 +134,7 @@ class Job:
     def _drop_near(self, names: list[str], kept: list[np.ndarray], threshold: float, funnel: Funnel) -> None:
         from foretell.data import near
 
-        signatures = [
-            intake.load_arrays(self.work / f"{n}.digests.npz")["signatures"][k]
-            for n, k in zip(names, kept, strict=True)
-        ]
+        signatures = [self._stored(n)["signatures"][mask] for n, mask in zip(names, kept, strict=True)]
         of = near.duplicates(np.concatenate(signatures), threshold)
         ends = np.cumsum([len(s) for s in signatures])
         for name, mask, end, own in zip(names, kept, ends.tolist(), signatures, strict=True):
@@ -147,7 +147,7 @@ class Job:
     def _note_dropped(self, name: str, reason: str, which: np.ndarray, threshold: float | None) -> None:
         if not which.any():
             return
-        drops, chunk = Drops(), Chunk.load(kept_path(self.work, name))
+        drops, chunk = Drops(clean.hiding(self.tasks.config)), Chunk.load(kept_path(self.work, name))
         detail = (
             "the same text as an earlier one" if threshold is None else f"like an earlier one, {threshold:g} or more"
         )
@@ -155,8 +155,12 @@ class Job:
             drops.add(reason, chunk.places[n], reason, detail, chunk.texts[n].decode())
         drops.save(self.work / "dropped", name)
 
+    def _stored(self, name: str) -> dict[str, np.ndarray]:
+        """What is known of a chunk's documents beside their texts."""
+        return intake.load_arrays(self.work / f"{name}.digests.npz")
+
     def _digests(self, name: str) -> list[bytes]:
-        raw = intake.load_arrays(self.work / f"{name}.digests.npz")["digests"].tobytes()
+        raw = self._stored(name)["digests"].tobytes()
         return [raw[i : i + dedup.DIGEST_BYTES] for i in range(0, len(raw), dedup.DIGEST_BYTES)]
 
     def _texts(self, name: str, kept: np.ndarray) -> list[intake.Text]:
@@ -243,7 +247,7 @@ class Job:
             return
         at_work = {name: content.get("done", 0) for name, (_, content) in self.tasks.claims.all().items()}
         funnel, survey = Funnel(), self.tasks.survey()
-        for name, _ in self.tasks.groups():
+        for name, _ in self.tasks.groups:
             if (account := self.tasks.account(name)) is not None:
                 funnel.add(account["funnel"])
         if survey is None:

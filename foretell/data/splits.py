@@ -10,7 +10,7 @@ a line. For few, long documents, where hashing would give splits of wild sizes. 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -22,6 +22,7 @@ from foretell.data.shards import SPLITS
 from foretell.errors import DataError
 
 FEW_DOCUMENTS = 20
+Digest = bytes
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,7 @@ class Rule:
         return asdict(self)
 
 
-def positions(digests: list[bytes]) -> np.ndarray:
+def positions(digests: Sequence[Digest]) -> np.ndarray:
     """Each document's place in [0, 1), uniform over digests: its first six bytes."""
     raw = np.frombuffer(b"".join(digests), np.uint8).reshape(-1, dedup.DIGEST_BYTES)
     padded = np.zeros((len(raw), 8), np.uint8)
@@ -54,10 +55,11 @@ class Tally:
     lowest: list[float] = field(default_factory=list)  # the two lowest of all
     above: list[float] = field(default_factory=list)  # the lowest at or above test_fraction
 
-    def add(self, block: list[Text]) -> None:
-        self.documents += len(block)
-        self.bytes += sum(len(t.data) for t in block)
-        places = np.array([*self.lowest, *self.above, *positions([t.digest for t in block])])
+    def add(self, digests: Sequence[Digest], size: int) -> None:
+        """Documents by their digests, `size` bytes in all."""
+        self.documents += len(digests)
+        self.bytes += size
+        places = np.array([*self.lowest, *self.above, *positions(digests)])
         places.sort()
         # What was kept may stand twice, which does no harm: `lowest` and `above` are only compared.
         self.lowest = np.unique(places)[:2].tolist()

@@ -10,8 +10,8 @@ already. So whoever comes, at once or after an interruption, sees what is left, 
 
 from __future__ import annotations
 
+import functools
 import json
-import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,7 +22,7 @@ import numpy as np
 from foretell import tokenizer
 from foretell.config import DataConfig
 from foretell.data import clean, dedup, intake, splits
-from foretell.data.claims import Claims, Held
+from foretell.data.claims import Claims, Held, appearing
 from foretell.data.intake import Chunk, Drops, Funnel
 from foretell.data.readers import Entry
 from foretell.data.shards import token_dtype
@@ -32,7 +32,7 @@ GROUP_BYTES = 1 << 24  # inputs of one task of reading
 CHUNK_BYTES = 1 << 25  # text of one task of cleaning and of encoding
 DROPPED = -1  # the fate of a document that is not kept; else the number of its split, or
 CUT = 3  # it is divided where the rule `tail` says
-_ENCODED_AT_ONCE = 1024  # documents
+_ENCODED_AT_ONCE = 1 << 21  # bytes: the tokenizer's own objects take many times their text
 
 
 @dataclass
@@ -52,6 +52,7 @@ class Tasks:
     def __post_init__(self) -> None:
         self.claims = Claims(self.work / "claims")
 
+    @functools.cached_property
     def groups(self) -> list[tuple[str, list[Entry]]]:
         """The tasks of reading: neighbouring inputs up to `group_bytes`, at least one."""
         found: list[list[Entry]] = []
@@ -75,14 +76,14 @@ class Tasks:
 
     def chunk_names(self) -> list[str] | None:
         """The names of all chunks in order; None while some inputs are not read yet."""
-        accounts = [self.account(name) for name, _ in self.groups()]
+        accounts = [self.account(name) for name, _ in self.groups]
         if None in accounts:
             return None
         return [f"{n:06d}-{k:04d}" for n, a in enumerate(accounts) for k in range(a["chunks"])]  # type: ignore[index]
 
     def left(self) -> Iterator[tuple[str, Callable[[Held], None]]]:
         """The tasks that can be done now and are not, chunks of what is read before further reading."""
-        for n, (name, group) in enumerate(self.groups()):
+        for n, (name, group) in enumerate(self.groups):
             account = self.account(name)
             if account is None:
                 yield name, lambda held, name=name, group=group, n=n: self._read(name, n, group, held)  # type: ignore
@@ -123,19 +124,21 @@ class Tasks:
             self._steps = clean.steps(self.config)
         chunk, funnel = Chunk.load(self.work / f"{name}.npz"), Funnel()
         if self._steps:
-            drops = Drops()
+            drops = Drops(clean.hiding(self.config))
             chunk = intake.cleaned(chunk, self._steps, funnel, drops, held.note)
             drops.save(self.work / "dropped", name)
             chunk.save(_cleaned(self.work, name))
-        arrays = {"digests": np.frombuffer(b"".join(map(dedup.digest, chunk.texts)), np.uint8)}
+        arrays: dict[str, np.ndarray] = {
+            "digests": np.frombuffer(b"".join(map(dedup.digest, chunk.texts)), np.uint8),
+            "sizes": np.array([len(t) for t in chunk.texts], np.int64),
+        }
         if self.config.near_duplicates is not None:
             from foretell.data import near
 
             signatures = [near.signature(t.decode()) for t in chunk.texts]
             arrays["signatures"] = np.array(signatures, np.uint8).reshape(-1, near.BINS)
         intake.save_arrays(self.work / f"{name}.digests.npz", **arrays)
-        sizes = {"documents": len(chunk.texts), "bytes": chunk.bytes}
-        self._leave(f"clean-{name}", {**sizes, "funnel": funnel.record()})
+        self._leave(f"clean-{name}", {"funnel": funnel.record()})
 
     def _encode(self, n: int, name: str, held: Held) -> None:
         survey = self.survey()
@@ -145,8 +148,7 @@ class Tasks:
         texts, of_split = _with_splits(self.work, name, survey["starts"][n], survey["rule"])
         end, dtype = np.uint32(self._tokenizer.eot_id or 0), token_dtype(self._tokenizer.vocab_size)
         flats, lengths, done = [np.zeros(0, dtype)], [np.zeros(0, np.int64)], 0
-        for low in range(0, len(texts), _ENCODED_AT_ONCE):
-            part = texts[low : low + _ENCODED_AT_ONCE]
+        for part in _in_parts(texts):
             flat, length = self._tokenizer.encode_flat([t.decode() for t in part])
             flats.append(np.insert(flat, np.cumsum(length), end).astype(dtype))
             lengths.append(length + 1)
@@ -163,6 +165,19 @@ class Tasks:
 
     def _leave(self, name: str, account: dict[str, Any]) -> None:
         write_json(self.work / f"{name}.json", account)
+
+
+def _in_parts(texts: list[bytes]) -> Iterator[list[bytes]]:
+    part: list[bytes] = []
+    size = 0
+    for text in texts:
+        part.append(text)
+        size += len(text)
+        if size >= _ENCODED_AT_ONCE:
+            yield part
+            part, size = [], 0
+    if part:
+        yield part
 
 
 def _cleaned(work: Path, name: str) -> Path:
@@ -187,9 +202,5 @@ def _with_splits(work: Path, name: str, start: int, rule: dict[str, Any]) -> tup
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
     """A JSON file that appears by a rename, forced to disk."""
-    partial = path.with_name(f".{path.name}-{os.getpid()}")
-    with partial.open("w", encoding="utf-8") as f:
-        json.dump(content, f, ensure_ascii=False, indent=1)
-        f.flush()
-        os.fsync(f.fileno())
-    partial.rename(path)
+    with appearing(path) as f:
+        f.write(json.dumps(content, ensure_ascii=False, indent=1).encode())

@@ -11,6 +11,7 @@ import contextlib
 import json
 import logging
 import os
+import secrets
 import subprocess
 import sys
 import time
@@ -110,7 +111,7 @@ def _planned(tasks: Tasks) -> Path:
     sizes = {"group_bytes": tasks.group_bytes, "chunk_bytes": tasks.chunk_bytes}
     plan: dict[str, Any] = {"entries": entries, "config": tasks.config.model_dump(), "sizes": sizes}
     plan["parent"] = os.getpid()
-    file = tasks.work / f"workers-{os.getpid()}.json"
+    file = tasks.work / f"workers-{secrets.token_hex(8)}.json"  # machines may have the same process numbers
     write_json(file, plan)
     return file
 

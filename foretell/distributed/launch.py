@@ -62,7 +62,7 @@ def run(
             _run_once(command, processes, max_restarts, folder, say, nodes)
             return
         except _Died as e:
-            if nodes.count > 1 or _newest(folder) == newest:
+            if nodes.count > 1 or not max_restarts or _newest(folder) == newest:
                 raise ForetellError(str(e)) from None
             say(f"{e}; there are new checkpoints since, so the count begins anew")
 

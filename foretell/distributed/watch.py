@@ -176,7 +176,7 @@ class Watch:
                 continue
             with contextlib.suppress(OSError, ValueError):  # replaced at this moment
                 line = json.loads(path.read_text())
-                if _is_alive(line["pid"]):
+                if runtime.is_alive(line["pid"]):
                     lines[int(line["rank"])] = line
         return lines
 
@@ -226,13 +226,3 @@ class Watch:
         except OSError:  # a full disk must not keep the lost one alive
             return None
         return kept
-
-
-def _is_alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        pass
-    return True

@@ -77,13 +77,13 @@ def begin(
     if (run / "measured.json").exists():
         return
     if (run / "config.toml").exists():
-        config = _stored_config(run, config, data, machine, allow_drift)
+        config = _stored_config(run, config, data, {**machine, "processes": processes}, allow_drift)
         _check_layout(config, processes)
         forecast = json.loads((run / "plan.json").read_text(encoding="utf-8"))
     else:
         config, forecast = decide(_divided(config, processes), data, machine, show)
         _check_layout(config, processes)
-        _write_folder(run, config, forecast, data, machine)
+        _write_folder(run, config, forecast, data, {**machine, "processes": processes})
     show({"event": "plan", "plan": forecast, "config": config})
 
 
@@ -238,6 +238,8 @@ def _stored_config(run: Path, given: RunConfig, data: Data, machine: dict[str, A
     for fact in ("processor", "threads", "torch"):
         if record.get(fact) != machine.get(fact):
             drift.append(f"{fact}: {record.get(fact)} then, {machine.get(fact)} now")
+    if record.get("processes", 1) != machine["processes"]:
+        drift.append(f"processes: {record.get('processes', 1)} then, {machine['processes']} now")
     saved = json.loads((run / "data.json").read_text(encoding="utf-8"))
     if saved["fingerprint"] != data.index["fingerprint"]:
         raise ConfigError(
@@ -286,7 +288,7 @@ def _job(
         folder=run,
         packing=config.data.packing,
         dtype=runtime.dtype(config.train.dtype),
-        compiled=config.train.compile == "on",
+        compiled=config.train.compile == "on" and runtime.world_size() == 1,  # it may have begun on one process
         flops_per_token=forecast["flops_per_token"],
         peak_flops_per_second=plan.peak_flops_per_second(machine),
         limit_seconds=limit,
