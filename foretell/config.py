@@ -229,6 +229,7 @@ class ParallelConfig(Table):
         "auto", description="what cp sends: heads, or all keys and values; auto: ulysses where it can"
     )
     recompute: Literal["none", "selective", "full"] = Field("none", description="activations formed again in backward")
+    offload: bool = Field(False, description="weights, gradients and optimiser's state in the host's memory")
     reduce: Literal["float32", "bfloat16", "int8"] = Field(
         "float32", description="what gradients travel as between copies; int8 with error feedback"
     )

@@ -126,6 +126,7 @@ LAYOUTS = {
     "zero-bubble": ({"pp": 2, "dp_shard": 1, "schedule": "zero-bubble"}, 2),
     "pp-cp": ({"pp": 2, "cp": 2, "dp_shard": 1}, 4),
     "pp-dp-tp": ({"pp": 2, "dp_shard": 2, "tp": 2}, 8),
+    "offload": ({"dp_replicate": 2, "dp_shard": 2, "offload": True}, 4),
     "recompute": ({"tp": 2, "dp_shard": 1, "recompute": "full"}, 2),
 }
 

@@ -45,6 +45,15 @@ def test_a_run_moves_from_layout_to_layout(lines: Path, tmp_path: Path, alone: t
         assert (ours[name] - p).abs().max() <= 2e-3 * p.abs().max()
 
 
+def test_a_run_whose_state_is_kept_on_the_host_goes_on_without_it(lines: Path, tmp_path: Path) -> None:
+    session(tmp_path / "whole", lines, 1, [])
+    run, offload = tmp_path / "run", "parallel.offload=true"
+    session(run, lines, 2, [*layout(dp_shard=2), offload], stop_at=5)
+    session(run, lines, 1, [*layout(), offload], stop_at=11)
+    session(run, lines, 1, layout())
+    assert losses(run) == pytest.approx(losses(tmp_path / "whole"), rel=2e-5)
+
+
 def strict(copies: int) -> list[str]:
     return ["parallel.strict=true", *layout(dp_replicate=copies), "train.dropout=0.1", "train.optimizer=muon"]
 

@@ -1,7 +1,7 @@
 """The processes of a run as a mesh, and the groups that talk to each other on it.
 
-One DeviceMesh with the axes of `plan/layout.py`; every group is a product of neighbouring or chosen axes of it. Device
-and backend are those of `foretell.runtime`: NCCL on CUDA, gloo elsewhere.
+One DeviceMesh with the axes of `plan/layout.py`; every group is a product of neighbouring or chosen axes of it. The
+device is that of `foretell.runtime`; what is on CUDA travels by NCCL, all else by gloo.
 """
 
 from __future__ import annotations
@@ -22,15 +22,18 @@ PATIENCE = timedelta(minutes=30)
 
 def join() -> None:
     """Meet the other processes of this run, as the launcher's environment names them."""
-    backend = "nccl" if runtime.device().type == "cuda" else "gloo"
-    dist.init_process_group(backend, timeout=PATIENCE)
+    dist.init_process_group(_backend(), timeout=PATIENCE)
 
 
 def join_alone() -> None:
     """A group of this process alone, for what wants one."""
     if not dist.is_initialized():
-        backend = "nccl" if runtime.device().type == "cuda" else "gloo"
-        dist.init_process_group(backend, store=HashStore(), rank=0, world_size=1)
+        dist.init_process_group(_backend(), store=HashStore(), rank=0, world_size=1)
+
+
+def _backend() -> str:
+    """What a tensor travels by, by where it is: with `parallel.offload` there are some on the host, too."""
+    return "cpu:gloo,cuda:nccl" if runtime.device().type == "cuda" else "gloo"
 
 
 def leave() -> None:

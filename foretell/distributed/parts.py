@@ -9,10 +9,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
+from torch.distributed.fsdp import (
+    CPUOffloadPolicy,
+    MixedPrecisionPolicy,
+    OffloadPolicy,
+    fully_shard,
+    register_fsdp_forward_method,
+)
 from torch.distributed.tensor import DTensor
 
 from foretell import runtime
@@ -98,21 +105,24 @@ def fill(model: Decoder, config: ModelConfig, mesh: Mesh, shapes: dict[str, tupl
         initial.fill(p, whole_name(name, config.tie_word_embeddings), offset, shapes[name], config, seed)
 
 
-def shard(model: Decoder, mesh: Mesh, dtype: torch.dtype, reshard: bool) -> None:
+def shard(model: Decoder, mesh: Mesh, dtype: torch.dtype, reshard: bool, offload: bool) -> None:
     """FSDP2 over every layer and over what is left. Weights travel in `dtype`, gradients in float32.
 
     reshard: give a layer's weights back after its forward pass; not in a pipeline, which needs them soon again.
+    offload: keep the shards and their gradients on the host, where the optimiser then works on them.
     """
+    place = CPUOffloadPolicy(pin_memory=runtime.device().type == "cuda") if offload else OffloadPolicy()
+    fsdp = partial(fully_shard, offload_policy=place)
     policy = MixedPrecisionPolicy(
         param_dtype=None if dtype == torch.float32 else dtype, reduce_dtype=torch.float32, cast_forward_inputs=False
     )
     for layer in model.model.layers:
         experts = getattr(layer.mlp, "experts", None)
         if experts is not None and mesh.degrees.ep > 1:
-            fully_shard(experts, mesh=mesh.expert_fsdp, mp_policy=policy, reshard_after_forward=reshard)
-        fully_shard(layer, mesh=mesh.fsdp, mp_policy=policy, reshard_after_forward=reshard)
+            fsdp(experts, mesh=mesh.expert_fsdp, mp_policy=policy, reshard_after_forward=reshard)
+        fsdp(layer, mesh=mesh.fsdp, mp_policy=policy, reshard_after_forward=reshard)
     whole = MixedPrecisionPolicy(reduce_dtype=torch.float32, cast_forward_inputs=False)
-    fully_shard(model, mesh=mesh.fsdp, mp_policy=whole, reshard_after_forward=False)
+    fsdp(model, mesh=mesh.fsdp, mp_policy=whole, reshard_after_forward=False)
     if mesh.degrees.pp == 1:
         register_fsdp_forward_method(model, "hidden")
 

@@ -3,8 +3,6 @@
 Order of application: parts of weights (tensor and expert parallelism), hooks, recomputation, FSDP2. Losses are shares
 of the global batch's mean and all sums are sums, so every layout has the gradients of one process up to the rounding
 of another order of additions.
-
-Not handled: CPU offload.
 """
 
 from __future__ import annotations
@@ -75,7 +73,7 @@ class Placed:
             chunks.append(chunk)
         self.pipeline = Pipeline(self, chunks, stages, parallel.schedule) if parallel.pp > 1 else None
         for stage, chunk, shapes in zip(stages, chunks, whole, strict=True):
-            parts.shard(chunk, self.mesh, dtype, reshard=self.pipeline is None)
+            parts.shard(chunk, self.mesh, dtype, reshard=self.pipeline is None, offload=parallel.offload)
             self.copies.attach(chunk, stage)
             self.parts += parts.parts(chunk, self.mesh, shapes)
         self.chunks, self.model = nn.ModuleList(chunks), chunks[-1]

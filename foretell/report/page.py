@@ -10,6 +10,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import re
+import secrets
 from datetime import datetime
 from importlib import resources
 from pathlib import Path
@@ -36,11 +37,14 @@ def write(runs: list[Path], out: Path | None = None) -> Path:
     found = [read(Path(folder)) for folder in runs]
     first = Path(runs[0])
     out = Path(out) if out else (first if len(runs) == 1 else first.parent) / "report.html"
-    draft = out.with_name(f"{out.name}.tmp")
+    draft = out.with_name(f".{out.name}-{secrets.token_hex(8)}")  # the machines of a run may write it all at once
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        draft.write_text(page(found), encoding="utf-8")
-        draft.replace(out)
+        try:
+            draft.write_text(page(found), encoding="utf-8")
+            draft.replace(out)
+        finally:
+            draft.unlink(missing_ok=True)
     except OSError as e:
         raise DataError(f"{out}: the report cannot be written there: {e.strerror or e}") from None
     return out

@@ -95,7 +95,7 @@ def go_on(run: Path, data: Data, *, resume: bool, display: Display | None = None
         stored = json.loads((run / "measured.json").read_text(encoding="utf-8"))
         return {k: stored.get(k) for k in RESULT_FIELDS} | {"run": str(run), "model": str(run / "model")}
     config = run_config.load(run / "config.toml")
-    if config.parallel.strict and runtime.world_size() == 1:
+    if runtime.world_size() == 1 and not _is_plain(config, 1):
         join_alone()
     forecast, machine = (json.loads((run / n).read_text(encoding="utf-8")) for n in ("plan.json", "machine.json"))
     team = _team(config)
@@ -122,11 +122,17 @@ def go_on(run: Path, data: Data, *, resume: bool, display: Display | None = None
 def _divided(config: RunConfig, processes: int) -> RunConfig:
     """The config with [parallel] complete for so many processes. Raises ConfigError where it means another number."""
     d = layout.degrees(config.parallel, processes)
-    if processes == 1:
+    if _is_plain(config, processes):
         return config
     if config.train.compile == "on":
-        raise ConfigError(f"train.compile=on cannot be had on {processes} processes yet; leave it out")
+        which = f"on {processes} processes" if processes > 1 else "with parallel.strict or parallel.offload"
+        raise ConfigError(f"train.compile=on cannot be had {which} yet; leave it out")
     return run_config.updated(config, parallel={"dp_shard": d.dp_shard}, train={"compile": "off"})
+
+
+def _is_plain(config: RunConfig, processes: int) -> bool:
+    """Whether a run is of one process without anything of `distributed`."""
+    return processes == 1 and not (config.parallel.strict or config.parallel.offload)
 
 
 def _check_layout(config: RunConfig, processes: int) -> None:
@@ -138,7 +144,7 @@ def _check_layout(config: RunConfig, processes: int) -> None:
 
 def _team(config: RunConfig) -> Team:
     c = config.train
-    if runtime.world_size() == 1 and not config.parallel.strict:
+    if _is_plain(config, runtime.world_size()):
         return Alone(trial.built(config.model, c.dropout or 0.0, c.seed, c.attention))
     return Placed(
         config.model,
