@@ -83,19 +83,29 @@ class Attention:
 class Layer:
     """One layer. vectors: the sizes of its norms and other small weights. kept: numbers a token that a KV cache holds.
 
-    gated: its feed-forward part multiplies two products (SwiGLU).
+    inner: the width of the feed-forward part that every token passes, 0 if none; gated: it multiplies two products
+    (SwiGLU). latents: widths that latent attention narrows tokens to. rms: norms without mean and bias.
     """
 
     matrices: tuple[Matrix, ...]
     attentions: tuple[Attention, ...]
     vectors: tuple[int, ...]
     kept: int
-    gated: bool = False
+    inner: int
+    gated: bool = True
+    rms: bool = True
+    norms_of_heads: bool = False
+    latents: tuple[int, ...] = ()
 
     @property
     def parameters(self) -> int:
         """Numbers in its weights."""
         return sum(m.parameters for m in self.matrices) + sum(self.vectors)
+
+    @property
+    def routed(self) -> Matrix | None:
+        """The first product of the experts that tokens are routed to: (width, hidden), as many copies, k used."""
+        return next((m for m in self.matrices if m.copies > 1), None)
 
     @property
     def idle(self) -> int:
@@ -242,7 +252,7 @@ def of_model(model: ModelConfig) -> Architecture:
 
 
 def _decoder(c: Mapping[str, Any], name: str) -> Architecture:
-    """Llama and its kin: RMSNorm, rotary positions, grouped queries, SwiGLU; some with biases, some with query norms."""
+    """Llama and its kin: RMSNorm, rotary positions, grouped queries, SwiGLU; some with biases or norms of queries."""
     family, D, H = c["model_type"], c["hidden_size"], c["num_attention_heads"]
     E = c.get("head_dim") or D // H
     K = c.get("num_key_value_heads") or H
@@ -259,7 +269,14 @@ def _decoder(c: Mapping[str, Any], name: str) -> Architecture:
     if sparse and c.get("expert_bias"):
         vectors = (*vectors, c["num_experts"])
     feed = _experts(c) if sparse else _swiglu("mlp", D, c["intermediate_size"])
-    layer = Layer((*attention, *feed), (Attention(H, K, E, E, window=window),), vectors, 2 * K * E, gated=True)
+    layer = Layer(
+        (*attention, *feed),
+        (Attention(H, K, E, E, window=window),),
+        vectors,
+        2 * K * E,
+        inner=0 if sparse else c["intermediate_size"],
+        norms_of_heads=family.startswith("qwen3"),
+    )
     return _with_tables(c, name, (Stack(((c["num_hidden_layers"], layer),), (D,)),))
 
 
@@ -305,7 +322,8 @@ def _gpt2(c: Mapping[str, Any], name: str) -> Architecture:
         Matrix("mlp.c_fc", inner, D, bias=True),
         Matrix("mlp.c_proj", D, inner, "row", bias=True),
     )
-    layer = Layer(matrices, (Attention(H, H, D // H, D // H),), (D, D, D, D), 2 * D)
+    own = (Attention(H, H, D // H, D // H),)
+    layer = Layer(matrices, own, (D, D, D, D), 2 * D, inner, gated=False, rms=False)
     tables = (("wte", V, D), ("wpe", T, D))
     stack = Stack(((L, layer),), (D, D))
     return Architecture(name, "gpt2", D, V, T, tables, (stack,), (Matrix("lm_head", V, D),), True)
@@ -323,7 +341,8 @@ def _bert(c: Mapping[str, Any], name: str) -> Architecture:
         Matrix("intermediate.dense", F, D, bias=True),
         Matrix("output.dense", D, F, "row", bias=True),
     )
-    layer = Layer(matrices, (Attention(H, H, D // H, D // H, causal=False),), (D, D, D, D), 0)
+    own = (Attention(H, H, D // H, D // H, causal=False),)
+    layer = Layer(matrices, own, (D, D, D, D), 0, F, gated=False, rms=False)
     T = c["max_position_embeddings"]
     tables = (("word_embeddings", V, D), ("position_embeddings", T, D), ("token_type_embeddings", 2, D))
     head = (Matrix("transform.dense", D, D, bias=True), Matrix("decoder", V, D, bias=True))
@@ -343,12 +362,13 @@ def _t5(c: Mapping[str, Any], name: str) -> Architecture:
         own = (Matrix(f"{place}.q", inner, D), Matrix(f"{place}.o", D, inner, "row"))
         return (*own, *(Matrix(f"{place}.{n}", inner, D, memory=memory) for n in "kv"))
 
-    encoder = Layer((*attention("SelfAttention"), *feed), (Attention(H, H, E, E, causal=False),), (D, D), 0, gated)
+    encoder = Layer((*attention("SelfAttention"), *feed), (Attention(H, H, E, E, causal=False),), (D, D), 0, F, gated)
     decoder = Layer(
         (*attention("SelfAttention"), *attention("EncDecAttention", memory=True), *feed),
         (Attention(H, H, E, E), Attention(H, H, E, E, causal=False, memory=True)),
         (D, D, D),
         2 * inner,
+        F,
         gated,
     )
     buckets = c.get("relative_attention_num_buckets", 32) * H
@@ -377,15 +397,19 @@ def _deepseek(c: Mapping[str, Any], name: str) -> Architecture:
         Matrix("self_attn.kv_b_proj", H * (plain + v), latent),
         Matrix("self_attn.o_proj", D, H * v, "row"),
     )
+    shared = (c.get("n_shared_experts") or 0) * c["moe_intermediate_size"]
     vectors = (D, D, latent, *((queries,) if queries else ()))
 
-    def layer(feed: tuple[Matrix, ...]) -> Layer:
-        return Layer((*attention, *feed), (Attention(H, H, qk, v),), vectors, latent + rope, gated=True)
+    latents = (latent, *((queries,) if queries else ()))
+
+    def layer(feed: tuple[Matrix, ...], inner: int) -> Layer:
+        own = (Attention(H, H, qk, v),)
+        return Layer((*attention, *feed), own, vectors, latent + rope, inner, latents=latents)
 
     dense = c.get("first_k_dense_replace", 0)
     layers = (
-        (dense, layer(_swiglu("mlp", D, c["intermediate_size"]))),
-        (c["num_hidden_layers"] - dense, layer(_experts(c))),
+        (dense, layer(_swiglu("mlp", D, c["intermediate_size"]), c["intermediate_size"])),
+        (c["num_hidden_layers"] - dense, layer(_experts(c), shared)),
     )
     return _with_tables(c, name, (Stack(tuple(y for y in layers if y[0]), (D,)),))
 

@@ -1,0 +1,265 @@
+"""Bytes that one process holds while it trains its part of a model: states, gathered weights, activations, logits.
+
+Counted from what `distributed/placed.py` does, which is FSDP2 over a layer at a time (Zhao et al., 2023) after tensor,
+expert and pipeline parallelism have taken their parts:
+
+- states: weights, gradients and the optimiser's tensors in float32, of each weight the rows that `layout.shard_rows`
+  gives the first rank, which has most;
+- gathered: two layers' weights whole (the one at work, the next), a third of them on its way; embedding and head, whole
+  from the forward pass to the end of the step;
+- gradients of whole layers: one layer's, and two on their way to be summed; with several micro-batches all of them,
+  because they are summed over the processes only once a step;
+- activations of every micro-batch that is under way on this stage of the pipeline, logits of one.
+
+The largest moment is one of three: the loss, when all activations live; the end of the backward pass, when all gradients
+do; the optimiser's step. Every stage is counted. Not handled: what an allocator cannot use (`SLACK` stands for it where
+memory is compared with a device's), offload (then states are the host's).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+from foretell.config import ParallelConfig, TrainConfig
+from foretell.plan import layout, memory
+from foretell.plan.architecture import Architecture, Layer, Matrix
+from foretell.plan.layout import Degrees
+
+FLOAT, HALF, INDEX = memory.FLOAT, memory.HALF, memory.INDEX
+# Layers' worth of gathered weights and of whole gradients alive at once, see above.
+GATHERED, SUMMED = 3, 3
+# Of a device's memory, what fragments and the driver's own data leave usable. A usual value, not a measurement.
+SLACK = 0.92
+_STATES = {"sgd": 1, "adamw": 2, "muon": 1}
+
+
+@dataclass(frozen=True)
+class Place:
+    """What a process is given: layout, its stage's layers, sizes of a micro-batch. tokens: of it, on this rank."""
+
+    degrees: Degrees
+    recompute: str
+    schedule: str
+    dtype: str
+    optimizer: str
+    sequences: int
+    length: int
+    batches: int
+    chunk: int | None
+
+    @property
+    def item(self) -> int:
+        """Bytes of a number in a product."""
+        return HALF if self.dtype == "bfloat16" else FLOAT
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of a micro-batch on this rank before tensor parallelism cuts the sequence."""
+        return self.sequences * self.length // self.degrees.cp
+
+
+def place(parallel: ParallelConfig, train: TrainConfig, degrees: Degrees) -> Place:
+    """The place of a process of a completed [train] table."""
+    micro = train.micro_batch_size or 1
+    batches = max(1, (train.global_batch_tokens or train.context) // train.context // degrees.dp // micro)
+    return Place(
+        degrees,
+        parallel.recompute,
+        parallel.schedule,
+        train.dtype,
+        train.optimizer,
+        micro,
+        train.context,
+        batches,
+        train.loss_chunk_tokens,
+    )
+
+
+def held_rows(m: Matrix, d: Degrees) -> tuple[int, int]:
+    """(rows, numbers a row) of a weight that tensor and expert parallelism leave one process, before FSDP2."""
+    rows, columns = m.rows, m.columns
+    if m.copies > 1:  # stacked: the experts stand in front
+        inner = rows * columns // (d.tp if m.split != "whole" else 1)
+        return m.copies // d.ep, inner
+    if m.split == "column":
+        rows //= d.tp
+    elif m.split == "row":
+        columns //= d.tp
+    return rows, columns
+
+
+def unit_numbers(layer: Layer, d: Degrees) -> tuple[int, int, int]:
+    """Of one layer on one process: numbers when gathered, with FSDP2's padding; numbers held; of these, in matrices."""
+    gathered = held = matrices = 0
+    for m in layer.matrices:
+        ranks = d.dp_outer * d.cp if m.copies > 1 else d.fsdp
+        rows, each = held_rows(m, d)
+        mine = math.ceil(rows / ranks)
+        gathered += ranks * mine * each
+        held += mine * each
+        matrices += mine * each
+        if m.bias:
+            biases = m.copies * m.rows // (d.tp if m.split == "column" else 1)
+            gathered += d.fsdp * math.ceil(biases / d.fsdp)
+            held += math.ceil(biases / d.fsdp)
+    for size in layer.vectors:
+        gathered += d.fsdp * math.ceil(size / d.fsdp)
+        held += math.ceil(size / d.fsdp)
+    return gathered, held, matrices
+
+
+def saved_bytes_per_token(layer: Layer, hidden: int, p: Place) -> float:
+    """Bytes autograd keeps of one token of a micro-batch, of one layer, on one rank.
+
+    With tensor parallelism the norms see a part of the sequence; what goes into a product is gathered and kept whole.
+    """
+    tp, item, short = p.degrees.tp, p.item, p.dtype == "bfloat16"
+    norm = FLOAT * (2 * hidden + 1 if layer.rms else hidden + 2) / tp
+    kept = 0.0
+    for a in layer.attentions:
+        q, k, v, out = a.heads * a.qk, a.kv_heads * a.qk, a.kv_heads * a.v, a.heads * a.v
+        kept += norm + item * (3 if short else 1) * hidden
+        if layer.norms_of_heads:
+            kept += FLOAT * (2 * q + a.heads + 2 * k + a.kv_heads) / tp
+        kept += item * (q + k + v + out) / tp + FLOAT * a.heads / tp
+    kept += sum(FLOAT * (2 * n + 1) + item * n for n in layer.latents)
+    return kept + norm + _feed_forward_bytes(layer, hidden, p)
+
+
+def _feed_forward_bytes(layer: Layer, hidden: int, p: Place) -> float:
+    """The same of its feed-forward part, the input among it, the norm not."""
+    tp, item, short = p.degrees.tp, p.item, p.dtype == "bfloat16"
+    wide = 4 if layer.gated else 2
+    kept = item * (2 if short else 1) * hidden + item * wide * layer.inner / tp if layer.inner else 0.0
+    routed = layer.routed
+    if routed is not None:
+        k, N = routed.used, routed.copies
+        kept += item * hidden + FLOAT * (N + k + 1) + item * k + INDEX * k
+        kept += k * (item * (2 * hidden + 4 * routed.rows / tp) + 2 * INDEX)
+    return kept
+
+
+def layer_bytes(layer: Layer, hidden: int, p: Place) -> tuple[float, float]:
+    """Bytes of a layer's activations of one micro-batch between its passes, and while its backward pass runs."""
+    whole = p.tokens * saved_bytes_per_token(layer, hidden, p)
+    if p.recompute == "full":
+        return p.tokens * FLOAT * hidden / p.degrees.tp, whole
+    if p.recompute == "selective":
+        part = p.tokens * _feed_forward_bytes(layer, hidden, p)
+        return whole - part + p.tokens * FLOAT * hidden / p.degrees.tp, part
+    return whole, 0.0
+
+
+def under_way(p: Place, stage: int) -> float:
+    """Micro-batches whose activations a stage of the pipeline holds at once, as shares of its layers."""
+    d, m = p.degrees, p.batches
+    if d.pp == 1:
+        return 1
+    if p.schedule == "gpipe":
+        return m
+    if p.schedule == "1f1b":
+        return min(m, d.pp - stage)
+    # Two chunks a process (Narayanan et al., 2021): each micro-batch of a chunk is half of the layers.
+    return min(2 * m, 2 * (d.pp - stage - 1) + d.pp + 1) / 2
+
+
+def logit_bytes(a: Architecture, p: Place) -> float:
+    """Bytes of the cross-entropy of one micro-batch at its peak, as `train/loss.py` and `tensor.cross_entropy` do it."""
+    V, D, tp = a.vocab / p.degrees.tp, a.hidden, p.degrees.tp
+    if tp == 1 and (p.chunk is None or p.chunk >= p.tokens):
+        return (FLOAT * 3 + (HALF if p.item == HALF else 0)) * p.tokens * V
+    chunk = min(p.chunk or p.tokens, p.tokens)
+    return FLOAT * (2 * chunk * V + 2 * (p.tokens * D + V * D))
+
+
+def stages(a: Architecture, p: Place, schedule_stages: int) -> Iterator[tuple[list[Layer], bool, bool]]:
+    """Of every stage its layers, and whether it has the embedding and the head."""
+    layers = [y for s in a.stacks for y in s.each()]
+    cut = layout.stage_layers(len(layers), schedule_stages)
+    for n in range(p.degrees.pp):
+        own = [layers[i] for s in range(n, schedule_stages, p.degrees.pp) for i in cut[s]]
+        yield own, n == 0, n == p.degrees.pp - 1
+
+
+def of_stage(a: Architecture, p: Place, stage: int, layers: list[Layer], first: bool, last: bool) -> dict[str, float]:
+    """The parts and the peak, in bytes, of a process of one stage."""
+    d = p.degrees
+    units = [unit_numbers(y, d) for y in layers]
+    root = _root_numbers(a, d, first, last)
+    held, matrices = sum(u[1] for u in units) + root[1], sum(u[2] for u in units)
+    weights = FLOAT * held
+    optimizer = FLOAT * (held * _STATES[p.optimizer] + (held - matrices if p.optimizer == "muon" else 0))
+    largest = max((u[0] for u in units), default=0)
+    whole = sum(u[0] for u in units) + root[0]
+    divided = d.fsdp > 1
+    gathered = p.item * largest * GATHERED + FLOAT * root[0] if divided else 0.0
+    summed = FLOAT * largest * (SUMMED if divided else 1)
+    several = p.batches > 1
+    of_layers = [layer_bytes(y, a.hidden, p) for y in layers]
+    activations = under_way(p, stage) * sum(b for b, _ in of_layers)
+    again = max((more for _, more in of_layers), default=0.0)
+    logits = logit_bytes(a, p) if last else 0.0
+    collected = FLOAT * (whole if several and divided else held if several else 0)
+    at_loss = activations + max(logits, again + summed + FLOAT * (root[0] if last else 0)) + gathered + collected
+    at_end = FLOAT * (held + 2 * root[0]) + gathered + summed if divided else FLOAT * held
+    work = workspace_bytes(layers, p) if p.optimizer == "muon" else 0.0
+    at_step = FLOAT * held + work
+    return {
+        "weights": weights,
+        "gradients": FLOAT * held,
+        "optimizer": optimizer,
+        "gathered": gathered + summed + max(0.0, collected - FLOAT * held),
+        "activations": activations + again,
+        "logits": logits,
+        "workspace": work,
+        "peak": weights + optimizer + max(at_loss, at_end, at_step),
+    }
+
+
+def _root_numbers(a: Architecture, d: Degrees, first: bool, last: bool) -> tuple[int, int]:
+    """Numbers outside the layers on a stage: gathered with padding, and held."""
+    rows: list[tuple[int, int]] = []
+    if first:
+        rows += [(math.ceil(n / d.tp), width) for _, n, width in a.tables]
+    if last:
+        tied = a.tied and first
+        rows += [held_rows(m, d) for m in a.head[:-1]] + ([] if tied else [held_rows(a.head[-1], d)])
+        rows += [(size, 1) for s in a.stacks for size in s.vectors] + [(size, 1) for size in a.vectors]
+    gathered = sum(d.fsdp * math.ceil(n / d.fsdp) * each for n, each in rows)
+    return gathered, sum(math.ceil(n / d.fsdp) * each for n, each in rows)
+
+
+def workspace_bytes(layers: list[Layer], p: Place) -> float:
+    """Bytes of Muon's step: parts sent and received, and three of each whole matrix that this rank works on."""
+    d = p.degrees
+    ranks, most = d.fsdp * d.tp, 0.0
+    kinds: dict[tuple[int, int], int] = {}
+    for y in layers:
+        for m in y.matrices:
+            kinds[m.rows, m.columns] = kinds.get((m.rows, m.columns), 0) + m.copies
+    for (rows, columns), n in kinds.items():
+        mine = math.ceil(n / ranks)
+        sent = FLOAT * rows * columns * n / ranks
+        exchanged = 3 * sent if ranks > 1 else sent
+        most = max(most, exchanged + FLOAT * mine * (3 * rows * columns + 3 * min(rows, columns) ** 2))
+    return most
+
+
+def memory_bytes(a: Architecture, parallel: ParallelConfig, train: TrainConfig, d: Degrees) -> list[dict[str, Any]]:
+    """The parts and the peak of a process of every stage of the pipeline, in bytes. `states` is the sum of three."""
+    p = place(parallel, train, d)
+    count = d.pp * layout.stages_of_a_process(parallel)
+    rows = []
+    for n, (layers, first, last) in enumerate(stages(a, p, count)):
+        found = of_stage(a, p, n, layers, first, last)
+        states = found["weights"] + found["gradients"] + found["optimizer"]
+        rows.append({"stage": n, "layers": len(layers), "states": states, **found})
+    return rows
+
+
+def alone(p: Place) -> Place:
+    """The same work on a single process."""
+    return replace(p, degrees=Degrees(1, 1, 1, 1, 1, 1))
