@@ -1,0 +1,88 @@
+"""Seconds of collectives: rings and trees inside a node and between nodes.
+
+A ring moves 2(n-1)/n S bytes a rank in an all-reduce of S bytes, (n-1)/n S in an all-gather or reduce-scatter (Thakur et
+al., 2005). Between nodes the ring enters and leaves each node once; the ranks of the group that stand in one node bring
+their network cards with them, so the ring runs at the sum of theirs or at the node's own links, whichever is less.
+Trees need 2 log2(n) steps in place of 2(n-1). The faster one counts, as in NCCL.
+
+Not handled: congestion in the network, links of unequal speed (V100's NVLink cube), in-network reduction.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from foretell.plan.hardware import Hardware
+from foretell.plan.kernels import Constants
+
+
+@dataclass(frozen=True)
+class Group:
+    """Ranks that communicate: `size` in all, `per_node` of them joined by fast links."""
+
+    size: int
+    per_node: int
+
+    @property
+    def crosses(self) -> bool:
+        """Whether it goes over the network."""
+        return self.size > self.per_node
+
+
+def group(size: int, stride: int, hardware: Hardware) -> Group:
+    """The group of `size` ranks that are `stride` apart in the order of the machine."""
+    domain = hardware.node_link.devices
+    return Group(size, max(1, min(size, domain // stride)))
+
+
+def bus_bytes_per_second(g: Group, hardware: Hardware, c: Constants) -> float:
+    """Rate at which each rank of a ring sends."""
+    node = hardware.node_link.bytes_per_second * c.node
+    if not g.crosses:
+        return node
+    network = hardware.network_link.bytes_per_second * c.network
+    return min(node, network * g.per_node) if g.per_node > 1 else network
+
+
+def _steps_seconds(g: Group, hardware: Hardware, passes: int) -> float:
+    """Seconds of the latencies of `passes` times around a ring or up a tree, whichever is shorter."""
+    near, far = hardware.node_link.latency_seconds, hardware.network_link.latency_seconds
+    nodes = math.ceil(g.size / g.per_node)
+    ring = (g.size - nodes) * near + (nodes if nodes > 1 else 0) * far
+    tree = math.log2(max(1, g.per_node)) * near + math.log2(nodes) * far if nodes > 1 else ring
+    return passes * min(ring, tree)
+
+
+def all_reduce_seconds(size_bytes: float, g: Group, hardware: Hardware, c: Constants) -> float:
+    """Seconds of a sum of `size_bytes` on every rank."""
+    if g.size == 1 or not size_bytes:
+        return 0.0
+    moved = 2.0 * (g.size - 1) / g.size * size_bytes
+    return moved / bus_bytes_per_second(g, hardware, c) + _steps_seconds(g, hardware, 2)
+
+
+def gather_seconds(size_bytes: float, g: Group, hardware: Hardware, c: Constants) -> float:
+    """Seconds of an all-gather or a reduce-scatter whose whole tensor is `size_bytes`."""
+    if g.size == 1 or not size_bytes:
+        return 0.0
+    moved = (g.size - 1) / g.size * size_bytes
+    return moved / bus_bytes_per_second(g, hardware, c) + _steps_seconds(g, hardware, 1)
+
+
+def all_to_all_seconds(size_bytes: float, g: Group, hardware: Hardware, c: Constants) -> float:
+    """Seconds of an exchange in which each rank has `size_bytes` and sends (n-1)/n of them, each part to another."""
+    if g.size == 1 or not size_bytes:
+        return 0.0
+    near, far = hardware.node_link, hardware.network_link
+    inside = (g.per_node - 1) / g.size * size_bytes / (near.bytes_per_second * c.node)
+    outside = (g.size - g.per_node) / g.size * size_bytes / (far.bytes_per_second * c.network)
+    return max(inside, outside) + (far if g.crosses else near).latency_seconds
+
+
+def send_seconds(size_bytes: float, far: bool, hardware: Hardware, c: Constants) -> float:
+    """Seconds of one message to a neighbour in the node, or in another one."""
+    if not size_bytes:
+        return 0.0
+    link, share = (hardware.network_link, c.network) if far else (hardware.node_link, c.node)
+    return size_bytes / (link.bytes_per_second * share) + link.latency_seconds

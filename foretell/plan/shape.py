@@ -1,0 +1,197 @@
+"""A model as a cluster sees it: the matrix products of each layer, its attention, and the bytes that pass beside them.
+
+Just enough to time a step and to count parameters, for dense and mixture-of-experts decoders and encoders, with grouped
+queries or without. The names of weights and how a run places them are `layout.py`'s affair; here only sizes count.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class Product:
+    """A weight product: tokens x inner times inner x outer.
+
+    split: what tensor parallelism divides: `column` the outer size, `row` the inner one, `whole` nothing (each rank
+    does all of it, or with sequence parallelism its part of the tokens). experts: number of such matrices of which a
+    token meets `top_k`; 0 for a dense one. bias: whether `outer` more parameters are added.
+    """
+
+    inner: int
+    outer: int
+    split: Literal["column", "row", "whole"] = "column"
+    experts: int = 0
+    top_k: int = 1
+    bias: bool = False
+
+    @property
+    def parameters(self) -> int:
+        """Weights of all its matrices."""
+        return max(1, self.experts) * (self.inner * self.outer + (self.outer if self.bias else 0))
+
+    @property
+    def active(self) -> int:
+        """Weights that one token meets."""
+        return (self.top_k if self.experts else 1) * (self.inner * self.outer + (self.outer if self.bias else 0))
+
+
+@dataclass(frozen=True)
+class Attention:
+    """Scores and values of one layer.
+
+    fused: a kernel that never writes the T x T scores. window: keys at most. latent, rotary: what multi-head latent
+    attention (DeepSeek-AI, 2024) caches of a token in place of keys and values.
+    """
+
+    heads: int
+    kv_heads: int
+    head_dim: int
+    value_dim: int | None = None
+    causal: bool = True
+    fused: bool = True
+    window: int | None = None
+    latent: int = 0
+    rotary: int = 0
+
+    def keys(self, context: int) -> float:
+        """Mean number of keys that a query needs."""
+        longest = min(context, self.window or context)
+        if not self.causal:
+            return float(longest)
+        return longest - longest * (longest - 1) / (2 * context)
+
+    @property
+    def width(self) -> int:
+        """Multiplications of one query with one key, all heads: of scores and of values."""
+        return self.heads * (self.head_dim + (self.value_dim or self.head_dim))
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One layer.
+
+    whole_bytes, split_bytes: bytes of memory traffic a token and forward pass makes outside products and attention, in
+    a 16-bit dtype; the second is divided by tensor parallelism, the first only with sequence parallelism. kernels:
+    launches of a forward pass. norms: parameters of norms. all_reduces: sums over tensor-parallel ranks, forward.
+    """
+
+    products: tuple[Product, ...]
+    attention: Attention
+    whole_bytes: float
+    split_bytes: float
+    kernels: int
+    norms: int
+    all_reduces: int = 2
+
+    @property
+    def parameters(self) -> int:
+        """Weights of the layer."""
+        return self.norms + sum(p.parameters for p in self.products)
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A whole model: (number, layer) in their order, embedding and head. positions: learned ones, 0 for rotary."""
+
+    hidden: int
+    vocab: int
+    layers: tuple[tuple[int, Layer], ...]
+    tied: bool = False
+    positions: int = 0
+
+    @property
+    def depth(self) -> int:
+        """Layers in all."""
+        return sum(n for n, _ in self.layers)
+
+    @property
+    def parameters(self) -> int:
+        """Weights in all: layers, embeddings, head, the last norm."""
+        tables = (1 if self.tied else 2) * self.vocab * self.hidden + self.positions * self.hidden
+        return tables + sum(n * layer.parameters for n, layer in self.layers) + self.hidden
+
+    def layer(self, index: int) -> Layer:
+        """The layer at a depth."""
+        for n, layer in self.layers:
+            if index < n:
+                return layer
+            index -= n
+        raise IndexError(index)
+
+    def flops_per_token(self, context: int, causal: bool = True) -> float:
+        """Products of a forward and backward pass a token, the head too; no recomputation. causal=False: all T keys."""
+        total = 6.0 * self.vocab * self.hidden
+        for n, layer in self.layers:
+            weights = sum((p.top_k if p.experts else 1) * p.inner * p.outer for p in layer.products)
+            a = layer.attention
+            keys = a.keys(context) if causal else min(context, a.window or context)
+            total += n * (6.0 * weights + 6.0 * a.width * keys)
+        return total
+
+
+def gpt(
+    hidden: int,
+    heads: int,
+    layers: int,
+    vocab: int,
+    positions: int = 2048,
+    fused: bool = False,
+    kernels: int = 36,
+    causal: bool = True,
+) -> Shape:
+    """A GPT-2/3 model: LayerNorm, biases, multi-head attention, GELU of 4 x hidden, learned positions, tied head.
+
+    Traffic as Korthikanti et al. (2022) list the tensors: two norms, two dropouts with residuals (whole), GELU with its
+    bias on 4 x hidden and the heads' transposes (split).
+    """
+    products = (
+        Product(hidden, 3 * hidden, "column", bias=True),
+        Product(hidden, hidden, "row", bias=True),
+        Product(hidden, 4 * hidden, "column", bias=True),
+        Product(4 * hidden, hidden, "row", bias=True),
+    )
+    attention = Attention(heads, heads, hidden // heads, causal=causal, fused=fused)
+    # Norms read and write; bias-dropout-add reads two, writes one and a mask of a byte: (2 x 2 + 3) x 2 + 1, twice.
+    layer = Layer(products, attention, (2 * 4 + 2 * 7) * hidden, (4 * 4 + 12) * hidden, kernels, 4 * hidden)
+    return Shape(hidden, vocab, ((layers, layer),), tied=True, positions=positions)
+
+
+def llama(
+    hidden: int,
+    heads: int,
+    kv_heads: int,
+    layers: int,
+    ffn: int,
+    vocab: int,
+    head_dim: int | None = None,
+    tied: bool = False,
+    experts: int = 0,
+    top_k: int = 1,
+    shared_ffn: int = 0,
+    kernels: int = 28,
+) -> Shape:
+    """A Llama model: RMSNorm, rotary positions, grouped queries, SwiGLU; with experts of width ffn where there are."""
+    E = head_dim or hidden // heads
+    products = [
+        Product(hidden, (heads + 2 * kv_heads) * E, "column"),
+        Product(heads * E, hidden, "row"),
+        Product(hidden, 2 * ffn, "column", experts, top_k),
+        Product(ffn, hidden, "row", experts, top_k),
+    ]
+    if experts:
+        products.append(Product(hidden, experts, "whole"))
+    if shared_ffn:
+        products += [Product(hidden, 2 * shared_ffn, "column"), Product(shared_ffn, hidden, "row")]
+    wide = (top_k if experts else 1) * ffn + shared_ffn
+    # Norms read and write, residuals read two and write one: 2 x (4 + 6); SwiGLU reads two, writes one; rotary 2 x.
+    layer = Layer(
+        tuple(products),
+        Attention(heads, kv_heads, E),
+        2 * (4 + 6) * hidden,
+        6 * wide + 4 * (heads + kv_heads) * E,
+        kernels,
+        2 * hidden,
+    )
+    return Shape(hidden, vocab, ((layers, layer),), tied=tied)
