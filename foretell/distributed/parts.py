@@ -28,9 +28,7 @@ from foretell.distributed.mesh import Mesh
 from foretell.models import initial
 from foretell.models.decoder import Decoder, rotary_tables
 from foretell.plan import layout
-from foretell.plan.layout import Split
-
-Box = tuple[tuple[int, ...], tuple[int, ...]]  # offset and shape of a part in the whole
+from foretell.plan.layout import Split, before_fsdp, box
 
 
 @dataclass(frozen=True)
@@ -73,27 +71,6 @@ def narrow(model: Decoder, mesh: Mesh) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
-def before_fsdp(name: str, shape: tuple[int, ...], degrees: layout.Degrees, place: dict[str, int]) -> Box:
-    """The box of a parameter that the rank at `place` would hold without FSDP2."""
-    how, offset, size = layout.split(name), [0] * len(shape), list(shape)
-    for dim, ranks, rank in ((how.tp, degrees.tp, place["tp"]), (how.ep, degrees.ep, place["ep"])):
-        if dim is not None:
-            size[dim] //= ranks
-            offset[dim] = rank * size[dim]
-    return tuple(offset), tuple(size)
-
-
-def box(name: str, shape: tuple[int, ...], degrees: layout.Degrees, place: dict[str, int]) -> Box:
-    """The box of a parameter that the rank at `place` holds."""
-    offset, size = before_fsdp(name, shape, degrees, place)
-    ranks = degrees.dp_outer * degrees.cp
-    rank = place["dp_outer"] * degrees.cp + place["cp"]
-    if layout.split(name).ep is None:
-        ranks, rank = ranks * degrees.ep, (place["dp_outer"] * degrees.ep + place["ep"]) * degrees.cp + place["cp"]
-    rows = layout.shard_rows(size[0], ranks)[rank]
-    return (offset[0] + rows.start, *offset[1:]), (len(rows), *size[1:])
-
-
 @torch.no_grad()
 def fill(model: Decoder, config: ModelConfig, mesh: Mesh, shapes: dict[str, tuple[int, ...]], seed: int) -> None:
     """Initial weights, and the tables of positions, of a narrowed model."""
@@ -118,7 +95,7 @@ def shard(model: Decoder, mesh: Mesh, dtype: torch.dtype, reshard: bool, offload
     )
     for layer in model.model.layers:
         experts = getattr(layer.mlp, "experts", None)
-        if experts is not None and mesh.degrees.ep > 1:
+        if experts is not None and mesh.degrees.experts_apart:
             fsdp(experts, mesh=mesh.expert_fsdp, mp_policy=policy, reshard_after_forward=reshard)
         fsdp(layer, mesh=mesh.fsdp, mp_policy=policy, reshard_after_forward=reshard)
     whole = MixedPrecisionPolicy(reduce_dtype=torch.float32, cast_forward_inputs=False)

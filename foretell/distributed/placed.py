@@ -25,12 +25,13 @@ from foretell.config import ModelConfig, ParallelConfig
 from foretell.distributed import context, experts, parts, pipeline, record, tensor
 from foretell.distributed.copies import Meeting, Strict, Summing
 from foretell.distributed.mesh import Mesh
-from foretell.distributed.parts import Box, Part
+from foretell.distributed.parts import Part
 from foretell.distributed.pipeline import Pipeline
 from foretell.distributed.whole import WholeMatrices
 from foretell.models.decoder import Decoder, Layer
 from foretell.models.moe import MoE
 from foretell.plan import layout
+from foretell.plan.layout import Box
 
 
 class Placed:

@@ -16,7 +16,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from foretell.distributed.mesh import Mesh
-from foretell.distributed.parts import Box, Part, box
+from foretell.distributed.parts import Part
+from foretell.plan.layout import Box, box
 
 
 class WholeMatrices:

@@ -12,6 +12,7 @@ Pure data and arithmetic, without torch. Not here: what is sent when, and what i
 from __future__ import annotations
 
 import itertools
+import math
 import re
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -25,6 +26,7 @@ AXES = ("pp", "dp_replicate", "dp_outer", "ep", "cp", "tp")
 
 
 _SEVERAL = ("interleaved", "zero-bubble")
+Box = tuple[tuple[int, ...], tuple[int, ...]]  # offset and shape of a part in the whole
 
 
 class Split(NamedTuple):
@@ -85,6 +87,16 @@ class Degrees(NamedTuple):
     def fsdp(self) -> int:
         """Processes among which FSDP2 divides a weight: context parallelism shares its weights too."""
         return self.dp_shard * self.cp
+
+    @property
+    def expert_fsdp(self) -> int:
+        """Processes among which FSDP2 divides an expert's weight."""
+        return self.dp_outer * self.cp
+
+    @property
+    def experts_apart(self) -> bool:
+        """Whether a layer's experts are an FSDP2 unit of their own: they are divided among fewer than the rest."""
+        return self.ep > 1
 
 
 def split(name: str) -> Split:
@@ -201,5 +213,40 @@ def stage_layers(layers: int, stages: int) -> list[range]:
 
 def shard_rows(rows: int, ranks: int) -> list[range]:
     """The rows of each FSDP2 rank: ceil(rows / ranks) each, the last ones fewer or none. Buffers hold the ceiling."""
+    return [rows_of(r, rows, ranks) for r in range(ranks)]
+
+
+def rows_of(rank: int, rows: int, ranks: int) -> range:
+    """The rows of one FSDP2 rank."""
     each = -(-rows // ranks)
-    return [range(min(rows, r * each), min(rows, (r + 1) * each)) for r in range(ranks)]
+    return range(min(rows, rank * each), min(rows, (rank + 1) * each))
+
+
+def padded(shape: tuple[int, ...], ranks: int) -> int:
+    """Numbers that a weight of that shape takes in FSDP2's buffers: every rank's part is as large as the largest."""
+    return -(-shape[0] // ranks) * ranks * math.prod(shape[1:])
+
+
+def before_fsdp(name: str, shape: tuple[int, ...], degrees: Degrees, place: dict[str, int]) -> Box:
+    """The box of a parameter that the rank at `place` would hold without FSDP2."""
+    how, offset, size = split(name), [0] * len(shape), list(shape)
+    for dim, ranks, rank in ((how.tp, degrees.tp, place["tp"]), (how.ep, degrees.ep, place["ep"])):
+        if dim is not None:
+            size[dim] //= ranks
+            offset[dim] = rank * size[dim]
+    return tuple(offset), tuple(size)
+
+
+def sharers(name: str, degrees: Degrees) -> int:
+    """Processes among which FSDP2 divides what a rank has of a parameter."""
+    return degrees.fsdp if split(name).ep is None else degrees.expert_fsdp
+
+
+def box(name: str, shape: tuple[int, ...], degrees: Degrees, place: dict[str, int]) -> Box:
+    """The box of a parameter that the rank at `place` holds."""
+    offset, size = before_fsdp(name, shape, degrees, place)
+    rank = place["dp_outer"] * degrees.cp + place["cp"]
+    if split(name).ep is None:
+        rank = (place["dp_outer"] * degrees.ep + place["ep"]) * degrees.cp + place["cp"]
+    rows = rows_of(rank, size[0], sharers(name, degrees))
+    return (offset[0] + rows.start, *offset[1:]), (len(rows), *size[1:])

@@ -1,0 +1,136 @@
+"""What a rank issues in an optimiser step, in kinds that are alike; and the rank itself, from which all is read.
+
+The count of a collective is what `distributed/record.py` records: of an all-gather all that comes out, of a
+reduce-scatter and of an all-to-all all that goes in, the tensor of an all-reduce, what a send or a receive moves. Wire
+bytes are what a rank sends where the algorithm is a ring (Patarasuk and Yuan, 2009): 2 (n - 1) / n of an all-reduce,
+(n - 1) / n of an all-gather, a reduce-scatter or an all-to-all, all of a send, none of a receive.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import NamedTuple
+
+from foretell.config import ModelConfig, ParallelConfig, TrainConfig
+from foretell.plan import layout
+from foretell.plan.layout import Degrees
+from foretell.plan.weights import Traits
+
+FLOAT, HALF, DOUBLE, LONG, BYTE = 4, 2, 8, 8, 1
+_PASSES = {"all_reduce": 2, "all_gather": 1, "reduce_scatter": 1, "all_to_all": 1}
+
+
+@dataclass(frozen=True)
+class Collective:
+    """`calls` collectives of one kind and size that a rank issues in a step, among `ranks` along `axis`.
+
+    purpose: what for. numbers: of one call, `item_bytes` each. every: steps from one to the next, where not each has
+    them. routed: what tokens choose decides the size, and this is the one when all experts are chosen equally often.
+    outside: not in the step itself but in the loop around it, so not in what a run records.
+    """
+
+    purpose: str
+    kind: str
+    axis: str
+    ranks: int
+    calls: int
+    numbers: int
+    item_bytes: int
+    every: int = 1
+    routed: bool = False
+    outside: bool = False
+
+    @property
+    def bytes(self) -> int:
+        """Of one call."""
+        return self.numbers * self.item_bytes
+
+    @property
+    def step_bytes(self) -> float:
+        """Of all calls of a step, or of the mean step."""
+        return self.calls * self.bytes / self.every
+
+    @property
+    def wire_bytes(self) -> float:
+        """What this rank sends by a ring in a step."""
+        if self.kind in ("send", "recv"):
+            return self.step_bytes if self.kind == "send" else 0.0
+        return _PASSES[self.kind] * (self.ranks - 1) / self.ranks * self.step_bytes
+
+
+class Chunk(NamedTuple):
+    """One stage of the pipeline: how many layers, and whether embedding and head are in it. All of it where pp is 1."""
+
+    layers: range
+    first: bool
+    last: bool
+
+
+@dataclass(frozen=True)
+class Rank:
+    """The first rank of place `pp_place` on the pipeline's axis: no other of that place holds more, or sends more.
+
+    model, train and parallel must be resolved, and `layout.check` must have passed them.
+    """
+
+    model: ModelConfig
+    train: TrainConfig
+    parallel: ParallelConfig
+    d: Degrees
+    pp_place: int
+    traits: Traits
+
+    @cached_property
+    def chunks(self) -> list[Chunk]:
+        """Its stages."""
+        pp = self.d.pp
+        stages = pp * layout.stages_of_a_process(self.parallel)
+        layers = layout.stage_layers(self.model.sizes.L, stages)
+        return [Chunk(layers[s], s == 0, s == stages - 1) for s in range(self.pp_place, stages, pp)]
+
+    @property
+    def layers(self) -> int:
+        """Layers it holds."""
+        return sum(len(c.layers) for c in self.chunks)
+
+    @property
+    def has_embedding(self) -> bool:
+        """Whether it looks tokens up."""
+        return any(c.first for c in self.chunks)
+
+    @property
+    def has_head(self) -> bool:
+        """Whether it forms the loss."""
+        return any(c.last for c in self.chunks)
+
+    @property
+    def sequences(self) -> int:
+        """Sequences of a micro-batch, B."""
+        return self.train.needed("micro_batch_size")
+
+    @property
+    def micro_batches(self) -> int:
+        """Micro-batches of a step."""
+        sequences = self.train.needed("global_batch_tokens") // self.train.context
+        return sequences // self.d.dp // self.sequences
+
+    @property
+    def positions(self) -> int:
+        """Tokens of a micro-batch whose positions are this rank's, all of the tp axis together: B T / cp."""
+        return self.sequences * self.train.context // self.d.cp
+
+    @property
+    def item(self) -> int:
+        """Bytes of a number in products."""
+        return HALF if self.train.dtype == "bfloat16" else FLOAT
+
+    @property
+    def passes(self) -> int:
+        """How often a layer runs forward in a micro-batch."""
+        return 2 if self.parallel.recompute == "full" else 1
+
+    @property
+    def place(self) -> dict[str, int]:
+        """On each axis of the mesh."""
+        return {axis: self.pp_place if axis == "pp" else 0 for axis in layout.AXES}

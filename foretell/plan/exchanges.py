@@ -1,0 +1,112 @@
+"""What ranks send each other while a micro-batch passes through the layers: tensors of tokens, not of weights.
+
+Tensor and sequence parallelism with a loss over parts of the vocabulary (`distributed/tensor.py`), context parallelism
+(`context.py`, `ring.py`), expert parallelism (`experts.py`) and the stages of a pipeline (`pipeline.py`). Under
+bfloat16 only what comes out of a product is bfloat16: the residual stream, norms, and queries and keys once they are
+rotated are float32, and so is their gradient.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from foretell.plan import layout
+from foretell.plan.collective import FLOAT, LONG, Collective, Rank
+
+
+def tensor_parallel(r: Rank) -> Iterator[Collective]:
+    """Sequences are gathered before attention and feed-forward part, and their outputs scattered behind them.
+
+    A layer that runs again scatters once less where nothing behind the last product is needed: without dropout.
+    """
+    if r.d.tp == 1:
+        return
+    D, n = r.model.sizes.D, r.micro_batches
+
+    def row(purpose: str, kind: str, calls: int, item: int) -> Collective:
+        return Collective(purpose, kind, "tp", r.d.tp, calls * n, r.positions * D, item)
+
+    again = r.passes - 1
+    scattered_again = again * (2 if r.train.dropout else 1)
+    yield row("sequence", "all_gather", 2 * r.layers * (1 + again), FLOAT)
+    yield row("sequence", "reduce_scatter", r.layers * (2 + scattered_again), r.item)
+    yield row("sequence, backward", "reduce_scatter", 2 * r.layers, FLOAT)
+    yield row("sequence, backward", "all_gather", 2 * r.layers, r.item)
+    if r.has_embedding:
+        yield row("embedding", "reduce_scatter", 1, FLOAT)
+        yield row("embedding, backward", "all_gather", 1, FLOAT)
+    if r.has_head:
+        yield row("head", "all_gather", 1, FLOAT)
+        yield row("head, backward", "reduce_scatter", 1, FLOAT)
+        yield from _vocabulary_parallel(r)
+
+
+def _vocabulary_parallel(r: Rank) -> Iterator[Collective]:
+    """Of every token the largest logit, then two sums; chunk by chunk."""
+    chunk = min(r.train.loss_chunk_tokens or r.positions, r.positions)
+    whole, rest = divmod(r.positions, chunk)
+    for tokens, times in ((chunk, whole), (rest, 1)):
+        if tokens:
+            calls = times * r.micro_batches
+            yield Collective("largest logits", "all_reduce", "tp", r.d.tp, calls, tokens, FLOAT)
+            yield Collective("sums of logits", "all_reduce", "tp", r.d.tp, calls, 2 * tokens, FLOAT)
+
+
+def context_parallel(r: Rank) -> Iterator[Collective]:
+    """Heads against parts of the sequence, keys and values of all, or keys and values from rank to rank."""
+    if r.d.cp == 1:
+        return
+    _, _, H, K, E, _, _ = r.model.sizes
+    q, kv = (r.positions * heads // r.d.tp * E for heads in (H, K))
+    calls = r.layers * r.micro_batches
+    how = layout.exchange(r.parallel, r.model)
+    if how == "ulysses":
+        for what, numbers, item in (("q", q, FLOAT), ("k", kv, FLOAT), ("v", kv, r.item), ("output", q, r.item)):
+            times = calls * (r.passes + 1)
+            yield Collective(f"heads: {what}", "all_to_all", "cp", r.d.cp, times, numbers, item)
+    elif how == "gather":
+        numbers = 2 * kv * r.d.cp
+        yield Collective("keys and values", "all_gather", "cp", r.d.cp, calls * r.passes, numbers, FLOAT)
+        yield Collective("keys and values, backward", "reduce_scatter", "cp", r.d.cp, calls, numbers, FLOAT)
+    else:
+        turns = r.d.cp - 1
+        for kind in ("send", "recv"):
+            yield Collective("keys and values", kind, "cp", 2, calls * turns * (r.passes + 1), 2 * kv, r.item)
+            yield Collective("their gradients", kind, "cp", 2, calls * r.d.cp, 2 * kv, FLOAT)
+
+
+def experts(r: Rank) -> Iterator[Collective]:
+    """Tokens to the experts that they chose and back, and the statistics of the choice.
+
+    How many tokens come to a rank depends on what they choose. Two of four sizes are known: all copies of this rank's
+    tokens leave, and the gradients of all come back; the other two are those of the tokens that came.
+    """
+    N = r.model.num_experts
+    if N is None:
+        return
+    calls = r.layers * r.micro_batches
+    if r.model.router_aux_loss_coef:
+        ranks = r.d.dp * r.d.cp
+        yield Collective("balance", "all_reduce", "tokens", ranks, 2 * calls, 2 * N + 1, FLOAT)
+    if r.d.ep == 1:
+        return
+    again = r.parallel.recompute != "none"
+    copies = r.positions * r.model.needed("num_experts_per_tok") * r.model.sizes.D
+    ep = r.d.ep
+    yield Collective("counts of tokens", "all_to_all", "ep", ep, calls * (1 + again), N, LONG)
+    yield Collective("tokens to experts", "all_to_all", "ep", ep, calls * (1 + again), copies, r.item)
+    yield Collective("outputs of experts", "all_to_all", "ep", ep, calls * (1 + again), copies, r.item, routed=True)
+    yield Collective("gradients to experts", "all_to_all", "ep", ep, calls, copies, r.item)
+    yield Collective("gradients of tokens", "all_to_all", "ep", ep, calls, copies, r.item, routed=True)
+
+
+def between_stages(r: Rank) -> Iterator[Collective]:
+    """Hidden states to the next stage, their gradients to the one before."""
+    if r.d.pp == 1:
+        return
+    numbers = r.positions // r.d.tp * r.model.sizes.D
+    behind, before = (sum(not end for end in ends) for ends in zip(*((c.last, c.first) for c in r.chunks), strict=True))
+    for purpose, sent, received in (("hidden states", behind, before), ("their gradients", before, behind)):
+        for kind, stages in (("send", sent), ("recv", received)):
+            if stages:
+                yield Collective(purpose, kind, "pp", 2, stages * r.micro_batches, numbers, FLOAT)

@@ -1,0 +1,173 @@
+"""What ranks that hold one model together, or copies of it, send in a step beside the passes through its layers.
+
+Weights and gradients of FSDP2's units (Zhao et al., 2023), sums over copies (`distributed/replicate.py`), Muon's
+exchanges (`distributed/whole.py`), DiLoCo's meetings, norm and loss. FSDP2 pads dim 0 of every weight to a multiple of
+the ranks: with 2,048 of them a matrix of 6,656 rows travels as 8,192.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterator
+
+from foretell.plan import layout
+from foretell.plan.collective import BYTE, DOUBLE, FLOAT, HALF, LONG, Chunk, Collective, Rank
+from foretell.plan.weights import Weight, layer_weights, outer_weights
+
+# As in distributed/replicate.py: numbers that share a scale, and numbers that an outer step sends at once.
+BLOCK, SCALE_BYTES = 256, 4
+BUCKET = 2**24
+
+
+def _shape_here(r: Rank, weight: Weight) -> tuple[int, ...]:
+    """What tensor and expert parallelism leave of a weight, which FSDP2 divides."""
+    return layout.before_fsdp(*weight, r.d, r.place)[1]
+
+
+def _held(r: Rank, weight: Weight) -> int:
+    """Numbers of a weight that this rank holds in the end."""
+    return math.prod(layout.box(*weight, r.d, r.place)[1])
+
+
+def layer_of(r: Rank, n: int = 0) -> list[Weight]:
+    """The weights of layer n, by their full names."""
+    return [(f"model.layers.{n}.{name}", shape) for name, shape in layer_weights(r.model, r.traits)]
+
+
+def units(r: Rank) -> Iterator[tuple[str, int, int, int, str, int]]:
+    """FSDP2's units: (name, how many alike, numbers gathered, bytes of a number, axis, ranks)."""
+
+    def numbers(weights: list[Weight], ranks: int) -> int:
+        return sum(layout.padded(_shape_here(r, w), ranks) for w in weights)
+
+    layer = layer_of(r)
+    apart = [w for w in layer if r.d.experts_apart and ".mlp.experts." in w[0]]
+    together = [w for w in layer if w not in apart]
+    yield "layer", r.layers, numbers(together, r.d.fsdp), r.item, "fsdp", r.d.fsdp
+    if apart:
+        yield "experts", r.layers, numbers(apart, r.d.expert_fsdp), r.item, "expert_fsdp", r.d.expert_fsdp
+    for chunk in r.chunks:
+        outer = list(outer_weights(r.model, chunk.first, chunk.last))
+        if outer:
+            yield "root", 1, numbers(outer, r.d.fsdp), FLOAT, "fsdp", r.d.fsdp
+
+
+def weights_and_gradients(r: Rank, evaluated: bool) -> Iterator[Collective]:
+    """Gathers of weights and sums of gradients, unit by unit.
+
+    Without a pipeline a layer is given back after its forward pass and gathered again for its backward pass, in every
+    micro-batch; what is outside the layers is gathered once a micro-batch. A pipeline keeps what it has gathered
+    through the step. A validation before the step leaves gathered what is not given back after a forward pass.
+    """
+    for unit, alike, numbers, item, axis, ranks in units(r):
+        if ranks > 1:
+            if r.d.pp > 1:
+                gathers = 0 if evaluated else 1
+            else:
+                gathers = r.micro_batches - evaluated if unit == "root" else _gathers_of_a_layer(r, unit)
+            yield Collective("weights", "all_gather", axis, ranks, alike * gathers, numbers, item)
+            yield Collective("gradients", "reduce_scatter", axis, ranks, alike, numbers, FLOAT)
+        if r.parallel.local_steps == 1:
+            yield from over_copies(r, numbers // ranks, alike)
+
+
+def _gathers_of_a_layer(r: Rank, unit: str) -> int:
+    return 2 * r.micro_batches
+
+
+def over_copies(
+    r: Rank, numbers: int, calls: int = 1, purpose: str = "gradients between copies", every: int = 1
+) -> Iterator[Collective]:
+    """The sum of so many float32 numbers over the copies of the model, `calls` times."""
+    n = r.d.dp_replicate
+    if n == 1 or numbers == 0:
+        return
+    part, item = -(-numbers // n), FLOAT
+    if r.parallel.strict:
+        pass
+    elif r.parallel.reduce == "float32":
+        yield Collective(purpose, "all_reduce", "dp_replicate", n, calls, numbers, FLOAT, every)
+        return
+    elif r.parallel.reduce == "bfloat16":
+        item = HALF
+    else:
+        blocks = -(-numbers // (n * BLOCK))
+        part, item = blocks * (BLOCK + SCALE_BYTES), BYTE
+    for kind in ("all_to_all", "all_gather"):
+        yield Collective(purpose, kind, "dp_replicate", n, calls, n * part, item, every)
+
+
+def whole_matrices(r: Rank) -> Iterator[Collective]:
+    """Muon: parts of all matrices of a shape go to their owners, and parts of the results come back."""
+    if r.train.optimizer != "muon":
+        return
+    ranks = r.d.fsdp * r.d.tp
+    shapes, mine = Counter[tuple[int, ...]](), Counter[tuple[int, ...]]()
+    for weight in layer_of(r):
+        if len(weight[1]) >= 2:
+            shapes[weight[1]] += r.layers
+            mine[weight[1]] += r.layers * _held(r, weight)
+    for shape, members in shapes.items():
+        owned = len(range(0, members, ranks)) * math.prod(shape)
+        for numbers in (mine[shape], owned):
+            yield Collective("Muon's matrices", "all_to_all", "copy", ranks, 1, numbers, FLOAT)
+
+
+def partial_gradients(r: Rank) -> Iterator[Collective]:
+    """Gradients of weights that are whole on every rank of tp: one sum of all of them."""
+    if r.d.tp == 1:
+        return
+    numbers = sum(_held(r, w) for w in _all_weights(r) if layout.split(w[0]).summed)
+    yield Collective("gradients of whole weights", "all_reduce", "tp", r.d.tp, 1, numbers, FLOAT)
+
+
+def _all_weights(r: Rank) -> list[Weight]:
+    """Of all its stages, in the model's order."""
+    return [w for chunk in r.chunks for w in _weights_of(r, chunk)]
+
+
+def _weights_of(r: Rank, chunk: Chunk) -> Iterator[Weight]:
+    outer = list(outer_weights(r.model, chunk.first, chunk.last))
+    yield from (w for w in outer if "embed_tokens" in w[0])
+    for n in chunk.layers:
+        yield from layer_of(r, n)
+    yield from (w for w in outer if "embed_tokens" not in w[0])
+
+
+def tied_table(r: Rank) -> Iterator[Collective]:
+    """The two ends of a tied table exchange its gradient."""
+    if r.d.pp == 1 or not r.model.tie_word_embeddings or r.pp_place not in (0, r.d.pp - 1):
+        return
+    numbers = _held(r, ("lm_head.weight", (r.model.sizes.V, r.model.sizes.D)))
+    for kind in ("send", "recv"):
+        yield Collective("gradient of the tied table", kind, "pp", 2, 1, numbers, FLOAT)
+
+
+def totals(r: Rank) -> Iterator[Collective]:
+    """Loss and norm of the step, what the loop asks around it, and in a strict run the loss in its fixed order."""
+    world, alone = r.d.world_size, r.parallel.local_steps > 1
+    if r.parallel.strict and r.d.dp_replicate > 1:
+        n = r.d.dp_replicate
+        for kind in ("all_to_all", "all_gather"):
+            yield Collective("loss", kind, "dp_replicate", n, 1, n, DOUBLE)
+    if alone:
+        one = world // r.d.dp_replicate
+        yield Collective("loss and norm", "all_reduce", "one_copy", one, 1, 2, DOUBLE)
+        yield Collective("largest norm", "all_reduce", "world", world, 1, 1, DOUBLE)
+    yield Collective("loss and norm", "all_reduce", "world", world, 1, 2, DOUBLE)
+    yield Collective("wish to stop", "all_reduce", "world", world, 1, 1, LONG, outside=True)
+
+
+def meetings(r: Rank) -> Iterator[Collective]:
+    """DiLoCo's outer step, once in `local_steps`: how far each copy moved, in buckets of whole parameters."""
+    if r.parallel.local_steps == 1:
+        return
+    size, begun = 0, False
+    for weight in _all_weights(r):
+        held = _held(r, weight)
+        if begun and size + held > BUCKET:
+            yield from over_copies(r, size, purpose="outer step", every=r.parallel.local_steps)
+            size = 0
+        size, begun = size + held, True
+    yield from over_copies(r, size, purpose="outer step", every=r.parallel.local_steps)
