@@ -50,6 +50,7 @@ class Sizes(NamedTuple):
 class ModelConfig(Table):
     """`[model]`: Hugging Face key names. Unset sizes derive from `hidden_size` (see `resolved`)."""
 
+    preset: str | None = Field(None, description="plan only: a published model, such as llama3-405b, or a config.json")
     hidden_size: int | None = Field(None, gt=0, description="width D; chosen by the forecast when unset")
     num_hidden_layers: int | None = Field(None, gt=0, description="layers; chosen by the forecast when unset")
     num_attention_heads: int | None = Field(None, gt=0, description="query heads H; hidden_size / 64, at least 4")
@@ -240,6 +241,18 @@ class ParallelConfig(Table):
     virtual_shards: int = Field(4, gt=0, description="strict: parts of the batch that are added in a fixed order")
 
 
+class ClusterConfig(Table):
+    """`[cluster]`: the machines that a run is planned for. Unset: this one, as it was measured."""
+
+    hardware: str | None = Field(None, description="an entry of plan/hardware.toml, such as h100-sxm, or of `table`")
+    nodes: int = Field(1, gt=0, description="machines")
+    gpus_per_node: int | None = Field(None, gt=0, description="devices of each; unset: all that such a node has")
+    table: str | None = Field(None, description="a hardware table of your own, in the form of plan/hardware.toml")
+    price_per_hour: float | None = Field(None, ge=0, description="US dollars a device and hour; unset: the table's")
+    checkpoint_seconds: float = Field(60.0, gt=0, description="for which a checkpoint holds training up")
+    restart_seconds: float = Field(600.0, gt=0, description="from a failure until training goes on")
+
+
 class EvaluateConfig(Table):
     """`[evaluate]`."""
 
@@ -256,6 +269,7 @@ class RunConfig(Table):
     data: DataConfig = DataConfig()
     train: TrainConfig = TrainConfig()
     parallel: ParallelConfig = ParallelConfig()
+    cluster: ClusterConfig = ClusterConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
 
 

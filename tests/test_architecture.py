@@ -14,13 +14,13 @@ from transformers.models.qwen3_moe.modeling_qwen3_moe import Qwen3MoeExperts
 from foretell.config import ModelConfig
 from foretell.errors import ConfigError
 from foretell.models.decoder import Decoder
-from foretell.plan import architecture, flops
+from foretell.plan import architecture, flops, models
 
 CONTEXT, SOURCE = 48, 32
 
 
 def built(name: str) -> Any:
-    keys = dict(architecture.presets()[name])
+    keys = dict(models.presets()[name])
     family = keys.pop("model_type")
     config = AutoConfig.for_model(family, **keys)
     config._attn_implementation = "eager"
@@ -60,9 +60,9 @@ def counted(model: Any, backward: bool) -> int:
     return counter.get_total_flops() - angles
 
 
-@pytest.mark.parametrize("name", architecture.presets())
+@pytest.mark.parametrize("name", models.presets())
 def test_a_preset_has_the_parameters_and_products_of_transformers_own_class(name: str) -> None:
-    model, known = built(name), architecture.preset(name)
+    model, known = built(name), models.preset(name)
     assert known.parameters["total"] == sum(p.numel() for p in model.parameters())
     f = known.forward_flops(CONTEXT, SOURCE)
     assert counted(model, backward=False) == f["matrices"] + f["head"] + f["attention_full"]
@@ -70,14 +70,14 @@ def test_a_preset_has_the_parameters_and_products_of_transformers_own_class(name
 
 @pytest.mark.parametrize("name", ["gpt2", "bert-base", "t5-small", "qwen3-0.6b"])
 def test_training_costs_three_forward_passes(name: str) -> None:
-    per_token = architecture.preset(name).flops_per_token(CONTEXT, SOURCE)
+    per_token = models.preset(name).flops_per_token(CONTEXT, SOURCE)
     assert counted(built(name), backward=True) == pytest.approx(per_token["full"] * CONTEXT, rel=1e-12)
 
 
 def test_the_decoder_of_this_package_is_the_same_by_either_count() -> None:
     for keys in ({}, {"num_experts": 4, "num_experts_per_tok": 2}, {"num_experts": 8, "balance": "bias"}):
         model = ModelConfig(hidden_size=192, num_hidden_layers=3, **keys).resolved(500, 64)
-        known = architecture.of_model(model)
+        known = models.of_model(model)
         with torch.device("meta"):
             assert known.parameters["total"] == sum(p.numel() for p in Decoder(model).parameters())
         assert known.parameters["total"] == flops.parameters(model)["total"]
@@ -105,20 +105,20 @@ def test_the_attention_of_each_token_is_counted_by_hand() -> None:
     ],
 )
 def test_published_sizes(name: str, millions: int) -> None:
-    assert architecture.preset(name).parameters["total"] == pytest.approx(millions * 1e6, rel=0.006)
+    assert models.preset(name).parameters["total"] == pytest.approx(millions * 1e6, rel=0.006)
 
 
 def test_active_parameters_as_published() -> None:
     # 37B and 3.3B: DeepSeek-V3's report and Qwen3's count the embedding's rows once.
-    assert architecture.preset("deepseek-v3").parameters["active"] == pytest.approx(37e9, rel=0.03)
-    assert architecture.preset("qwen3-30b-a3b").parameters["active"] == pytest.approx(3.3e9, rel=0.03)
-    assert architecture.preset("qwen3-235b-a22b").parameters["active"] == pytest.approx(22e9, rel=0.03)
+    assert models.preset("deepseek-v3").parameters["active"] == pytest.approx(37e9, rel=0.03)
+    assert models.preset("qwen3-30b-a3b").parameters["active"] == pytest.approx(3.3e9, rel=0.03)
+    assert models.preset("qwen3-235b-a22b").parameters["active"] == pytest.approx(22e9, rel=0.03)
 
 
 def test_what_cannot_be_read_says_so() -> None:
     with pytest.raises(ConfigError, match="did you mean llama3-405b"):
-        architecture.preset("llama-405b")
+        models.preset("llama-405b")
     with pytest.raises(ConfigError, match="model_type `mamba` is not one of"):
-        architecture.of({"model_type": "mamba"})
+        models.of({"model_type": "mamba"})
     with pytest.raises(ConfigError, match="needs the key n_head"):
-        architecture.of({"model_type": "gpt2", "n_embd": 8})
+        models.of({"model_type": "gpt2", "n_embd": 8})

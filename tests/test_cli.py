@@ -12,8 +12,8 @@ import pytest
 import tiny
 
 from foretell import __version__, config
-from foretell.cli import console
 from foretell.cli.display import Display
+from foretell.cli.options import console
 from foretell.cli.steps import complete, prepared, train_and_report, visible
 from foretell.errors import ConfigError
 from foretell.models import hf

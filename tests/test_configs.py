@@ -11,7 +11,9 @@ from foretell.models.decoder import Decoder
 from foretell.plan import flops
 
 FOLDER = Path(__file__).parent.parent / "configs"
-PRESETS = sorted(p.stem for p in FOLDER.glob("*.toml"))
+ALL = sorted(p.stem for p in FOLDER.glob("*.toml"))
+CLUSTERS = [name for name in ALL if config.load(FOLDER / f"{name}.toml").cluster.hardware]
+PRESETS = [name for name in ALL if name not in CLUSTERS]
 
 
 def completed(name: str) -> config.RunConfig:
@@ -47,6 +49,17 @@ def test_bytes_are_the_byte_tokenizer() -> None:
     c = completed("bytes")
     assert c.tokenizer.kind == "bytes"
     assert c.model.vocab_size == tokenizer.byte_tokenizer().vocab_size
+
+
+@pytest.mark.parametrize("name", CLUSTERS)
+def test_a_cluster_can_be_planned(name: str) -> None:
+    c = config.load(FOLDER / f"{name}.toml")
+    found = plan.forecast_abroad(c)
+    assert found["fits"]
+    assert found["layout"]["world_size"] == int(name.rsplit("-", 1)[1])
+    text = (FOLDER / f"{name}.toml").read_text(encoding="utf-8")
+    assert text.startswith("# ")
+    assert "`foretell plan`" in text.split("\n[")[0]
 
 
 @pytest.mark.parametrize("name", PRESETS)

@@ -8,22 +8,17 @@ interrupted with everything saved.
 from __future__ import annotations
 
 import io
-import json
 import re
 import signal
 import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
+from typing import Annotated, Any, Literal
 
 import typer
 
 from foretell import __version__, errors
-
-if TYPE_CHECKING:
-    from rich.console import Console
-
-    from foretell.config import RunConfig
+from foretell.cli import forecasting
+from foretell.cli.options import Json, Out, Quiet, RunToml, console, emit, fail, read_config, with_options
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -32,13 +27,6 @@ app = typer.Typer(
     rich_markup_mode="rich",
     help="Foretell: train a language model you own, and know beforehand what it will cost and how good it will be.",
 )
-
-Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout; progress on stderr.")]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")]
-RunToml = Annotated[
-    list[str] | None, typer.Argument(metavar="[RUN.toml] [key=value ...]", help="A config file, and overrides of it.")
-]
-Out = Annotated[Path, typer.Option("--out", help="The folder that holds run folders.")]
 
 
 def main() -> None:
@@ -56,18 +44,18 @@ def main() -> None:
         if code == 130:
             raise KeyboardInterrupt
     except errors.ForetellError as e:
-        _fail(str(e), e.exit_code, as_json)
+        fail(str(e), e.exit_code, as_json)
     except typer.Exit as e:
         code = e.exit_code
     except (typer.Abort, KeyboardInterrupt):
-        _fail("interrupted", 130, as_json)
+        fail("interrupted", 130, as_json)
     except _Terminated:
-        _fail("ended by SIGTERM", 143, as_json)
+        fail("ended by SIGTERM", 143, as_json)
     except BrokenPipeError:
         sys.stderr.close()
         code = 141
     except OSError as e:  # a full disk, a folder that may not be written
-        _fail(f"{e.filename}: {e.strerror}" if e.filename else str(e), 2, as_json)
+        fail(f"{e.filename}: {e.strerror}" if e.filename else str(e), 2, as_json)
     except Exception as e:
         # typer's own usage errors carry their exit code and know how to show themselves.
         if hasattr(e, "show") and hasattr(e, "exit_code"):
@@ -90,54 +78,6 @@ def _take_any_text() -> None:
     for stream, way in ((sys.stdin, "surrogateescape"), (sys.stdout, "backslashreplace")):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors=way)
-
-
-def _print_json(result: dict[str, Any]) -> None:
-    text = json.dumps(result, ensure_ascii=False)
-    try:
-        text.encode(sys.stdout.encoding or "utf-8")
-    except UnicodeEncodeError:  # not in this encoding, or the name of a file that is no Unicode
-        text = json.dumps(result)
-    print(text)
-
-
-def _fail(message: str, code: int, as_json: bool) -> NoReturn:
-    if as_json:
-        _print_json({"error": message, "exit_code": code})
-    print(f"foretell: {message}", file=sys.stderr)
-    sys.exit(code)
-
-
-def console() -> Console:
-    """Where progress goes: stderr."""
-    from rich.console import Console
-
-    return Console(stderr=True)
-
-
-def emit(result: dict[str, Any], as_json: bool, render: Callable[[dict[str, Any]], Any] | None = None) -> None:
-    """The verb's result on stdout: JSON, or what `render` makes of it."""
-    if as_json:
-        _print_json(result)
-    elif render is not None:
-        shown = render(result)
-        if isinstance(shown, str):  # as it is: paths may be long, and hold what rich takes for markup
-            print(shown)
-            return
-        from rich.console import Console
-
-        # A pipe has no width of its own.
-        out = Console() if sys.stdout.isatty() else Console(width=120)
-        out.print(shown, highlight=False)
-
-
-def read_config(arguments: list[str] | None) -> RunConfig:
-    """The config of `[RUN.toml] [key=value ...]`."""
-    from foretell import config
-
-    words = list(arguments or [])
-    path = Path(words.pop(0)) if words and "=" not in words[0] else None
-    return config.load(path, words)
 
 
 @app.callback(invoke_without_command=True)
@@ -191,27 +131,7 @@ def prepare(
     emit(result, as_json, data.render_funnel)
 
 
-@app.command()
-def plan(
-    arguments: RunToml = None,
-    source: Annotated[str | None, typer.Option("--data", help="Text, or a prepared folder.")] = None,
-    budget: Annotated[str | None, typer.Option(help="10m, 2h, 90s, or 1e15 FLOPs.")] = None,
-    out: Out = Path("runs"),
-    as_json: Json = False,
-    quiet: Quiet = False,
-) -> None:
-    """Forecast a run on this machine: parameters, FLOPs, memory, time and final loss. Trains nothing."""
-    from foretell import plan as forecasting
-    from foretell.cli import tables
-    from foretell.cli.display import Display
-    from foretell.cli.steps import machine, prepared
-
-    c = _with_options(read_config(arguments), source, budget)
-    with Display(console(), quiet) as display:
-        record = machine(display)
-        corpus = prepared(c, out, display).corpus if c.data.source else None
-    forecast = forecasting.forecast(c, machine=record, corpus=corpus)
-    emit(forecast, as_json, tables.forecast)
+app.command()(forecasting.plan)
 
 
 @app.command()
@@ -242,7 +162,7 @@ def train(
         with Display(console(), quiet or runtime.rank() > 0) as display:
             work(out / (name or ""), Path(source) if source else None, display)
         return
-    c = _with_options(read_config(arguments), source, budget)
+    c = with_options(read_config(arguments), source, budget)
     with Display(console(), quiet) as display:
         where = Processes(processes, nodes, rendezvous, max_restarts, begin_only)
         result = train_and_report(c, out, name, resume, allow_drift, display, where)
@@ -285,16 +205,7 @@ def launch(
             raise errors.ForetellError(f"{' '.join(command)}: {e}") from None
 
 
-@app.command()
-def verify(run: Annotated[Path, typer.Argument(help="A run folder.")], as_json: Json = False) -> None:
-    """Forecast beside measurement with signed errors. Exit 3 when a headline fell outside its 90% interval."""
-    from foretell import plan as forecasting
-    from foretell.cli import tables
-
-    result = forecasting.verify(*(forecasting.stored(run / name) for name in ("plan.json", "measured.json")))
-    emit(result, as_json, tables.verdict)
-    if not result["headline_held"]:
-        raise typer.Exit(3)
+app.command()(forecasting.verify)
 
 
 @app.command()
@@ -372,21 +283,4 @@ def report(
     emit({"report": str(path)}, as_json, lambda r: r["report"])
 
 
-@app.command()
-def calibrate(as_json: Json = False, quiet: Quiet = False) -> None:
-    """Measure this machine anew: product rates, bandwidth, overheads. Forecasts read the record."""
-    from foretell import calibrate as measuring
-    from foretell.cli.display import Display
-
-    with Display(console(), quiet) as display:
-        display.say("measuring this machine …")
-        record = measuring.record(renew=True)
-    emit(record, as_json, measuring.render)
-
-
-def _with_options(c: RunConfig, source: str | None, budget: str | None) -> RunConfig:
-    from foretell import config
-
-    if source is not None:
-        c = config.updated(c, data={"source": source})
-    return config.updated(c, train={"budget": budget}) if budget is not None else c
+app.command()(forecasting.calibrate)

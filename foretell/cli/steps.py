@@ -28,7 +28,23 @@ def machine(display: Display) -> dict[str, Any]:
 
     if calibrate.stored() is None:
         display.say("  [dim]measuring this machine, once …[/]")
-    return calibrate.record()
+    return {**calibrate.record(), "lessons": lessons()}
+
+
+def lessons_path() -> Path:
+    """Where what earlier runs on this machine taught is kept, beside its record."""
+    from foretell import runtime
+
+    return runtime.cache_dir() / f"lessons-{runtime.machine_key()}.json"
+
+
+def lessons() -> dict[str, Any]:
+    """What `foretell verify --recalibrate` kept; nothing where it never ran."""
+    try:
+        kept = json.loads(lessons_path().read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return kept["lessons"] if isinstance(kept, dict) and kept.get("format_version") == 1 else {}
 
 
 def sources_of(c: RunConfig) -> list[str]:

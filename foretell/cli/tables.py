@@ -52,6 +52,23 @@ def verdict(verified: dict[str, Any]) -> Table:
     return table
 
 
+def history(gathered: dict[str, Any]) -> Table:
+    """Over several runs: how often the intervals held, and how far the forecasts were off, one quantity a row."""
+    share = gathered["held_share"]
+    held = f", {numbers.percent(share)} of all intervals held (90% is right)" if share is not None else ""
+    table = Table(box=None, padding=(0, 1), title=f"{len(gathered['runs'])} runs{held}", title_justify="left")
+    for column in ("quantity", "runs", "held", "median error", "worst error"):
+        table.add_column(column, justify="left" if column == "quantity" else "right")
+    for q in gathered["quantities"]:
+        held = numbers.percent(q["held_share"]) if q["held_share"] is not None else ""
+        errors = (q["median_error_percent"], q["worst_error_percent"])
+        table.add_row(label(q["name"]).en, str(q["runs"]), held, *("" if e is None else f"{e:+.1f}%" for e in errors))
+    for name, lesson in gathered.get("lessons", {}).items():
+        change = f"forecasts times {lesson['factor']:.3f}, ±{numbers.percent(lesson['half_width'])}"
+        table.add_row(f"[green]{name} learned[/]", str(lesson["runs"]), "", change, "")
+    return table
+
+
 def _shown(name: str, value: float) -> str:
     return pick(numbers.field(name, value)).en
 

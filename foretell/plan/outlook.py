@@ -6,7 +6,7 @@ import math
 from typing import Any
 
 from foretell.config import RunConfig
-from foretell.plan import flops, memory, scaling, size, time
+from foretell.plan import flops, history, memory, scaling, size, time
 from foretell.plan.budget import parse_budget
 
 MEMORY_SPREAD = 0.22
@@ -31,6 +31,7 @@ def plan(
     step = time.step_seconds(m, t, machine, trial, probe)
     seconds = time.run_seconds(config, machine, trial, probe)
     used = memory.memory_bytes(m, t, machine.get("process_bytes"))
+    peak = history.taught(scaling.spread(used["peak"], MEMORY_SPREAD), machine, "memory_bytes.peak")
     room = float(machine.get("memory_bytes") or math.inf)
     result: dict[str, Any] = {
         "model": m.model_dump(),
@@ -52,11 +53,12 @@ def plan(
         "seconds": seconds,
         "tokens_per_second": _inverse(seconds, tokens),
         "mfu": _inverse(step, batch * per_token["causal"] / peak_rate),
-        "memory_bytes": {**used, "peak": scaling.spread(used["peak"], MEMORY_SPREAD)},
-        "fits": used["peak"] <= room,
+        "memory_bytes": {**used, "peak": peak},
+        "fits": peak["value"] <= room,
         "corpus": corpus,
         "probe": probe,
         "trial": trial,
+        "lessons": history.factors(machine, trial is not None),
     }
     if corpus:
         # The law was fitted to dense models; of a mixture it is given what a token passes through, which is cautious.

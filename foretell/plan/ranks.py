@@ -11,16 +11,17 @@ expert and pipeline parallelism have taken their parts:
   because they are summed over the processes only once a step;
 - activations of every micro-batch that is under way on this stage of the pipeline, logits of one.
 
-The largest moment is one of three: the loss, when all activations live; the end of the backward pass, when all gradients
-do; the optimiser's step. Every stage is counted. Not handled: what an allocator cannot use (`SLACK` stands for it where
-memory is compared with a device's), offload (then states are the host's).
+The largest moment is one of three: the loss, when all activations live; the end of the backward pass, when all
+gradients do; the optimiser's step. Every stage is counted. Not handled: what an allocator cannot use (`SLACK` stands
+for it where memory is compared with a device's), offload (then states are the host's).
 """
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from foretell.config import ParallelConfig, TrainConfig
@@ -167,7 +168,7 @@ def under_way(p: Place, stage: int) -> float:
 
 
 def logit_bytes(a: Architecture, p: Place) -> float:
-    """Bytes of the cross-entropy of one micro-batch at its peak, as `train/loss.py` and `tensor.cross_entropy` do it."""
+    """Bytes of the cross-entropy of one micro-batch at its peak (`train/loss.py`, `tensor.cross_entropy`)."""
     V, D, tp = a.vocab / p.degrees.tp, a.hidden, p.degrees.tp
     if tp == 1 and (p.chunk is None or p.chunk >= p.tokens):
         return (FLOAT * 3 + (HALF if p.item == HALF else 0)) * p.tokens * V
@@ -175,32 +176,40 @@ def logit_bytes(a: Architecture, p: Place) -> float:
     return FLOAT * (2 * chunk * V + 2 * (p.tokens * D + V * D))
 
 
-def stages(a: Architecture, p: Place, schedule_stages: int) -> Iterator[tuple[list[Layer], bool, bool]]:
-    """Of every stage its layers, and whether it has the embedding and the head."""
-    layers = [y for s in a.stacks for y in s.each()]
-    cut = layout.stage_layers(len(layers), schedule_stages)
-    for n in range(p.degrees.pp):
-        own = [layers[i] for s in range(n, schedule_stages, p.degrees.pp) for i in cut[s]]
-        yield own, n == 0, n == p.degrees.pp - 1
+Layers = list[tuple[int, Layer]]  # how many of each
 
 
-def of_stage(a: Architecture, p: Place, stage: int, layers: list[Layer], first: bool, last: bool) -> dict[str, float]:
+def stages(a: Architecture, pp: int, schedule_stages: int) -> Iterator[tuple[Layers, bool, bool]]:
+    """Of every place in the pipeline its layers, and whether it has the embedding and the head."""
+    kinds = [(n, y) for s in a.stacks for n, y in s.layers]
+    ends = list(itertools.accumulate(n for n, _ in kinds))
+    cut = layout.stage_layers(ends[-1], schedule_stages)
+    for place in range(pp):
+        own = [cut[s] for s in range(place, schedule_stages, pp)]
+        groups = [
+            (sum(max(0, min(end, r.stop) - max(end - n, r.start)) for r in own), y)
+            for (n, y), end in zip(kinds, ends, strict=True)
+        ]
+        yield [g for g in groups if g[0]], place == 0, place == pp - 1
+
+
+def of_stage(a: Architecture, p: Place, stage: int, layers: Layers, first: bool, last: bool) -> dict[str, float]:
     """The parts and the peak, in bytes, of a process of one stage."""
     d = p.degrees
-    units = [unit_numbers(y, d) for y in layers]
+    units = [(n, *unit_numbers(y, d)) for n, y in layers]
     root = _root_numbers(a, d, first, last)
-    held, matrices = sum(u[1] for u in units) + root[1], sum(u[2] for u in units)
+    held, matrices = sum(n * u for n, _, u, _ in units) + root[1], sum(n * u for n, _, _, u in units)
     weights = FLOAT * held
     optimizer = FLOAT * (held * _STATES[p.optimizer] + (held - matrices if p.optimizer == "muon" else 0))
-    largest = max((u[0] for u in units), default=0)
-    whole = sum(u[0] for u in units) + root[0]
+    largest = max((u for _, u, _, _ in units), default=0)
+    whole = sum(n * u for n, u, _, _ in units) + root[0]
     divided = d.fsdp > 1
     gathered = p.item * largest * GATHERED + FLOAT * root[0] if divided else 0.0
     summed = FLOAT * largest * (SUMMED if divided else 1)
     several = p.batches > 1
-    of_layers = [layer_bytes(y, a.hidden, p) for y in layers]
-    activations = under_way(p, stage) * sum(b for b, _ in of_layers)
-    again = max((more for _, more in of_layers), default=0.0)
+    of_layers = [(n, *layer_bytes(y, a.hidden, p)) for n, y in layers]
+    activations = under_way(p, stage) * sum(n * kept for n, kept, _ in of_layers)
+    again = max((more for _, _, more in of_layers), default=0.0)
     logits = logit_bytes(a, p) if last else 0.0
     collected = FLOAT * (whole if several and divided else held if several else 0)
     at_loss = activations + max(logits, again + summed + FLOAT * (root[0] if last else 0)) + gathered + collected
@@ -232,14 +241,14 @@ def _root_numbers(a: Architecture, d: Degrees, first: bool, last: bool) -> tuple
     return gathered, sum(math.ceil(n / d.fsdp) * each for n, each in rows)
 
 
-def workspace_bytes(layers: list[Layer], p: Place) -> float:
+def workspace_bytes(layers: Layers, p: Place) -> float:
     """Bytes of Muon's step: parts sent and received, and three of each whole matrix that this rank works on."""
     d = p.degrees
     ranks, most = d.fsdp * d.tp, 0.0
     kinds: dict[tuple[int, int], int] = {}
-    for y in layers:
+    for count, y in layers:
         for m in y.matrices:
-            kinds[m.rows, m.columns] = kinds.get((m.rows, m.columns), 0) + m.copies
+            kinds[m.rows, m.columns] = kinds.get((m.rows, m.columns), 0) + count * m.copies
     for (rows, columns), n in kinds.items():
         mine = math.ceil(n / ranks)
         sent = FLOAT * rows * columns * n / ranks
@@ -253,13 +262,16 @@ def memory_bytes(a: Architecture, parallel: ParallelConfig, train: TrainConfig, 
     p = place(parallel, train, d)
     count = d.pp * layout.stages_of_a_process(parallel)
     rows = []
-    for n, (layers, first, last) in enumerate(stages(a, p, count)):
+    for n, (layers, first, last) in enumerate(stages(a, d.pp, count)):
         found = of_stage(a, p, n, layers, first, last)
         states = found["weights"] + found["gradients"] + found["optimizer"]
-        rows.append({"stage": n, "layers": len(layers), "states": states, **found})
+        rows.append({"stage": n, "layers": sum(k for k, _ in layers), "states": states, **found})
     return rows
 
 
-def alone(p: Place) -> Place:
-    """The same work on a single process."""
-    return replace(p, degrees=Degrees(1, 1, 1, 1, 1, 1))
+def peak_bytes(a: Architecture, parallel: ParallelConfig, train: TrainConfig, d: Degrees) -> float:
+    """The largest peak of any stage. Early stages hold most micro-batches, the last one the logits."""
+    p = place(parallel, train, d)
+    every = list(stages(a, d.pp, d.pp * layout.stages_of_a_process(parallel)))
+    deepest = max(range(len(every)), key=lambda n: sum(k for k, _ in every[n][0]))
+    return max(of_stage(a, p, n, *every[n])["peak"] for n in {0, min(1, d.pp - 1), deepest, d.pp - 1})

@@ -6,8 +6,12 @@ queries or without. The names of weights and how a run places them are `layout.p
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
+
+from foretell.plan import architecture
+from foretell.plan.architecture import Architecture
 
 
 @dataclass(frozen=True)
@@ -129,6 +133,38 @@ class Shape:
             keys = a.keys(context) if causal else min(context, a.window or context)
             total += n * (6.0 * weights + 6.0 * a.width * keys)
         return total
+
+
+def of(a: Architecture) -> Shape:
+    """The shape of an architecture. A layer with two attentions counts as two, the first without a feed-forward part."""
+    return Shape(a.hidden, a.vocab, tuple(_layers(a)), a.tied, sum(rows for _, rows, _ in a.tables[1:]))
+
+
+def _layers(a: Architecture) -> Iterator[tuple[int, Layer]]:
+    for stack in a.stacks:
+        for n, layer in stack.layers:
+            products = tuple(
+                Product(m.columns, m.rows, m.split, m.copies if m.copies > 1 else 0, m.used, m.bias)
+                for m in layer.matrices
+            )
+            norms = sum(layer.vectors)
+            routed = layer.routed
+            wide = layer.inner + (routed.used * routed.rows if routed else 0)
+            first, *more = layer.attentions
+            rotary = 4 * (first.heads * first.qk + first.kv_heads * first.qk) if layer.rms else 0
+            # Norms read and write, residuals read two and write one; the feed-forward part reads two and writes one.
+            whole = 2 * (4 + 6) * a.hidden
+            split = (6 if layer.gated else 8) * wide + rotary
+            attention = _attention(first, layer)
+            yield n, Layer(products, attention, whole, split, 28 + 8 * len(layer.latents), norms, 2 + len(more))
+            for other in more:
+                yield n, Layer((), _attention(other, layer), 10 * a.hidden, 0, 10, 0, 0)
+
+
+def _attention(a: architecture.Attention, layer: architecture.Layer) -> Attention:
+    latent = layer.latents[0] if layer.latents else 0
+    rotary = layer.kept - latent if latent else 0
+    return Attention(a.heads, a.kv_heads, a.qk, a.v, a.causal, True, a.window, latent, rotary)
 
 
 def gpt(

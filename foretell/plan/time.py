@@ -14,7 +14,7 @@ import math
 from typing import Any
 
 from foretell.config import ModelConfig, RunConfig, TrainConfig
-from foretell.plan import flops, memory
+from foretell.plan import flops, history, memory
 from foretell.plan.scaling import PROBE_CONTEXT, spread
 
 # Where the machine record lacks a figure: round figures of one slow core, not measurements.
@@ -91,7 +91,20 @@ def step_seconds(
     trial: dict[str, Any] | None,
     probe: dict[str, Any] | None = None,
 ) -> dict[str, float]:
-    """Seconds of one optimiser step of a run, with its interval: from the trial, else the roofline and the probe."""
+    """Seconds of one optimiser step of a run, with its interval: from the trial, else the roofline and the probe.
+
+    Earlier runs on this machine correct either (`history.py`).
+    """
+    return history.taught(_untaught_step_seconds(m, t, machine, trial, probe), machine, "step_seconds", bool(trial))
+
+
+def _untaught_step_seconds(
+    m: ModelConfig,
+    t: TrainConfig,
+    machine: dict[str, Any],
+    trial: dict[str, Any] | None,
+    probe: dict[str, Any] | None,
+) -> dict[str, float]:
     if trial is not None:
         return spread(RUN_OVER_TRIAL * float(trial["step_seconds"]), _trial_spread(trial))
     value = roofline_step_seconds(m, t, machine)

@@ -1,0 +1,88 @@
+"""Models by name (`models.toml`), by their config.json, or by a [model] table, as architectures."""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import json
+import tomllib
+from collections.abc import Mapping
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from foretell.config import ModelConfig
+from foretell.errors import ConfigError
+from foretell.plan.architecture import Architecture
+from foretell.plan.families import FAMILIES
+
+
+@functools.cache
+def presets() -> dict[str, dict[str, Any]]:
+    """The configs that ship with the package, by name (`models.toml`)."""
+    text = (resources.files("foretell.plan") / "models.toml").read_text(encoding="utf-8")
+    return tomllib.loads(text)
+
+
+def preset(name: str) -> Architecture:
+    """The architecture of a preset. Raises ConfigError that names the nearest for a name not known."""
+    known = presets()
+    if name not in known:
+        near = difflib.get_close_matches(name, known, n=1, cutoff=0.3)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        raise ConfigError(f"model.preset `{name}` is not known{hint} There are: {', '.join(known)}")
+    return of(known[name], name)
+
+
+def of(config: Mapping[str, Any], name: str = "model") -> Architecture:
+    """The architecture of a Hugging Face config. Raises ConfigError for a family or a key it cannot read."""
+    family = str(config.get("model_type"))
+    if family not in FAMILIES:
+        raise ConfigError(f"{name}: model_type `{family}` is not one of {', '.join(sorted(FAMILIES))}")
+    try:
+        return FAMILIES[family](config, name)
+    except KeyError as e:
+        raise ConfigError(f"{name}: the config of a {family} needs the key {e.args[0]}") from None
+
+
+def named(name: str) -> Architecture:
+    """A preset, or the config.json at that path. Raises ConfigError where there is neither."""
+    path = Path(name)
+    if path.suffix != ".json":
+        return preset(name)
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as e:
+        raise ConfigError(f"model.preset: {path}: {e.strerror}") from None
+    except ValueError as e:
+        raise ConfigError(f"model.preset: {path} is no JSON: {e}") from None
+    if not isinstance(config, dict):
+        raise ConfigError(f"model.preset: {path} is not the config.json of a model")
+    return of(config, path.parent.name or path.stem)
+
+
+def as_model(a: Architecture) -> ModelConfig:
+    """The sizes of an architecture as a [model] table: what a layout divides. Complete for Llama's and Qwen3's kind."""
+    layer = a.stacks[-1].layers[-1][1]
+    attention, routed = layer.attentions[0], layer.routed
+    experts: dict[str, Any] = {}
+    if routed:
+        names = ("num_experts", "num_experts_per_tok", "moe_intermediate_size")
+        experts = dict(zip(names, (routed.copies, routed.used, routed.rows), strict=True))
+    return ModelConfig(
+        hidden_size=a.hidden,
+        num_hidden_layers=a.layers,
+        num_attention_heads=attention.heads,
+        num_key_value_heads=attention.kv_heads,
+        head_dim=attention.qk + attention.qk % 2,
+        intermediate_size=layer.inner or (routed.rows if routed else 1),
+        tie_word_embeddings=a.tied,
+        **experts,
+    ).resolved(a.vocab, a.context)
+
+
+def of_model(model: ModelConfig) -> Architecture:
+    """The architecture of a completed [model] table: the decoder that this package trains."""
+    keys = model.model_dump(exclude_none=True)
+    kind = "qwen3_moe" if model.num_experts else "qwen3"
+    return of({**keys, "model_type": kind, "expert_bias": model.balance == "bias"}, "model")
