@@ -10,7 +10,8 @@ Ranks stand in the order of `layout.AXES`: tensor parallelism innermost, the pip
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any, Literal
 
 from foretell.plan import kernels, layout, links, pipeline
@@ -42,6 +43,7 @@ class Job:
     recompute: Literal["none", "selective", "full"] = "none"
     sharding: Literal["none", "optimizer", "full"] = "optimizer"
     sequence_parallel: bool = True
+    overlap_gradients: bool = True
     gradient_bytes: int = 4
     state_bytes: int = 16
 
@@ -69,6 +71,7 @@ class Pass:
         return self.forward + self.inputs + self.weights + self.again
 
 
+@lru_cache(maxsize=4096)
 def layer_pass(layer: Layer, job: Job, hardware: Hardware, c: Constants) -> Pass:
     """Seconds of one layer for one micro-batch on one rank."""
     d, item = job.degrees, kernels.ITEM_BYTES[job.dtype]
@@ -80,13 +83,18 @@ def layer_pass(layer: Layer, job: Job, hardware: Hardware, c: Constants) -> Pass
     device = (peak, bandwidth, hardware.units, c)
     scores = kernels.attention_seconds(a, heads, job.micro_batch, job.context, queries, *device, backward=False)
     scores_back = kernels.attention_seconds(a, heads, job.micro_batch, job.context, queries, *device, backward=True)
-    traffic = layer.split_bytes / d.tp + layer.whole_bytes / (d.tp if job.sequence_parallel else 1)
-    wide = kernels.memory_seconds(tokens * traffic, bandwidth, c) + layer.kernels * c.kernel_seconds
     host = layer.kernels * c.host_seconds
-    first = max(forward + scores + wide, host)
+    ahead, back = (
+        kernels.memory_seconds(tokens * (split / d.tp + whole / (d.tp if job.sequence_parallel else 1)), bandwidth, c)
+        for split, whole in zip(layer.split_bytes, layer.whole_bytes, strict=True)
+    )
+    launches = layer.kernels * c.kernel_seconds
+    first = max(forward + scores + ahead + launches, host)
     again = {"none": 0.0, "selective": scores if not a.fused else 0.0, "full": first}[job.recompute]
     tp, cp, ep = _exchanges(layer, job, hardware, c, tokens, item)
-    return Pass(first, max(inputs + scores_back + 1.5 * wide, host), max(weights, host / 2), again, tp, cp, ep)
+    return Pass(
+        first, max(inputs + scores_back + back + 1.5 * launches, host), max(weights, host / 2), again, tp, cp, ep
+    )
 
 
 def _products(layer: Layer, job: Job, hardware: Hardware, c: Constants, tokens: int) -> tuple[float, float, float]:
@@ -132,9 +140,10 @@ def head_pass(shape: Shape, job: Job, hardware: Hardware, c: Constants) -> Pass:
     tokens, vocab = job.micro_batch * job.context // d.cp, max(1, shape.vocab // d.tp)
     bandwidth = hardware.memory_bytes_per_second
     device = (hardware.peak(job.dtype), bandwidth, hardware.units, c, item)
-    logits = kernels.memory_seconds(tokens * vocab * 14.0, bandwidth, c)
-    forward = kernels.product_seconds(tokens, shape.hidden, vocab, *device) + logits
-    inputs = kernels.product_seconds(tokens, vocab, shape.hidden, *device) + logits / 2
+    # In float32: converted, its largest value, differences, exponentials, sum, quotients; backward copied, scaled, cast.
+    logits = [kernels.memory_seconds(tokens * vocab * each, bandwidth, c) for each in (38.0, 22.0)]
+    forward = kernels.product_seconds(tokens, shape.hidden, vocab, *device) + logits[0]
+    inputs = kernels.product_seconds(tokens, vocab, shape.hidden, *device) + logits[1]
     weights = kernels.product_seconds(shape.hidden, tokens, vocab, *device)
     tp = 2 * links.all_reduce_seconds(2.0 * tokens * shape.hidden, links.group(d.tp, 1, hardware), hardware, c)
     return Pass(forward, inputs, weights, 0.0, tp)
@@ -171,7 +180,8 @@ def _recomputed_flops(shape: Shape, job: Job) -> float:
 def step_parts(shape: Shape, job: Job, hardware: Hardware, c: Constants) -> dict[str, float]:
     """Seconds of a step: compute, tp, cp, ep, pp, dp (exposed communication of each axis), bubble, optimizer, other."""
     d, m = job.degrees, job.micro_batches
-    kinds = {layer: layer_pass(layer, job, hardware, c) for _, layer in shape.layers}
+    one = replace(job, global_batch=0, degrees=d._replace(pp=1, dp_replicate=1, dp_outer=1))  # what a layer sees
+    kinds = {layer: layer_pass(layer, one, hardware, c) for _, layer in shape.layers}
     head = head_pass(shape, job, hardware, c)
     chunks = job.chunks if d.pp > 1 else 1
     ranges = layout.stage_layers(shape.depth, d.pp * chunks)
@@ -180,7 +190,7 @@ def step_parts(shape: Shape, job: Job, hardware: Hardware, c: Constants) -> dict
         stages[s % d.pp] += [kinds[shape.layer(i)] for i in chunk]
     stages[-1].append(head)
     far = d.world_size // d.pp >= hardware.node_link.devices
-    size = 2.0 * job.micro_batch * job.context // d.cp * shape.hidden / (d.tp if job.sequence_parallel else 1)
+    size = 2.0 * job.micro_batch * job.context // d.cp * shape.hidden / d.tp
     hop = chunks * links.send_seconds(size, far, hardware, c) if d.pp > 1 else 0.0
     sums = [{k: sum(getattr(x, k) for x in s) for k in ("compute", "tp", "cp", "ep")} for s in stages]
     forward = [sum(p.forward + (p.tp + p.cp + p.ep) / 3 for p in s) + hop for s in stages]
@@ -213,7 +223,7 @@ def _gradient_seconds(shape: Shape, job: Job, hardware: Hardware, c: Constants, 
     total = links.all_reduce_seconds(job.gradient_bytes * mine, everyone, hardware, c)
     if job.sharding == "optimizer":
         total = links.gather_seconds((job.gradient_bytes + 2.0) * mine, everyone, hardware, c)
-    return total - min(total * c.overlap, back)
+    return total - min(total * c.overlap, back) if job.overlap_gradients else total
 
 
 def _optimizer_seconds(shape: Shape, job: Job, hardware: Hardware, c: Constants) -> float:

@@ -37,8 +37,9 @@ class Constants:
     memory: float = 0.80
     kernel_seconds: float = 2e-6
     host_seconds: float = 8e-6
-    node: float = 0.70
-    network: float = 0.75
+    node: float = 0.90
+    network: float = 0.80
+    collective_seconds: float = 3e-5
     overlap: float = 0.85
     step_seconds: float = 5e-3
     spread: float = 0.12
@@ -80,6 +81,15 @@ def memory_seconds(traffic: float, bandwidth: float, c: Constants) -> float:
     return traffic / (bandwidth * c.memory)
 
 
+def _batched_seconds(
+    batch: int, rows: int, inner: int, outer: int, peak: float, bandwidth: float, units: int, c: Constants
+) -> float:
+    """Seconds of the products of unfused attention: `batch` small ones in one launch."""
+    work = 2.0 * batch * rows * inner * outer * quantisation(rows, outer, units, batch) / (peak * c.attention)
+    traffic = 2.0 * batch * (rows * inner + inner * outer + rows * outer) / (bandwidth * c.memory)
+    return max(work, traffic)
+
+
 def attention_seconds(
     a: Attention,
     heads: int,
@@ -104,8 +114,8 @@ def attention_seconds(
         traffic = 2.0 * pairs * 2 * (a.head_dim + value_dim) * (2.0 if backward else 1.0)
         return max(flops / (peak * c.attention), traffic / (bandwidth * c.memory)) + c.kernel_seconds
     batch, longest = sequences * heads, min(context, a.window or context)
-    scores = product_seconds(queries, a.head_dim, longest, peak, bandwidth, units, c, 2, batch)
-    values = product_seconds(queries, longest, value_dim, peak, bandwidth, units, c, 2, batch)
-    # Softmax reads and writes 2 bytes; dropout reads and writes them and a mask; backward likewise.
-    passes = pairs * longest * 9.0
+    scores = _batched_seconds(batch, queries, a.head_dim, longest, peak, bandwidth, units, c)
+    values = _batched_seconds(batch, queries, longest, value_dim, peak, bandwidth, units, c)
+    # Softmax reads the half below the diagonal and writes all, dropout reads, writes and keeps a mask; backward likewise.
+    passes = pairs * longest * (9.0 if backward else 8.0)
     return (2.0 if backward else 1.0) * (scores + values) + memory_seconds(passes, bandwidth, c) + 2 * c.kernel_seconds

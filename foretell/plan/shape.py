@@ -72,15 +72,15 @@ class Attention:
 class Layer:
     """One layer.
 
-    whole_bytes, split_bytes: bytes of memory traffic a token and forward pass makes outside products and attention, in
+    whole_bytes, split_bytes: memory traffic of a token outside products and attention in a (forward, backward) pass, in
     a 16-bit dtype; the second is divided by tensor parallelism, the first only with sequence parallelism. kernels:
     launches of a forward pass. norms: parameters of norms. all_reduces: sums over tensor-parallel ranks, forward.
     """
 
     products: tuple[Product, ...]
     attention: Attention
-    whole_bytes: float
-    split_bytes: float
+    whole_bytes: tuple[float, float]
+    split_bytes: tuple[float, float]
     kernels: int
     norms: int
     all_reduces: int = 2
@@ -143,8 +143,10 @@ def gpt(
 ) -> Shape:
     """A GPT-2/3 model: LayerNorm, biases, multi-head attention, GELU of 4 x hidden, learned positions, tied head.
 
-    Traffic as Korthikanti et al. (2022) list the tensors: two norms, two dropouts with residuals (whole), GELU with its
-    bias on 4 x hidden and the heads' transposes (split).
+    Traffic of Megatron's kernels in 2022, tensor by tensor. Whole, forward: a norm reads and writes (4); a bias is added
+    (4), dropped out (5, with its mask), added to the residual (6); each twice. Backward: norms 10, residual 6, dropout
+    5, bias 2, each twice. Split, forward: GELU with bias 4 on 4 x hidden, the heads' transpose 4. Backward: GELU and its
+    bias 8 on 4 x hidden, the biases of queries, keys and values 6, transposes 16.
     """
     products = (
         Product(hidden, 3 * hidden, "column", bias=True),
@@ -153,8 +155,8 @@ def gpt(
         Product(4 * hidden, hidden, "row", bias=True),
     )
     attention = Attention(heads, heads, hidden // heads, causal=causal, fused=fused)
-    # Norms read and write; bias-dropout-add reads two, writes one and a mask of a byte: (2 x 2 + 3) x 2 + 1, twice.
-    layer = Layer(products, attention, (2 * 4 + 2 * 7) * hidden, (4 * 4 + 12) * hidden, kernels, 4 * hidden)
+    whole, split = (22.0 * hidden, 38.0 * hidden), (20.0 * hidden, 54.0 * hidden)
+    layer = Layer(products, attention, whole, split, kernels, 4 * hidden)
     return Shape(hidden, vocab, ((layers, layer),), tied=True, positions=positions)
 
 
@@ -185,12 +187,14 @@ def llama(
     if shared_ffn:
         products += [Product(hidden, 2 * shared_ffn, "column"), Product(shared_ffn, hidden, "row")]
     wide = (top_k if experts else 1) * ffn + shared_ffn
-    # Norms read and write, residuals read two and write one: 2 x (4 + 6); SwiGLU reads two, writes one; rotary 2 x.
+    # Forward: norms read and write, residuals read two and write one; SwiGLU reads two, writes one; rotary reads, writes.
+    # Backward: norms read three, write one and their weight's part, residuals add; SwiGLU reads three, writes two.
+    rotated = (heads + kv_heads) * E
     layer = Layer(
         tuple(products),
         Attention(heads, kv_heads, E),
-        2 * (4 + 6) * hidden,
-        6 * wide + 4 * (heads + kv_heads) * E,
+        (2.0 * (4 + 6) * hidden, 2.0 * (8 + 6) * hidden),
+        (6.0 * wide + 4 * rotated, 10.0 * wide + 4 * rotated),
         kernels,
         2 * hidden,
     )
