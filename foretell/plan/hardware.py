@@ -31,6 +31,14 @@ class Rates(Table):
     float8: float | None = Field(None, gt=0)
 
 
+class Reached(Table):
+    """Shares of the peak that good kernels were measured to reach: of products, and of fused attention in 16 bits."""
+
+    product: float = Field(gt=0, le=1)
+    product_float8: float | None = Field(None, gt=0, le=1)
+    attention: float = Field(gt=0, le=1)
+
+
 class Link(Table):
     """A way between devices: bytes per second of one device in one direction, and seconds before the first byte."""
 
@@ -52,6 +60,7 @@ class Hardware(Table):
     price_per_hour: float = Field(ge=0)
     failures_per_1000_device_days: float = Field(ge=0)
     flops_per_second: Rates
+    reached: Reached
     node_link: Link
     network_link: Link
     sources: tuple[str, ...] = ()
@@ -63,6 +72,11 @@ class Hardware(Table):
             known = [n for n in Rates.model_fields if getattr(self.flops_per_second, n)]
             raise PlanError(f"{self.title} has no products in {dtype}; it has {', '.join(known)}")
         return float(value)
+
+    def product_rate(self, dtype: str) -> float:
+        """FLOP/s that the best products of a dtype were measured to reach."""
+        share = self.reached.product_float8 if dtype == "float8" else None
+        return self.peak(dtype) * (share or self.reached.product)
 
 
 def load(name: str, path: Path | None = None) -> Hardware:

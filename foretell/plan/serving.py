@@ -77,9 +77,10 @@ def decode(
 ) -> dict[str, Any]:
     """Seconds of one decoding step of `batch` sequences of `tokens` each under tensor parallelism, and tokens/s."""
     read = touched_parameters(shape, batch) * item_bytes + batch * cache_bytes(shape, tokens, cache_item_bytes)
-    memory = kernels.memory_seconds(read / devices, hardware.memory_bytes_per_second, c)
+    device = kernels.device(hardware, c, "bfloat16")
+    memory = read / devices / device.bytes_per_second
     active = shape.flops_per_token(tokens, causal=False) / 3
-    products = batch * active / devices / (hardware.peak("bfloat16") * c.product)
+    products = batch * active / devices / device.products
     group = links.group(devices, 1, hardware)
     one = links.all_reduce_seconds(2.0 * batch * shape.hidden, group, hardware, c)
     sent = sum(n * layer.all_reduces for n, layer in shape.layers) * one
@@ -100,6 +101,7 @@ def prefill(
     group = links.group(devices, 1, hardware)
     one = links.all_reduce_seconds(2.0 * batch * tokens * shape.hidden, group, hardware, c)
     sent = sum(n * layer.all_reduces for n, layer in shape.layers) * one
-    read = kernels.memory_seconds(weight_bytes(shape) / devices, hardware.memory_bytes_per_second, c)
-    seconds = max(work / (hardware.peak("bfloat16") * c.product), read) + sent
+    device = kernels.device(hardware, c, "bfloat16")
+    read = weight_bytes(shape) / devices / device.bytes_per_second
+    seconds = max(work / device.products, read) + sent
     return {"seconds": seconds, "tokens_per_second": batch * tokens / seconds}

@@ -107,18 +107,15 @@ class Shape:
         return sum(n for n, _ in self.layers)
 
     @property
+    def layer_parameters(self) -> int:
+        """Weights of all layers."""
+        return sum(n * layer.parameters for n, layer in self.layers)
+
+    @property
     def parameters(self) -> int:
         """Weights in all: layers, embeddings, head, the last norm."""
         tables = (1 if self.tied else 2) * self.vocab * self.hidden + self.positions * self.hidden
-        return tables + sum(n * layer.parameters for n, layer in self.layers) + self.hidden
-
-    def layer(self, index: int) -> Layer:
-        """The layer at a depth."""
-        for n, layer in self.layers:
-            if index < n:
-                return layer
-            index -= n
-        raise IndexError(index)
+        return tables + self.layer_parameters + self.hidden
 
     def flops_per_token(self, context: int, causal: bool = True) -> float:
         """Products of a forward and backward pass a token, the head too; no recomputation. causal=False: all T keys."""
