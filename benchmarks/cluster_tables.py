@@ -1,7 +1,7 @@
 """Published step times as cases for the forecast of a cluster: each row of a public table with its model and layout.
 
-Read by fit_cluster.py and by the tests. The tables' sources and licences are listed in docs/cluster.md; what a table does
-not print and was therefore assumed stands at its reader.
+Read by fit_cluster.py and by the tests. The tables' sources and licences are listed in docs/cluster.md; what a table
+does not print and was therefore assumed stands at its reader.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ def vtrain(path: Path, recompute: str) -> list[Case]:
 
 
 def sc21(path: Path) -> list[Case]:
-    """Megatron, weak scaling. Assumed, for the table prints neither: micro-batch 4 without a pipeline, 1 with; chunks."""
+    """Megatron, weak scaling. Assumed: micro-batch 4 without a pipeline, 1 with; two or three chunks a process."""
     cases = []
     for row in rows(path):
         n = {
@@ -119,7 +119,7 @@ def korthikanti(path: Path) -> list[Case]:
 
 
 def weak_scaling(path: Path) -> list[Case]:
-    """Megatron-LM on H100. Assumed: micro-batch 1, one layer a chunk at most 8, tp beside computation, no recomputation."""
+    """Megatron-LM on H100. Assumed: micro-batch 1, at most 8 chunks, tp beside computation, no recomputation."""
     cases = []
     for row in rows(path):
         n = {k: int(row[k]) for k in ("heads", "hidden", "layers", "tp", "pp", "dp", "gpus", "global_batch", "seq_len")}
@@ -246,7 +246,7 @@ def megatron_bridge(path: Path) -> list[Case]:
 
 
 def llama3() -> list[Case]:
-    """Grattafiori et al. (2024), table 4: 430, 400 and 380 TFLOP/s a device; FLOPs counted with causal attention here."""
+    """Grattafiori et al. (2024), table 4: 430, 400 and 380 TFLOP/s a device; here with causal attention."""
     cases = []
     for devices, dp, cp, context, each, tflops in (
         (8192, 64, 1, 8192, 32, 430),

@@ -2,10 +2,10 @@
 
     python benchmarks/fit_cluster.py TABLES [--write foretell/plan/efficiency.json] [--docs docs/cluster.md] [--quick]
 
-TABLES is a folder with `perf/`, `memory/` and `comm/` (docs/cluster.md lists the tables and their sources). The peer of
+TABLES is a folder with the tables that docs/cluster.md lists, at any depth; tests/data/cluster holds them. The peer of
 each figure is named beside it: the vTrain paper's own error (Bang et al., 2024: 14.73% on several nodes, 8.37% on one)
 and the usual model of a constant efficiency. Robust least squares on the logarithm of seconds: Huber's loss, a prior on
-each constant (log-normal, from what hardware allows), Gauss-Newton steps with damping (Levenberg, 1944; Marquardt, 1963).
+each constant (log-normal, from what hardware allows), damped Gauss-Newton steps (Levenberg, 1944; Marquardt, 1963).
 """
 
 from __future__ import annotations
@@ -144,8 +144,8 @@ def summary(e: np.ndarray) -> dict[str, float]:
     }
 
 
-def constant_efficiency(train: Sequence[Case], test: Sequence[Case]) -> np.ndarray:
-    """The peer: one share of the peak for all, and the bubble of 1F1B."""
+def constant_efficiency(cases: Sequence[Case]) -> np.ndarray:
+    """The peer: one share of the peak for all, the median of these very cases, and the bubble of 1F1B."""
 
     def ideal(case: Case) -> float:
         job, tokens = case.job, case.job.global_batch * case.job.context
@@ -154,21 +154,29 @@ def constant_efficiency(train: Sequence[Case], test: Sequence[Case]) -> np.ndarr
         wait = 1 + (job.degrees.pp - 1) / job.micro_batches
         return flops * wait / job.degrees.world_size / case.hardware.peak("bfloat16")
 
-    share = math.exp(float(np.mean([math.log(ideal(case) / case.seconds) for case in train])))
-    return np.array([ideal(case) / share / case.seconds - 1 for case in test])
+    shares = np.array([ideal(case) / case.seconds for case in cases])
+    return shares / np.median(shares) - 1
+
+
+def table(folder: Path, name: str) -> Path:
+    """The file of that name in the folder or below it."""
+    found = sorted(folder.rglob(name))
+    if not found:
+        sys.exit(f"{folder} holds no {name}")
+    return found[0]
 
 
 def all_reduces(path: Path) -> list[tuple[int, int, float]]:
     """(ranks, bytes, seconds) of the A100 rows, out of place."""
-    table = [row for row in cluster_tables.rows(path) if row["gpu"] == "A100"]
-    return [(int(row["ranks"]), int(row["size_bytes"]), float(row["time_oop_ns"]) * 1e-9) for row in table]
+    a100 = [row for row in cluster_tables.rows(path) if row["gpu"] == "A100"]
+    return [(int(row["ranks"]), int(row["size_bytes"]), float(row["time_oop_ns"]) * 1e-9) for row in a100]
 
 
-def fit_all_reduces(table: list[tuple[int, int, float]]) -> tuple[Constants, hardware.Hardware]:
+def fit_all_reduces(measured: list[tuple[int, int, float]]) -> tuple[Constants, hardware.Hardware]:
     """node, memory, collective_seconds and the node link's latency, from a table of all-reduces in one node."""
     machine = hardware.load("a100-80gb")
     link = machine.node_link
-    measured = np.log([seconds for _, _, seconds in table])
+    logs = np.log([seconds for _, _, seconds in measured])
 
     def at(theta: np.ndarray) -> tuple[Constants, hardware.Hardware]:
         node, memory, collective, latency = np.exp(theta).tolist()
@@ -177,16 +185,16 @@ def fit_all_reduces(table: list[tuple[int, int, float]]) -> tuple[Constants, har
 
     def residuals(theta: np.ndarray) -> np.ndarray:
         c, m = at(theta)
-        times = [links.all_reduce_seconds(size, links.group(n, 1, m), m, c) for n, size, _ in table]
-        return np.log(times) - measured
+        times = [links.all_reduce_seconds(size, links.group(n, 1, m), m, c) for n, size, _ in measured]
+        return np.log(times) - logs
 
     start = np.log([0.95, 0.85, 3e-5, 6e-6])
     return at(solve(residuals, start, np.ones(4), np.array([0.01, 0.0, math.inf, math.inf])))
 
 
-def all_reduce_errors(table: list[tuple[int, int, float]], c: Constants, machine: hardware.Hardware) -> np.ndarray:
-    times = [links.all_reduce_seconds(size, links.group(n, 1, machine), machine, c) for n, size, _ in table]
-    return np.array(times) / np.array([seconds for _, _, seconds in table]) - 1
+def all_reduce_errors(measured: list[tuple[int, int, float]], c: Constants, machine: hardware.Hardware) -> np.ndarray:
+    times = [links.all_reduce_seconds(size, links.group(n, 1, machine), machine, c) for n, size, _ in measured]
+    return np.array(times) / np.array([seconds for _, _, seconds in measured]) - 1
 
 
 def folds(cases: Sequence[Case], k: int) -> list[set[str]]:
@@ -210,17 +218,21 @@ def held_share(groups: dict[str, np.ndarray], c: Constants) -> dict[str, float]:
 
 def several_nodes(tables: Path, report: dict[str, Any]) -> tuple[Constants, list[Case]]:
     """vTrain's A100 cluster: fitted on 3.6B alone, judged on all larger models; then with the NCCL table too."""
-    cases = cluster_tables.vtrain(tables / "perf" / "vtrain_multi_node_a100.csv", "full")
+    cases = cluster_tables.vtrain(table(tables, "vtrain_multi_node_a100.csv"), "full")
     train, test = [c for c in cases if c.group == "3.6"], [c for c in cases if c.group != "3.6"]
     strict = fit(train, SEVERAL_NODES, Constants())
-    nccl, _ = fit_all_reduces(all_reduces(tables / "comm" / "vtrain_nccl_allreduce.csv"))
+    nccl, _ = fit_all_reduces(all_reduces(table(tables, "vtrain_nccl_allreduce.csv")))
     known = replace(Constants(), node=min(1.0, nccl.node), collective_seconds=nccl.collective_seconds)
     both = fit(train, {k: v for k, v in SEVERAL_NODES.items() if k not in {"node", "collective_seconds"}}, known)
     report["several nodes"] = {
         "fitted on 3.6B": summary(errors(train, strict)),
-        "18.4B and more": summary(errors(test, strict)),
-        "18.4B and more, links from the NCCL table": summary(errors(test, both)),
-        "18.4B and more, constant efficiency": summary(constant_efficiency(train, test)),
+        "all larger models": summary(errors(test, strict)),
+        **{
+            f"{g}B": summary(errors([c for c in test if c.group == g], strict))
+            for g in dict.fromkeys(x.group for x in test)
+        },
+        "all larger models, links from the NCCL table": summary(errors(test, both)),
+        "all larger models, one efficiency fitted on them": summary(constant_efficiency(test)),
         "vTrain paper": {"mape_percent": 14.73},
     }
     return strict, test
@@ -228,51 +240,49 @@ def several_nodes(tables: Path, report: dict[str, Any]) -> tuple[Constants, list
 
 def one_node(tables: Path, report: dict[str, Any]) -> None:
     """vTrain's single-node table: five folds over (hidden, layers)."""
-    cases = cluster_tables.vtrain(tables / "perf" / "vtrain_single_node_a100.csv", "none")
-    plain, shaped, peer = [], [], []
+    cases = cluster_tables.vtrain(table(tables, "vtrain_single_node_a100.csv"), "none")
+    plain, shaped = [], []
     for fold in folds(cases, 5):
         train, test = [c for c in cases if c.group not in fold], [c for c in cases if c.group in fold]
         c = fit(train, ONE_NODE, Constants(host_seconds=3e-5, step_seconds=2e-3))
         plain.append(errors(test, c))
         shaped.append(errors(test, corrected(train, c)))
-        peer.append(constant_efficiency(train, test))
     report["one node, 5 folds over (hidden, layers)"] = {
         "model alone": summary(np.concatenate(plain)),
         "with a factor for each (hidden, tp, micro-batch)": summary(np.concatenate(shaped)),
-        "constant efficiency": summary(np.concatenate(peer)),
+        "one efficiency fitted on all": summary(constant_efficiency(cases)),
         "vTrain paper": {"mape_percent": 8.37},
     }
 
 
 def collectives(tables: Path, report: dict[str, Any]) -> None:
     """NCCL's all-reduce on A100: fitted on all, and predicted for a number of ranks that was left out."""
-    table = all_reduces(tables / "comm" / "vtrain_nccl_allreduce.csv")
-    c, machine = fit_all_reduces(table)
+    measured = all_reduces(table(tables, "vtrain_nccl_allreduce.csv"))
+    c, machine = fit_all_reduces(measured)
     found = {
-        "all": summary(all_reduce_errors(table, c, machine)),
+        "all": summary(all_reduce_errors(measured, c, machine)),
         "node": c.node,
         "memory": c.memory,
         "collective_seconds": c.collective_seconds,
         "latency_seconds": machine.node_link.latency_seconds,
     }
     for n in (2, 4, 8):
-        left_out = [row for row in table if row[0] == n]
-        without = fit_all_reduces([row for row in table if row[0] != n])
+        left_out = [row for row in measured if row[0] == n]
+        without = fit_all_reduces([row for row in measured if row[0] != n])
         found[f"{n} ranks, left out"] = summary(all_reduce_errors(left_out, *without))
     report["all-reduce"] = found
 
 
 def unfitted(tables: Path) -> dict[str, list[Case]]:
     """The tables that no constant of the set `megatron` was fitted on."""
-    perf = tables / "perf"
     cases = [
-        *cluster_tables.sc21(perf / "megatron_sc21_table1.csv"),
-        *cluster_tables.korthikanti(tables / "memory" / "korthikanti.csv"),
-        *cluster_tables.weak_scaling(perf / "megatron_lm_h100_weak_scaling.csv"),
+        *cluster_tables.sc21(table(tables, "megatron_sc21_table1.csv")),
+        *cluster_tables.korthikanti(table(tables, "korthikanti.csv")),
+        *cluster_tables.weak_scaling(table(tables, "megatron_lm_h100_weak_scaling.csv")),
         *cluster_tables.llama3(),
-        *cluster_tables.megatron_bridge(perf / "megatron_bridge.csv"),
-        *cluster_tables.llm_foundry(perf / "llmfoundry_mpt_h100.csv"),
-        *cluster_tables.torchtitan(perf / "torchtitan_llama31_h100.csv"),
+        *cluster_tables.megatron_bridge(table(tables, "megatron_bridge.csv")),
+        *cluster_tables.llm_foundry(table(tables, "llmfoundry_mpt_h100.csv")),
+        *cluster_tables.torchtitan(table(tables, "torchtitan_llama31_h100.csv")),
     ]
     groups = defaultdict(list)
     for case in cases:

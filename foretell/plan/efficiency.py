@@ -1,4 +1,4 @@
-"""The fitted constants of the cluster forecast, by name: read from `efficiency.json`, or from a user's file of its form.
+"""The fitted constants of the cluster forecast, by name: from `efficiency.json`, or from a user's file of its form.
 
 `benchmarks/fit_cluster.py` writes such files: constants, what they were fitted on, and where the interval comes from.
 """

@@ -85,7 +85,8 @@ def load(name: str, path: Path | None = None) -> Hardware:
     if path is not None and name not in table:
         table = read(BUILT_IN) | table
     if name not in table:
-        near = difflib.get_close_matches(name.lower(), table, n=1, cutoff=0.3)
+        begun = [known for known in sorted(table) if known.startswith(name.lower())]
+        near = begun or difflib.get_close_matches(name.lower(), table, n=1, cutoff=0.3)
         hint = f"; the nearest is {near[0]}" if near else ""
         raise PlanError(f"no hardware is called {name!r}{hint}. There are: {', '.join(sorted(table))}")
     return table[name]

@@ -56,7 +56,7 @@ class Constants:
 
 @dataclass(frozen=True)
 class Device:
-    """The rates a program reaches on a device: FLOP/s of products, of batched products and of fused attention; bytes/s."""
+    """The rates a program reaches on a device: FLOP/s of products, batched products and fused attention; bytes/s."""
 
     products: float
     batched: float

@@ -1,9 +1,10 @@
-"""Seconds of collectives: rings and trees inside a node and between nodes.
+"""Seconds of collectives: rings inside a node and between nodes.
 
-A ring moves 2(n-1)/n S bytes a rank in an all-reduce of S bytes, (n-1)/n S in an all-gather or reduce-scatter (Thakur et
-al., 2005). Between nodes the ring enters and leaves each node once; the ranks of the group that stand in one node bring
-their network cards with them, so the ring runs at the sum of theirs or at the node's own links, whichever is less.
-Trees need 2 log2(n) steps in place of 2(n-1). The faster one counts, as in NCCL.
+A ring moves 2(n-1)/n S bytes a rank in an all-reduce of S bytes, (n-1)/n S in an all-gather or reduce-scatter (Thakur
+et al., 2005). Between nodes the ring enters and leaves each node once; the ranks of the group that stand in one node
+bring their network cards with them, so the ring runs at the sum of theirs or at the node's own links, whichever is
+less. Beside the link a device reads and writes its own memory: with that term, and links at their data-sheet rate, one
+formula holds for 2, 4 and 8 ranks (docs/cluster.md). Latencies add up once around the ring, or over a tree of nodes.
 
 Not handled: congestion in the network, links of unequal speed (V100's NVLink cube), in-network reduction.
 """

@@ -140,10 +140,10 @@ def gpt(
 ) -> Shape:
     """A GPT-2/3 model: LayerNorm, biases, multi-head attention, GELU of 4 x hidden, learned positions, tied head.
 
-    Traffic of Megatron's kernels in 2022, tensor by tensor. Whole, forward: a norm reads and writes (4); a bias is added
-    (4), dropped out (5, with its mask), added to the residual (6); each twice. Backward: norms 10, residual 6, dropout
-    5, bias 2, each twice. Split, forward: GELU with bias 4 on 4 x hidden, the heads' transpose 4. Backward: GELU and its
-    bias 8 on 4 x hidden, the biases of queries, keys and values 6, transposes 16.
+    Traffic of Megatron's kernels in 2022, in bytes a token and hidden unit. Whole, forward: a norm reads and writes
+    (4); bias, dropout and residual in one kernel read two, write one and a mask (7); each twice. Backward: a norm 8,
+    residual 4, dropout 5, bias 2, each twice. Split, forward: GELU with its bias 4 on 4 x hidden, the heads' transpose
+    4. Backward: GELU and its bias 8 on 4 x hidden, the biases of queries, keys and values 6, transposes 16.
     """
     products = (
         Product(hidden, 3 * hidden, "column", bias=True),
@@ -184,7 +184,7 @@ def llama(
     if shared_ffn:
         products += [Product(hidden, 2 * shared_ffn, "column"), Product(shared_ffn, hidden, "row")]
     wide = (top_k if experts else 1) * ffn + shared_ffn
-    # Forward: norms read and write, residuals read two and write one; SwiGLU reads two, writes one; rotary reads, writes.
+    # Forward: norms read and write, residuals read two, write one; SwiGLU reads two, writes one; rotary reads, writes.
     # Backward: norms read three, write one and their weight's part, residuals add; SwiGLU reads three, writes two.
     rotated = (heads + kv_heads) * E
     layer = Layer(
