@@ -196,11 +196,10 @@ def step_parts(shape: Shape, job: Job, hardware: Hardware, c: Constants) -> dict
     forward = [sum(p.forward + (p.tp + p.cp + p.ep) / 3 for p in s) + hop for s in stages]
     weights = [sum(p.weights for p in s) for s in stages]
     backward = [sum(p.inputs + p.again + (p.tp + p.cp + p.ep) * 2 / 3 for p in s) + hop for s in stages]
-    span = pipeline.span_seconds(forward, backward, weights, m, job.schedule, chunks)
-    slow = max(range(d.pp), key=lambda s: forward[s] + backward[s] + weights[s])
+    span, slow = pipeline.span_seconds(forward, backward, weights, m, job.schedule, chunks)
     parts = {k: m * v for k, v in sums[slow].items()}
     parts["pp"] = m * 2 * hop
-    parts["bubble"] = span - sum(parts.values())
+    parts["bubble"] = span - sum(parts.values()) if d.pp > 1 else 0.0
     parts["dp"] = _gradient_seconds(shape, job, hardware, c, forward[slow], backward[slow] + weights[slow])
     parts["optimizer"] = _optimizer_seconds(shape, job, hardware, c)
     parts["other"] = c.step_seconds
@@ -231,12 +230,11 @@ def _gradient_seconds(shape: Shape, job: Job, hardware: Hardware, c: Constants, 
         gathered = sum(links.gather_seconds(2.0 * n, g, hardware, c) for n, g in sharded)
         reduced = sum(links.gather_seconds(job.gradient_bytes * n, g, hardware, c) for n, g in sharded)
         layer = max(1, shape.depth // d.pp)
-        shown = max(0.0, gathered - c.overlap * ahead) + gathered / layer
-        shown += max(0.0, gathered + reduced - c.overlap * back) + reduced / layer
-        rest = sum(n / g.size for n, g in sharded)
-        return m * shown + max(
-            0.0, links.all_reduce_seconds(job.gradient_bytes * rest, copies, hardware, c) - c.overlap * back
-        )
+        busy = gathered + reduced - c.overlap * back
+        shown = max(0.0, gathered - c.overlap * ahead) + max(0.0, busy) + (gathered + reduced) / layer
+        sums = links.all_reduce_seconds(sum(job.gradient_bytes * n / g.size for n, g in sharded), copies, hardware, c)
+        rest = max(0.0, sums + min(0.0, busy))  # of copies of the shards: once a step, in what time is left
+        return m * shown + rest
     r = d.dp_replicate
     everyone = (
         (dense, links.group(d.fsdp * r, d.tp, hardware)),

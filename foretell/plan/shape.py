@@ -93,13 +93,17 @@ class Layer:
 
 @dataclass(frozen=True)
 class Shape:
-    """A whole model: (number, layer) in their order, embedding and head. positions: learned ones, 0 for rotary."""
+    """A whole model: (number, layer) in their order, embedding and head.
+
+    positions: learned ones, 0 for rotary. norms: parameters of the last norm.
+    """
 
     hidden: int
     vocab: int
     layers: tuple[tuple[int, Layer], ...]
     tied: bool = False
     positions: int = 0
+    norms: int = 0
 
     @property
     def depth(self) -> int:
@@ -115,7 +119,7 @@ class Shape:
     def parameters(self) -> int:
         """Weights in all: layers, embeddings, head, the last norm."""
         tables = (1 if self.tied else 2) * self.vocab * self.hidden + self.positions * self.hidden
-        return tables + self.layer_parameters + self.hidden
+        return tables + self.layer_parameters + self.norms
 
     def flops_per_token(self, context: int, causal: bool = True) -> float:
         """Products of a forward and backward pass a token, the head too; no recomputation. causal=False: all T keys."""
@@ -154,7 +158,7 @@ def gpt(
     attention = Attention(heads, heads, hidden // heads, causal=causal, fused=fused)
     whole, split = (22.0 * hidden, 38.0 * hidden), (20.0 * hidden, 54.0 * hidden)
     layer = Layer(products, attention, whole, split, kernels, 4 * hidden)
-    return Shape(hidden, vocab, ((layers, layer),), tied=True, positions=positions)
+    return Shape(hidden, vocab, ((layers, layer),), tied=True, positions=positions, norms=2 * hidden)
 
 
 def llama(
@@ -195,4 +199,4 @@ def llama(
         kernels,
         2 * hidden,
     )
-    return Shape(hidden, vocab, ((layers, layer),), tied=tied)
+    return Shape(hidden, vocab, ((layers, layer),), tied=tied, norms=hidden)
