@@ -10,18 +10,15 @@ Ranks stand in the order of `layout.AXES`: tensor parallelism innermost, the pip
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any, Literal
 
 from foretell.plan import kernels, layout, links, pipeline
 from foretell.plan.hardware import Hardware
-from foretell.plan.kernels import Constants
+from foretell.plan.kernels import Constants, Device
 from foretell.plan.layout import Degrees
-from foretell.plan.scaling import spread
 from foretell.plan.shape import Layer, Shape
-
-# Of the normal distribution: half of a central 90% interval.
-NINETY = 1.645
 
 
 @dataclass(frozen=True)
@@ -29,7 +26,8 @@ class Job:
     """How a model is trained: sizes of a step in sequences, the layout, and what the software does.
 
     sharding: `none` sums gradients and every copy updates all (DDP); `optimizer` divides the optimiser's state (ZeRO-1,
-    Megatron's distributed optimiser); `full` divides the weights too (FSDP, ZeRO-3).
+    Megatron's distributed optimiser); `full` divides the weights too (FSDP, ZeRO-3). overlap_gradients, overlap_tensor:
+    whether what dp, and what tp, sends goes beside computation. chunks: stages a process of the interleaved schedule.
     """
 
     degrees: Degrees
@@ -42,6 +40,9 @@ class Job:
     recompute: Literal["none", "selective", "full"] = "none"
     sharding: Literal["none", "optimizer", "full"] = "optimizer"
     sequence_parallel: bool = True
+    overlap_gradients: bool = True
+    overlap_tensor: bool = False
+    context_exchange: Literal["gather", "ring", "ulysses"] = "gather"
     gradient_bytes: int = 4
     state_bytes: int = 16
 
@@ -69,30 +70,29 @@ class Pass:
         return self.forward + self.inputs + self.weights + self.again
 
 
+@lru_cache(maxsize=4096)
 def layer_pass(layer: Layer, job: Job, hardware: Hardware, c: Constants) -> Pass:
     """Seconds of one layer for one micro-batch on one rank."""
-    d, item = job.degrees, kernels.ITEM_BYTES[job.dtype]
+    d, device = job.degrees, kernels.device(hardware, c, job.dtype)
     tokens = job.micro_batch * job.context // d.cp
-    forward, inputs, weights = _products(layer, job, hardware, c, tokens)
-    peak, bandwidth = hardware.peak("bfloat16"), hardware.memory_bytes_per_second
-    a, queries = layer.attention, job.context // d.cp
-    heads = max(1, a.heads // d.tp)
-    device = (peak, bandwidth, hardware.units, c)
-    scores = kernels.attention_seconds(a, heads, job.micro_batch, job.context, queries, *device, backward=False)
-    scores_back = kernels.attention_seconds(a, heads, job.micro_batch, job.context, queries, *device, backward=True)
-    traffic = layer.split_bytes / d.tp + layer.whole_bytes / (d.tp if job.sequence_parallel else 1)
-    wide = kernels.memory_seconds(tokens * traffic, bandwidth, c) + layer.kernels * c.kernel_seconds
-    host = layer.kernels * c.host_seconds
-    first = max(forward + scores + wide, host)
-    again = {"none": 0.0, "selective": scores if not a.fused else 0.0, "full": first}[job.recompute]
-    tp, cp, ep = _exchanges(layer, job, hardware, c, tokens, item)
-    return Pass(first, max(inputs + scores_back + 1.5 * wide, host), max(weights, host / 2), again, tp, cp, ep)
+    forward, inputs, weights = _products(layer, job, device, tokens)
+    a, heads = layer.attention, max(1, layer.attention.heads // d.tp)
+    scores, scores_back = kernels.attention_seconds(a, heads, job.micro_batch, job.context, job.context // d.cp, device)
+    ahead, back = (
+        tokens * (split / d.tp + whole / (d.tp if job.sequence_parallel else 1)) / device.bytes_per_second
+        for split, whole in zip(layer.split_bytes, layer.whole_bytes, strict=True)
+    )
+    launches, host = layer.kernels * c.kernel_seconds, layer.kernels * c.host_seconds
+    first = max(forward + scores + ahead + launches, host)
+    again = {"none": 0.0, "selective": ahead if a.fused else scores, "full": first}[job.recompute]
+    tp, cp, ep = _exchanges(layer, job, hardware, c, tokens, scores + scores_back)
+    inputs = max(inputs + scores_back + back + 1.5 * launches, host)
+    return Pass(first, inputs, max(weights, host / 2), again, tp, cp, ep)
 
 
-def _products(layer: Layer, job: Job, hardware: Hardware, c: Constants, tokens: int) -> tuple[float, float, float]:
-    d, item = job.degrees, kernels.ITEM_BYTES[job.dtype]
-    device = (hardware.peak(job.dtype), hardware.memory_bytes_per_second, hardware.units, c, item)
-    sums = [0.0, 0.0, 0.0]
+def _products(layer: Layer, job: Job, device: Device, tokens: int) -> tuple[float, float, float]:
+    """Seconds of a layer's products: forward, gradients of inputs, gradients of weights."""
+    d, sums = job.degrees, [0.0, 0.0, 0.0]
     for p in layer.products:
         rows, inner, outer, batch = tokens, p.inner, p.outer, 1
         if p.split == "column":
@@ -102,40 +102,44 @@ def _products(layer: Layer, job: Job, hardware: Hardware, c: Constants, tokens: 
         if p.experts:
             batch = max(1, p.experts // d.ep)
             rows = math.ceil(tokens * p.top_k * d.ep / p.experts)
-        sums[0] += kernels.product_seconds(rows, inner, outer, *device, batch)
-        sums[1] += kernels.product_seconds(rows, outer, inner, *device, batch)
-        sums[2] += kernels.product_seconds(inner, rows, outer, *device, batch)
+        sums[0] += kernels.product_seconds(rows, inner, outer, device, batch)
+        sums[1] += kernels.product_seconds(rows, outer, inner, device, batch)
+        sums[2] += kernels.product_seconds(inner, rows, outer, device, batch)
     return sums[0], sums[1], sums[2]
 
 
 def _exchanges(
-    layer: Layer, job: Job, hardware: Hardware, c: Constants, tokens: int, item: int
+    layer: Layer, job: Job, hardware: Hardware, c: Constants, tokens: int, scores: float
 ) -> tuple[float, float, float]:
-    """Seconds of what a layer sends over tp, cp and ep for a micro-batch, forward and backward."""
-    d, hidden = job.degrees, layer.products[0].inner
-    tp = links.group(d.tp, 1, hardware)
+    """Exposed seconds of what a layer sends over tp, cp and ep for a micro-batch: forward, backward, formed again."""
+    d, hidden, a = job.degrees, layer.products[0].inner, layer.attention
     passes = 3 if job.recompute == "full" else 2
-    one = links.all_reduce_seconds(2.0 * tokens * hidden, tp, hardware, c)
-    cp = links.group(d.cp, d.tp, hardware)
-    a = layer.attention
-    keys = 2.0 * job.micro_batch * job.context * 2 * max(1, a.kv_heads // d.tp) * a.head_dim
-    exchanged = links.gather_seconds(keys, cp, hardware, c) * (passes + 0)
-    ep = links.group(d.ep, d.tp * d.cp, hardware)
+    one = links.all_reduce_seconds(2.0 * tokens * hidden, links.group(d.tp, 1, hardware), hardware, c)
+    tp = passes * layer.all_reduces * one * ((1 - c.overlap) if job.overlap_tensor else 1.0)
+    group = links.group(d.cp, d.tp, hardware)
+    item = 2.0 * job.micro_batch * job.context
+    keys = item * max(1, a.kv_heads // d.tp) * (a.head_dim + (a.value_dim or a.head_dim))
+    if job.context_exchange == "ulysses":
+        width = (a.heads + 2 * a.kv_heads + a.heads) * a.head_dim / d.tp
+        cp = passes * links.all_to_all_seconds(item / d.cp * width, group, hardware, c)
+    else:  # keys and values come in; backward they come again, and their gradients go home
+        cp = (passes + 1) * links.gather_seconds(keys, group, hardware, c)
+        cp = max(0.0, cp - c.overlap * scores) if job.context_exchange == "ring" else cp
     routed = max((p.top_k for p in layer.products if p.experts), default=0)
-    sent = links.all_to_all_seconds(2.0 * tokens * hidden * routed, ep, hardware, c)
-    return passes * layer.all_reduces * one, exchanged, 2 * passes * sent
+    experts = links.group(d.ep, d.tp * d.cp, hardware)
+    sent = links.all_to_all_seconds(2.0 * tokens * hidden * routed, experts, hardware, c)
+    return tp, cp, 2 * passes * sent
 
 
 def head_pass(shape: Shape, job: Job, hardware: Hardware, c: Constants) -> Pass:
     """Seconds of the output head and the cross-entropy of one micro-batch."""
-    d, item = job.degrees, kernels.ITEM_BYTES[job.dtype]
+    d, device = job.degrees, kernels.device(hardware, c, "bfloat16" if job.dtype == "float8" else job.dtype)
     tokens, vocab = job.micro_batch * job.context // d.cp, max(1, shape.vocab // d.tp)
-    bandwidth = hardware.memory_bytes_per_second
-    device = (hardware.peak(job.dtype), bandwidth, hardware.units, c, item)
-    logits = kernels.memory_seconds(tokens * vocab * 14.0, bandwidth, c)
-    forward = kernels.product_seconds(tokens, shape.hidden, vocab, *device) + logits
-    inputs = kernels.product_seconds(tokens, vocab, shape.hidden, *device) + logits / 2
-    weights = kernels.product_seconds(shape.hidden, tokens, vocab, *device)
+    # In float32: cast, largest value, differences, exponentials, sum, quotients; backward: copied, scaled, cast.
+    ahead, back = (tokens * vocab * each / device.bytes_per_second for each in (38.0, 22.0))
+    forward = kernels.product_seconds(tokens, shape.hidden, vocab, device) + ahead
+    inputs = kernels.product_seconds(tokens, vocab, shape.hidden, device) + back
+    weights = kernels.product_seconds(shape.hidden, tokens, vocab, device)
     tp = 2 * links.all_reduce_seconds(2.0 * tokens * shape.hidden, links.group(d.tp, 1, hardware), hardware, c)
     return Pass(forward, inputs, weights, 0.0, tp)
 
@@ -143,82 +147,109 @@ def head_pass(shape: Shape, job: Job, hardware: Hardware, c: Constants) -> Pass:
 def step(shape: Shape, job: Job, hardware: Hardware, c: Constants) -> dict[str, Any]:
     """The seconds of a step by part, with what follows from them.
 
-    Keys: seconds, mfu, hfu, tokens_per_second (each value, low, high), parts (seconds by part; they sum to the step's).
+    Keys: seconds, tokens_per_second, mfu, hfu (each value, low, high), parts (seconds by part; they sum to the step's).
+    MFU counts every product once, with full attention, over the peak of the products' dtype; HFU what is formed again.
     """
     parts = step_parts(shape, job, hardware, c)
-    total = sum(parts.values())
+    seconds = _interval(sum(parts.values()), c.fastest, c.slowest)
     tokens = job.global_batch * job.context
-    world = job.degrees.world_size
-    peak = world * hardware.peak(job.dtype)
     model = tokens * shape.flops_per_token(job.context, causal=False)
-    done = model + tokens * _recomputed_flops(shape, job)
-    half = NINETY * c.spread
+    again = tokens * _recomputed_flops(shape, job)
+    peak = job.degrees.world_size * hardware.peak(job.dtype)
+    rates = {"tokens_per_second": float(tokens), "mfu": model / peak, "hfu": (model + again) / peak}
+    slow, fast = 1 / c.slowest, 1 / c.fastest
     return {
-        "seconds": spread(total, half),
-        "tokens_per_second": spread(tokens / total, half),
-        "mfu": spread(model / total / peak, half),
-        "hfu": spread(done / total / peak, half),
+        "seconds": seconds,
+        **{name: _interval(work / seconds["value"], slow, fast) for name, work in rates.items()},
         "parts": parts,
     }
 
 
+def _interval(value: float, low: float, high: float) -> dict[str, float]:
+    return {"value": value, "low": value * low, "high": value * high}
+
+
 def _recomputed_flops(shape: Shape, job: Job) -> float:
+    """FLOPs of a token that are done a second time."""
+    if job.recompute == "selective":
+        return sum(2.0 * n * x.attention.width * job.context for n, x in shape.layers if not x.attention.fused)
     layers = shape.flops_per_token(job.context, causal=False) - 6.0 * shape.vocab * shape.hidden
-    scores = sum(2.0 * n * layer.attention.width * job.context for n, layer in shape.layers)
-    return {"none": 0.0, "selective": scores, "full": layers / 3}[job.recompute]
+    return layers / 3 if job.recompute == "full" else 0.0
 
 
 def step_parts(shape: Shape, job: Job, hardware: Hardware, c: Constants) -> dict[str, float]:
     """Seconds of a step: compute, tp, cp, ep, pp, dp (exposed communication of each axis), bubble, optimizer, other."""
     d, m = job.degrees, job.micro_batches
-    kinds = {layer: layer_pass(layer, job, hardware, c) for _, layer in shape.layers}
+    one = replace(job, global_batch=0, degrees=d._replace(pp=1, dp_replicate=1, dp_outer=1))  # what a layer sees
+    kinds = [layer_pass(layer, one, hardware, c) for _, layer in shape.layers]
     head = head_pass(shape, job, hardware, c)
     chunks = job.chunks if d.pp > 1 else 1
-    ranges = layout.stage_layers(shape.depth, d.pp * chunks)
+    order = [p for (n, _), p in zip(shape.layers, kinds, strict=True) for _ in range(n)]
     stages: list[list[Pass]] = [[] for _ in range(d.pp)]
-    for s, chunk in enumerate(ranges):
-        stages[s % d.pp] += [kinds[shape.layer(i)] for i in chunk]
+    for s, chunk in enumerate(layout.stage_layers(shape.depth, d.pp * chunks)):
+        stages[s % d.pp] += order[chunk.start : chunk.stop]
     stages[-1].append(head)
     far = d.world_size // d.pp >= hardware.node_link.devices
-    size = 2.0 * job.micro_batch * job.context // d.cp * shape.hidden / (d.tp if job.sequence_parallel else 1)
+    size = 2.0 * job.micro_batch * job.context // d.cp * shape.hidden / d.tp
     hop = chunks * links.send_seconds(size, far, hardware, c) if d.pp > 1 else 0.0
     sums = [{k: sum(getattr(x, k) for x in s) for k in ("compute", "tp", "cp", "ep")} for s in stages]
     forward = [sum(p.forward + (p.tp + p.cp + p.ep) / 3 for p in s) + hop for s in stages]
     weights = [sum(p.weights for p in s) for s in stages]
     backward = [sum(p.inputs + p.again + (p.tp + p.cp + p.ep) * 2 / 3 for p in s) + hop for s in stages]
-    span = pipeline.span_seconds(forward, backward, weights, m, job.schedule, chunks)
-    slow = max(range(d.pp), key=lambda s: forward[s] + backward[s] + weights[s])
+    span, slow = pipeline.span_seconds(forward, backward, weights, m, job.schedule, chunks)
     parts = {k: m * v for k, v in sums[slow].items()}
     parts["pp"] = m * 2 * hop
-    parts["bubble"] = span - sum(parts.values())
-    parts["dp"] = _gradient_seconds(shape, job, hardware, c, backward[slow], sums[slow]["compute"])
+    parts["bubble"] = span - sum(parts.values()) if d.pp > 1 else 0.0
+    parts["dp"] = _gradient_seconds(shape, job, hardware, c, forward[slow], backward[slow] + weights[slow])
     parts["optimizer"] = _optimizer_seconds(shape, job, hardware, c)
     parts["other"] = c.step_seconds
-    return parts
+    factor = next((f for *key, f in c.corrections if key == [shape.hidden, d.tp, job.micro_batch]), 1.0)
+    return {name: factor * seconds for name, seconds in parts.items()}
 
 
-def _gradient_seconds(shape: Shape, job: Job, hardware: Hardware, c: Constants, back: float, compute: float) -> float:
-    """Exposed seconds of the gradients (and with sharding of the weights) over the copies, in a step."""
+def _held(shape: Shape, job: Job) -> tuple[float, float]:
+    """Parameters that a rank of the busiest stage holds before sharding: dense ones, those of its experts."""
     d = job.degrees
-    mine = shape.parameters / (d.tp * d.pp)
-    shards = links.group(d.fsdp, d.tp, hardware)
+    expert = sum(n * p.parameters for n, x in shape.layers for p in x.products if p.experts)
+    tables = shape.vocab * shape.hidden * (1 if shape.tied or d.pp > 1 else 2)
+    layers = shape.layer_parameters - expert
+    return (layers / d.pp + tables) / d.tp, expert / (d.pp * d.tp * d.ep)
+
+
+def _gradient_seconds(shape: Shape, job: Job, hardware: Hardware, c: Constants, ahead: float, back: float) -> float:
+    """Exposed seconds of gradients (and of sharded weights) over the copies, in a step.
+
+    ahead, back: seconds of a micro-batch's passes through the busiest stage. Sharded weights are fetched a layer ahead
+    (Zhao et al., 2023), so what is longer than the computation shows, and one layer's part.
+    """
+    d, m = job.degrees, job.micro_batches
+    dense, expert = _held(shape, job)
     copies = links.group(d.dp_replicate, d.tp * d.fsdp, hardware)
+    sharded = ((dense, links.group(d.fsdp, d.tp, hardware)), (expert, links.group(d.fsdp // d.ep, d.tp, hardware)))
     if job.sharding == "full":
-        gathered = links.gather_seconds(2.0 * mine, shards, hardware, c)
-        reduced = links.gather_seconds(job.gradient_bytes * mine, shards, hardware, c)
-        each = max(0.0, 2 * gathered + reduced - c.overlap * compute) + 2 * gathered / max(1, shape.depth)
-        rest = links.all_reduce_seconds(job.gradient_bytes * mine / d.fsdp, copies, hardware, c)
-        return job.micro_batches * each + max(0.0, rest - c.overlap * back)
-    everyone = links.group(d.fsdp * d.dp_replicate, d.tp, hardware)
-    total = links.all_reduce_seconds(job.gradient_bytes * mine, everyone, hardware, c)
+        gathered = sum(links.gather_seconds(2.0 * n, g, hardware, c) for n, g in sharded)
+        reduced = sum(links.gather_seconds(job.gradient_bytes * n, g, hardware, c) for n, g in sharded)
+        layer = max(1, shape.depth // d.pp)
+        busy = gathered + reduced - c.overlap * back
+        shown = max(0.0, gathered - c.overlap * ahead) + max(0.0, busy) + (gathered + reduced) / layer
+        sums = links.all_reduce_seconds(sum(job.gradient_bytes * n / g.size for n, g in sharded), copies, hardware, c)
+        rest = max(0.0, sums + min(0.0, busy))  # of copies of the shards: once a step, in what time is left
+        return m * shown + rest
+    r = d.dp_replicate
+    everyone = (
+        (dense, links.group(d.fsdp * r, d.tp, hardware)),
+        (expert, links.group(d.fsdp // d.ep * r, d.tp * d.ep, hardware)),
+    )
     if job.sharding == "optimizer":
-        total = links.gather_seconds((job.gradient_bytes + 2.0) * mine, everyone, hardware, c)
-    return total - min(total * c.overlap, back)
+        total = sum(links.gather_seconds((job.gradient_bytes + 2.0) * n, g, hardware, c) for n, g in everyone)
+        return total - min(total * c.overlap, ahead + back) if job.overlap_gradients else total
+    total = sum(links.all_reduce_seconds(job.gradient_bytes * n, g, hardware, c) for n, g in everyone)
+    return total - min(total * c.overlap, back) if job.overlap_gradients else total
 
 
 def _optimizer_seconds(shape: Shape, job: Job, hardware: Hardware, c: Constants) -> float:
     """Seconds of the update: it reads and writes states, gradients and weights once."""
-    d = job.degrees
-    mine = shape.parameters / (d.tp * d.pp)
-    divided = {"none": 1, "optimizer": d.dp * d.cp, "full": d.fsdp}[job.sharding]
-    return kernels.memory_seconds(mine / divided * 2 * job.state_bytes, hardware.memory_bytes_per_second, c)
+    d, (dense, expert) = job.degrees, _held(shape, job)
+    copies = {"none": 1, "optimizer": d.dp * d.cp, "full": d.fsdp}[job.sharding]
+    held = dense / copies + expert / max(1, copies // d.ep)
+    return held * 2 * job.state_bytes / (hardware.memory_bytes_per_second * c.memory)

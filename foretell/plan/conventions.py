@@ -1,7 +1,8 @@
 """Published conventions of counting FLOPs and activations, each under its own name.
 
-They differ, and a figure without its convention says little: 6N + 12 L D T is a sixth below OLMo's count at 190M parameters. What this
-project counts itself is in `flops.py`; here are the counts that others print, so that their tables can be compared.
+They differ, and a figure without its convention says little: 6N + 12 L D T is a sixth below OLMo's count at 190M
+parameters. What this project counts itself is in `flops.py`; here are the counts that others print, so that their
+tables can be compared.
 """
 
 from __future__ import annotations

@@ -31,6 +31,14 @@ class Rates(Table):
     float8: float | None = Field(None, gt=0)
 
 
+class Reached(Table):
+    """Shares of the peak that good kernels were measured to reach: of products, and of fused attention in 16 bits."""
+
+    product: float = Field(gt=0, le=1)
+    product_float8: float | None = Field(None, gt=0, le=1)
+    attention: float = Field(gt=0, le=1)
+
+
 class Link(Table):
     """A way between devices: bytes per second of one device in one direction, and seconds before the first byte."""
 
@@ -52,6 +60,7 @@ class Hardware(Table):
     price_per_hour: float = Field(ge=0)
     failures_per_1000_device_days: float = Field(ge=0)
     flops_per_second: Rates
+    reached: Reached
     node_link: Link
     network_link: Link
     sources: tuple[str, ...] = ()
@@ -64,6 +73,11 @@ class Hardware(Table):
             raise PlanError(f"{self.title} has no products in {dtype}; it has {', '.join(known)}")
         return float(value)
 
+    def product_rate(self, dtype: str) -> float:
+        """FLOP/s that the best products of a dtype were measured to reach."""
+        share = self.reached.product_float8 if dtype == "float8" else None
+        return self.peak(dtype) * (share or self.reached.product)
+
 
 def load(name: str, path: Path | None = None) -> Hardware:
     """The entry of that name, of a user's file or of the built-in table. Raises PlanError naming the nearest."""
@@ -71,7 +85,8 @@ def load(name: str, path: Path | None = None) -> Hardware:
     if path is not None and name not in table:
         table = read(BUILT_IN) | table
     if name not in table:
-        near = difflib.get_close_matches(name.lower(), table, n=1, cutoff=0.3)
+        begun = [known for known in sorted(table) if known.startswith(name.lower())]
+        near = begun or difflib.get_close_matches(name.lower(), table, n=1, cutoff=0.3)
         hint = f"; the nearest is {near[0]}" if near else ""
         raise PlanError(f"no hardware is called {name!r}{hint}. There are: {', '.join(sorted(table))}")
     return table[name]

@@ -1,9 +1,10 @@
-"""Seconds of collectives: rings and trees inside a node and between nodes.
+"""Seconds of collectives: rings inside a node and between nodes.
 
-A ring moves 2(n-1)/n S bytes a rank in an all-reduce of S bytes, (n-1)/n S in an all-gather or reduce-scatter (Thakur et
-al., 2005). Between nodes the ring enters and leaves each node once; the ranks of the group that stand in one node bring
-their network cards with them, so the ring runs at the sum of theirs or at the node's own links, whichever is less.
-Trees need 2 log2(n) steps in place of 2(n-1). The faster one counts, as in NCCL.
+A ring moves 2(n-1)/n S bytes a rank in an all-reduce of S bytes, (n-1)/n S in an all-gather or reduce-scatter (Thakur
+et al., 2005). Between nodes the ring enters and leaves each node once; the ranks of the group that stand in one node
+bring their network cards with them, so the ring runs at the sum of theirs or at the node's own links, whichever is
+less. Beside the link a device reads and writes its own memory: with that term, and links at their data-sheet rate, one
+formula holds for 2, 4 and 8 ranks (docs/cluster.md). Latencies add up once around the ring, or over a tree of nodes.
 
 Not handled: congestion in the network, links of unequal speed (V100's NVLink cube), in-network reduction.
 """
@@ -15,6 +16,9 @@ from dataclasses import dataclass
 
 from foretell.plan.hardware import Hardware
 from foretell.plan.kernels import Constants
+
+# Of an all-reduce a device reads its own part and what came, and writes the sum: three times the tensor in all.
+LOCAL_PASSES = 3.0
 
 
 @dataclass(frozen=True)
@@ -41,33 +45,35 @@ def bus_bytes_per_second(g: Group, hardware: Hardware, c: Constants) -> float:
     node = hardware.node_link.bytes_per_second * c.node
     if not g.crosses:
         return node
-    network = hardware.network_link.bytes_per_second * c.network
-    return min(node, network * g.per_node) if g.per_node > 1 else network
+    return min(node, hardware.network_link.bytes_per_second * c.network * g.per_node)
 
 
-def _steps_seconds(g: Group, hardware: Hardware, passes: int) -> float:
-    """Seconds of the latencies of `passes` times around a ring or up a tree, whichever is shorter."""
+def _steps_seconds(g: Group, hardware: Hardware) -> float:
+    """Seconds of the latencies once around the ring, or up a tree of nodes where that is shorter."""
     near, far = hardware.node_link.latency_seconds, hardware.network_link.latency_seconds
     nodes = math.ceil(g.size / g.per_node)
-    ring = (g.size - nodes) * near + (nodes if nodes > 1 else 0) * far
-    tree = math.log2(max(1, g.per_node)) * near + math.log2(nodes) * far if nodes > 1 else ring
-    return passes * min(ring, tree)
+    if nodes == 1:
+        return (g.size - 1) * near
+    return min((g.size - nodes) * near + nodes * far, (g.per_node - 1) * near + 2 * math.log2(nodes) * far)
+
+
+def _ring_seconds(size_bytes: float, passes: int, g: Group, hardware: Hardware, c: Constants) -> float:
+    """`passes` times around the ring (two of an all-reduce), and over the device's own memory beside it."""
+    if g.size == 1 or not size_bytes:
+        return 0.0
+    sent = passes * (g.size - 1) / g.size * size_bytes / bus_bytes_per_second(g, hardware, c)
+    local = passes * LOCAL_PASSES / 2 * size_bytes / (hardware.memory_bytes_per_second * c.memory)
+    return c.collective_seconds + _steps_seconds(g, hardware) * passes / 2 + sent + local
 
 
 def all_reduce_seconds(size_bytes: float, g: Group, hardware: Hardware, c: Constants) -> float:
     """Seconds of a sum of `size_bytes` on every rank."""
-    if g.size == 1 or not size_bytes:
-        return 0.0
-    moved = 2.0 * (g.size - 1) / g.size * size_bytes
-    return moved / bus_bytes_per_second(g, hardware, c) + _steps_seconds(g, hardware, 2)
+    return _ring_seconds(size_bytes, 2, g, hardware, c)
 
 
 def gather_seconds(size_bytes: float, g: Group, hardware: Hardware, c: Constants) -> float:
     """Seconds of an all-gather or a reduce-scatter whose whole tensor is `size_bytes`."""
-    if g.size == 1 or not size_bytes:
-        return 0.0
-    moved = (g.size - 1) / g.size * size_bytes
-    return moved / bus_bytes_per_second(g, hardware, c) + _steps_seconds(g, hardware, 1)
+    return _ring_seconds(size_bytes, 1, g, hardware, c)
 
 
 def all_to_all_seconds(size_bytes: float, g: Group, hardware: Hardware, c: Constants) -> float:

@@ -1,7 +1,7 @@
 """Time lost to failures, and how often to save.
 
-Failures come at random with a mean time M between them (a Poisson process), a checkpoint costs C seconds, a restart R, and
-work since the last checkpoint is lost. Then the time to finish W seconds of work, saving after every t of them, is
+Failures come at random with a mean time M between them (a Poisson process), a checkpoint costs C seconds, a restart R,
+and work since the last checkpoint is lost. Then the time to finish W seconds of work, saving after every t of them, is
 E = M exp(R/M) (exp((t+C)/M) - 1) W/t (Daly, 2006, equation 13, every segment ended by a save). Its minimum over t is
 exact in Lambert's function; Young's (1974) and Daly's formulas approximate it.
 

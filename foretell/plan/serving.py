@@ -1,8 +1,11 @@
 """What serving a model takes: bytes of the key-value cache, tokens per second, sequences that fit.
 
-Decoding reads all weights that a step touches and every sequence's cache once a token, so it runs at memory bandwidth;
-the prompt is processed at the rate of products. Both take the longer of the two (roofline), as in Pope et al. (2022).
-Not handled: schedulers, speculative decoding, prefix caches.
+A decoding step reads every weight that one of its tokens needs and each sequence's whole cache, so it mostly runs at
+memory bandwidth; a prompt is processed at the rate of products. Each takes the longer of the two (Pope et al., 2022).
+`tp` devices divide the weights and the heads; where there are more of them than key-value heads, or where the cache is
+one latent vector (MLA), each keeps a whole copy of that.
+
+Not handled: scheduling, chunked prompts, prefix caches, speculative decoding, replicas (they multiply).
 """
 
 from __future__ import annotations
@@ -10,58 +13,59 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from foretell.plan import kernels, links
+from foretell.plan import cluster, kernels, links
 from foretell.plan.hardware import Hardware
 from foretell.plan.kernels import Constants
+from foretell.plan.layout import Degrees
 from foretell.plan.shape import Attention, Shape
 
+# Of measured over forecast rates: a judgement, for no public measurements were compared.
+SLOWEST, FASTEST = 0.5, 1.15
+# Between two kernels of a decoding step that is launched as one graph: a judgement.
+GAP_SECONDS = 1.5e-6
+# Share of memory left to activations and to the runtime.
+RESERVE = 0.10
 
-def cache_bytes_per_token(a: Attention, item_bytes: float = 2.0) -> float:
-    """Bytes that one more token adds to one layer's cache; a latent one (MLA) keeps the latent and the rotary key."""
+
+def cache_bytes_per_token(a: Attention, item_bytes: float = 2.0, tp: int = 1) -> float:
+    """Bytes that one more token adds to a device's cache of one layer: grouped queries, or one latent vector (MLA)."""
     if a.latent:
         return item_bytes * (a.latent + a.rotary)
-    return item_bytes * a.kv_heads * (a.head_dim + (a.value_dim or a.head_dim))
+    return item_bytes * math.ceil(a.kv_heads / tp) * (a.head_dim + (a.value_dim or a.head_dim))
 
 
-def cache_bytes(shape: Shape, tokens: int, item_bytes: float = 2.0) -> float:
-    """Bytes of the cache of one sequence of so many tokens, all layers; a sliding window keeps its last keys only."""
-    total = 0.0
-    for n, layer in shape.layers:
-        kept = min(tokens, layer.attention.window or tokens)
-        total += n * kept * cache_bytes_per_token(layer.attention, item_bytes)
-    return total
-
-
-def weight_bytes(shape: Shape, item_bytes: float = 2.0) -> float:
-    """Bytes of all weights."""
-    return shape.parameters * item_bytes
+def cache_bytes(shape: Shape, tokens: int, item_bytes: float = 2.0, tp: int = 1) -> float:
+    """Bytes on a device of one sequence's cache, all layers; a sliding window keeps its last keys alone."""
+    return sum(
+        n * min(tokens, x.attention.window or tokens) * cache_bytes_per_token(x.attention, item_bytes, tp)
+        for n, x in shape.layers
+    )
 
 
 def largest_batch(
     shape: Shape,
     hardware: Hardware,
     tokens: int,
-    devices: int = 1,
+    tp: int = 1,
+    weight_bytes: float = 2.0,
     item_bytes: float = 2.0,
-    cache_item_bytes: float = 2.0,
-    reserve: float = 0.1,
+    reserve: float = RESERVE,
 ) -> int:
-    """Sequences of `tokens` whose caches fit beside the weights, divided over `devices`; 0 where weights do not fit.
-
-    reserve: share of the memory left for activations and what the runtime takes.
-    """
-    room = devices * hardware.memory_bytes * (1 - reserve) - weight_bytes(shape, item_bytes)
-    return max(0, math.floor(room / cache_bytes(shape, tokens, cache_item_bytes)))
+    """Sequences of `tokens` whose caches fit beside the weights on `tp` devices; 0 where nothing fits."""
+    room = hardware.memory_bytes * (1 - reserve) - shape.parameters * weight_bytes / tp
+    return max(0, math.floor(room / cache_bytes(shape, tokens, item_bytes, tp)))
 
 
 def touched_parameters(shape: Shape, batch: int) -> float:
-    """Weights that one decoding step of `batch` tokens reads: of experts the mean number that some token chose."""
-    total = float(shape.vocab * shape.hidden)
+    """Weights that a decoding step of `batch` tokens reads: of experts those that some token chose, on average.
+
+    Choices are taken as even and independent: a token leaves an expert out with probability 1 - k/N. The embedding
+    table is looked up, not read.
+    """
+    total = float(shape.vocab * shape.hidden + shape.hidden)
     for n, layer in shape.layers:
-        total += n * layer.norms
-        for p in layer.products:
-            share = 1 - (1 - p.top_k / p.experts) ** batch if p.experts else 1.0
-            total += n * p.parameters * share
+        shares = (1 - (1 - p.top_k / p.experts) ** batch if p.experts else 1.0 for p in layer.products)
+        total += n * (layer.norms + sum(s * p.parameters for s, p in zip(shares, layer.products, strict=True)))
     return total
 
 
@@ -71,35 +75,48 @@ def decode(
     c: Constants,
     batch: int,
     tokens: int,
-    devices: int = 1,
+    tp: int = 1,
+    weight_bytes: float = 2.0,
     item_bytes: float = 2.0,
-    cache_item_bytes: float = 2.0,
 ) -> dict[str, Any]:
-    """Seconds of one decoding step of `batch` sequences of `tokens` each under tensor parallelism, and tokens/s."""
-    read = touched_parameters(shape, batch) * item_bytes + batch * cache_bytes(shape, tokens, cache_item_bytes)
-    memory = kernels.memory_seconds(read / devices, hardware.memory_bytes_per_second, c)
-    active = shape.flops_per_token(tokens, causal=False) / 3
-    products = batch * active / devices / (hardware.peak("bfloat16") * c.product)
-    group = links.group(devices, 1, hardware)
-    one = links.all_reduce_seconds(2.0 * batch * shape.hidden, group, hardware, c)
-    sent = sum(n * layer.all_reduces for n, layer in shape.layers) * one
-    launches = sum(n * layer.kernels for n, layer in shape.layers) * c.kernel_seconds
-    seconds = max(memory, products) + sent + launches
+    """One decoding step of `batch` sequences that hold `tokens` each.
+
+    Keys: step_seconds, tokens_per_second (of all sequences; both value, low, high), bound (`memory` or `compute`).
+    """
+    device = kernels.device(hardware, c, "bfloat16")
+    read = touched_parameters(shape, batch) * weight_bytes / tp + batch * cache_bytes(shape, tokens, item_bytes, tp)
+    weights = sum(n * p.active for n, x in shape.layers for p in x.products) + shape.vocab * shape.hidden
+    scores = sum(n * x.attention.width * min(tokens, x.attention.window or tokens) for n, x in shape.layers)
+    products = 2.0 * batch * (weights + scores) / tp / device.products
+    one = links.all_reduce_seconds(2.0 * batch * shape.hidden, links.group(tp, 1, hardware), hardware, c)
+    sums, launches = (sum(n * k for n, k in counts) for counts in _counts(shape))
+    memory = read / device.bytes_per_second
+    seconds = max(memory, products) + sums * one + launches * GAP_SECONDS
     return {
-        "step_seconds": seconds,
-        "tokens_per_second": batch / seconds,
+        "step_seconds": {"value": seconds, "low": seconds / FASTEST, "high": seconds / SLOWEST},
+        "tokens_per_second": _rate(batch / seconds),
         "bound": "memory" if memory > products else "compute",
     }
 
 
-def prefill(
-    shape: Shape, hardware: Hardware, c: Constants, batch: int, tokens: int, devices: int = 1
-) -> dict[str, float]:
-    """Seconds to process `batch` prompts of `tokens` each, and tokens/s."""
-    work = batch * tokens * shape.flops_per_token(tokens) / 3 / devices
-    group = links.group(devices, 1, hardware)
-    one = links.all_reduce_seconds(2.0 * batch * tokens * shape.hidden, group, hardware, c)
-    sent = sum(n * layer.all_reduces for n, layer in shape.layers) * one
-    read = kernels.memory_seconds(weight_bytes(shape) / devices, hardware.memory_bytes_per_second, c)
-    seconds = max(work / (hardware.peak("bfloat16") * c.product), read) + sent
-    return {"seconds": seconds, "tokens_per_second": batch * tokens / seconds}
+def prefill(shape: Shape, hardware: Hardware, c: Constants, batch: int, tokens: int, tp: int = 1) -> dict[str, Any]:
+    """`batch` prompts of `tokens` each, processed at once; the head works on their last tokens only.
+
+    Keys: seconds, tokens_per_second (value, low, high).
+    """
+    job = cluster.Job(Degrees(1, 1, 1, 1, 1, tp), batch, batch, tokens)
+    passes = [(n, cluster.layer_pass(layer, job, hardware, c)) for n, layer in shape.layers]
+    seconds = sum(n * (p.forward + p.tp / 2) for n, p in passes)  # of tp, half is the backward pass's
+    return {
+        "seconds": {"value": seconds, "low": seconds / FASTEST, "high": seconds / SLOWEST},
+        "tokens_per_second": _rate(batch * tokens / seconds),
+    }
+
+
+def _rate(value: float) -> dict[str, float]:
+    return {"value": value, "low": value * SLOWEST, "high": value * FASTEST}
+
+
+def _counts(shape: Shape) -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:
+    """(layers, sums over tp each), (layers, launches each)."""
+    return [(n, x.all_reduces) for n, x in shape.layers], [(n, x.kernels) for n, x in shape.layers]

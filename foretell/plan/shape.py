@@ -76,15 +76,15 @@ class Attention:
 class Layer:
     """One layer.
 
-    whole_bytes, split_bytes: bytes of memory traffic a token and forward pass makes outside products and attention, in
+    whole_bytes, split_bytes: memory traffic of a token outside products and attention in a (forward, backward) pass, in
     a 16-bit dtype; the second is divided by tensor parallelism, the first only with sequence parallelism. kernels:
     launches of a forward pass. norms: parameters of norms. all_reduces: sums over tensor-parallel ranks, forward.
     """
 
     products: tuple[Product, ...]
     attention: Attention
-    whole_bytes: float
-    split_bytes: float
+    whole_bytes: tuple[float, float]
+    split_bytes: tuple[float, float]
     kernels: int
     norms: int
     all_reduces: int = 2
@@ -97,13 +97,17 @@ class Layer:
 
 @dataclass(frozen=True)
 class Shape:
-    """A whole model: (number, layer) in their order, embedding and head. positions: learned ones, 0 for rotary."""
+    """A whole model: (number, layer) in their order, embedding and head.
+
+    positions: learned ones, 0 for rotary. norms: parameters of the last norm.
+    """
 
     hidden: int
     vocab: int
     layers: tuple[tuple[int, Layer], ...]
     tied: bool = False
     positions: int = 0
+    norms: int = 0
 
     @property
     def depth(self) -> int:
@@ -111,18 +115,15 @@ class Shape:
         return sum(n for n, _ in self.layers)
 
     @property
+    def layer_parameters(self) -> int:
+        """Weights of all layers."""
+        return sum(n * layer.parameters for n, layer in self.layers)
+
+    @property
     def parameters(self) -> int:
         """Weights in all: layers, embeddings, head, the last norm."""
         tables = (1 if self.tied else 2) * self.vocab * self.hidden + self.positions * self.hidden
-        return tables + sum(n * layer.parameters for n, layer in self.layers) + self.hidden
-
-    def layer(self, index: int) -> Layer:
-        """The layer at a depth."""
-        for n, layer in self.layers:
-            if index < n:
-                return layer
-            index -= n
-        raise IndexError(index)
+        return tables + self.layer_parameters + self.norms
 
     def flops_per_token(self, context: int, causal: bool = True) -> float:
         """Products of a forward and backward pass a token, the head too; no recomputation. causal=False: all T keys."""
@@ -179,8 +180,10 @@ def gpt(
 ) -> Shape:
     """A GPT-2/3 model: LayerNorm, biases, multi-head attention, GELU of 4 x hidden, learned positions, tied head.
 
-    Traffic as Korthikanti et al. (2022) list the tensors: two norms, two dropouts with residuals (whole), GELU with its
-    bias on 4 x hidden and the heads' transposes (split).
+    Traffic of Megatron's kernels in 2022, in bytes a token and hidden unit. Whole, forward: a norm reads and writes
+    (4); bias, dropout and residual in one kernel read two, write one and a mask (7); each twice. Backward: a norm 8,
+    residual 4, dropout 5, bias 2, each twice. Split, forward: GELU with its bias 4 on 4 x hidden, the heads' transpose
+    4. Backward: GELU and its bias 8 on 4 x hidden, the biases of queries, keys and values 6, transposes 16.
     """
     products = (
         Product(hidden, 3 * hidden, "column", bias=True),
@@ -189,9 +192,9 @@ def gpt(
         Product(4 * hidden, hidden, "row", bias=True),
     )
     attention = Attention(heads, heads, hidden // heads, causal=causal, fused=fused)
-    # Norms read and write; bias-dropout-add reads two, writes one and a mask of a byte: (2 x 2 + 3) x 2 + 1, twice.
-    layer = Layer(products, attention, (2 * 4 + 2 * 7) * hidden, (4 * 4 + 12) * hidden, kernels, 4 * hidden)
-    return Shape(hidden, vocab, ((layers, layer),), tied=True, positions=positions)
+    whole, split = (22.0 * hidden, 38.0 * hidden), (20.0 * hidden, 54.0 * hidden)
+    layer = Layer(products, attention, whole, split, kernels, 4 * hidden)
+    return Shape(hidden, vocab, ((layers, layer),), tied=True, positions=positions, norms=2 * hidden)
 
 
 def llama(
@@ -221,13 +224,15 @@ def llama(
     if shared_ffn:
         products += [Product(hidden, 2 * shared_ffn, "column"), Product(shared_ffn, hidden, "row")]
     wide = (top_k if experts else 1) * ffn + shared_ffn
-    # Norms read and write, residuals read two and write one: 2 x (4 + 6); SwiGLU reads two, writes one; rotary 2 x.
+    # Forward: norms read and write, residuals read two, write one; SwiGLU reads two, writes one; rotary reads, writes.
+    # Backward: norms read three, write one and their weight's part, residuals add; SwiGLU reads three, writes two.
+    rotated = (heads + kv_heads) * E
     layer = Layer(
         tuple(products),
         Attention(heads, kv_heads, E),
-        2 * (4 + 6) * hidden,
-        6 * wide + 4 * (heads + kv_heads) * E,
+        (2.0 * (4 + 6) * hidden, 2.0 * (8 + 6) * hidden),
+        (6.0 * wide + 4 * rotated, 10.0 * wide + 4 * rotated),
         kernels,
         2 * hidden,
     )
-    return Shape(hidden, vocab, ((layers, layer),), tied=tied)
+    return Shape(hidden, vocab, ((layers, layer),), tied=tied, norms=hidden)
