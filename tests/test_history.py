@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
@@ -37,6 +37,7 @@ def test_shares_and_errors_over_runs() -> None:
     assert found["held_share"] == 0.5
 
 
+@settings(deadline=None)
 @given(st.floats(0.5, 2.0), st.lists(st.floats(-0.05, 0.05), min_size=20, max_size=40))
 def test_a_bias_is_learned_and_not_learned_twice(bias: float, noise: list[float]) -> None:
     raw = [pair(bias * math.exp(e)) for e in noise]

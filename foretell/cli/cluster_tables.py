@@ -71,7 +71,8 @@ def _headline(p: dict[str, Any]) -> Table:
     s = p["serving"]
     if "devices" in s:
         held = f"{numbers.size(s['cache_bytes_per_token'])} of cache a token, {s['largest_batch']:,} x {s['context']:,}"
-        speed = f"{numbers.count(s['tokens_per_second'])} tokens/s, {numbers.count(s['tokens_per_second_alone'])} alone"
+        rates = (numbers.count(s[k]["value"]) for k in ("tokens_per_second", "tokens_per_second_alone"))
+        speed = "{} tokens/s, {} alone".format(*rates)
         table.add_row("serving", speed, f"{s['devices']} device{'s' * (s['devices'] > 1)}, {held}")
     if not p["fits"]:
         table.add_row("[red]does not fit[/]", "", f"[red]{escape(p['why_not'])}[/]")

@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from foretell import config as run_config
 from foretell.config import ModelConfig, RunConfig
@@ -125,7 +125,7 @@ def constants(h: Hardware) -> kernels.Constants:
     return kernels.Constants()
 
 
-def job(config: RunConfig, d: Degrees) -> cluster.Job:
+def job(config: RunConfig, model: ModelConfig, d: Degrees) -> cluster.Job:
     """A completed config as the step-time model takes it."""
     t, p = config.train, config.parallel
     return cluster.Job(
@@ -138,7 +138,15 @@ def job(config: RunConfig, d: Degrees) -> cluster.Job:
         chunks=layout.stages_of_a_process(p),
         recompute=p.recompute,
         sharding="full",
+        fetched="step" if d.pp > 1 else "layer",
+        summed="step",
+        context_exchange=_exchange(p, model),
     )
+
+
+def _exchange(p: run_config.ParallelConfig, model: ModelConfig) -> Literal["gather", "ring", "ulysses"]:
+    how = layout.exchange(p, model)
+    return "ulysses" if how == "ulysses" else "ring" if how == "ring" else "gather"
 
 
 def view(config: RunConfig, a: Architecture) -> ModelConfig:
@@ -168,7 +176,7 @@ def forecast(config: RunConfig) -> dict[str, Any]:
     layout.check(d, c.parallel, model, t.context, sequences, t.needed("micro_batch_size"))
     memory = ranks.memory_bytes(a, c.parallel, t, d)
     largest = max(row["peak"] for row in memory)
-    timed = cluster.step(shape.of(a), job(c, d), h, constants(h))
+    timed = cluster.step(shape.of(a), job(c, model, d), h, constants(h))
     rows, exact = collectives(c, a, d)
     tokens = t.needed("global_batch_tokens") * t.needed("steps")
     flops = a.flops_per_token(t.context, t.context)

@@ -28,6 +28,8 @@ class Job:
     sharding: `none` sums gradients and every copy updates all (DDP); `optimizer` divides the optimiser's state (ZeRO-1,
     Megatron's distributed optimiser); `full` divides the weights too (FSDP, ZeRO-3). overlap_gradients, overlap_tensor:
     whether what dp, and what tp, sends goes beside computation. chunks: stages a process of the interleaved schedule.
+    fetched: whether sharded weights come anew for each pass of a layer, or stay through a step (FSDP in a pipeline).
+    summed: whether their gradients are summed in each micro-batch, or in a step's last.
     """
 
     degrees: Degrees
@@ -38,6 +40,8 @@ class Job:
     schedule: str = "1f1b"
     chunks: int = 1
     recompute: Literal["none", "selective", "full"] = "none"
+    fetched: Literal["layer", "step"] = "layer"
+    summed: Literal["micro-batch", "step"] = "micro-batch"
     sharding: Literal["none", "optimizer", "full"] = "optimizer"
     sequence_parallel: bool = True
     overlap_gradients: bool = True
@@ -112,7 +116,7 @@ def _exchanges(
     layer: Layer, job: Job, hardware: Hardware, c: Constants, tokens: int, scores: float
 ) -> tuple[float, float, float]:
     """Exposed seconds of what a layer sends over tp, cp and ep for a micro-batch: forward, backward, formed again."""
-    d, hidden, a = job.degrees, layer.products[0].inner, layer.attention
+    d, hidden, a = job.degrees, max((p.inner for p in layer.products[:1]), default=0), layer.attention
     passes = 3 if job.recompute == "full" else 2
     one = links.all_reduce_seconds(2.0 * tokens * hidden, links.group(d.tp, 1, hardware), hardware, c)
     tp = passes * layer.all_reduces * one * ((1 - c.overlap) if job.overlap_tensor else 1.0)
@@ -230,11 +234,14 @@ def _gradient_seconds(shape: Shape, job: Job, hardware: Hardware, c: Constants, 
         gathered = sum(links.gather_seconds(2.0 * n, g, hardware, c) for n, g in sharded)
         reduced = sum(links.gather_seconds(job.gradient_bytes * n, g, hardware, c) for n, g in sharded)
         layer = max(1, shape.depth // d.pp)
-        busy = gathered + reduced - c.overlap * back
-        shown = max(0.0, gathered - c.overlap * ahead) + max(0.0, busy) + (gathered + reduced) / layer
+        first, again = gathered / layer, 0.0 if job.fetched == "step" else gathered
+        fetching = max(0.0, gathered - c.overlap * ahead) + first
+        busy = again + reduced - c.overlap * back
+        last = max(0.0, busy) + reduced / layer
+        between = last if job.summed == "micro-batch" else max(0.0, again - c.overlap * back)
         sums = links.all_reduce_seconds(sum(job.gradient_bytes * n / g.size for n, g in sharded), copies, hardware, c)
         rest = max(0.0, sums + min(0.0, busy))  # of copies of the shards: once a step, in what time is left
-        return m * shown + rest
+        return (1 if job.fetched == "step" else m) * fetching + (m - 1) * between + last + rest
     r = d.dp_replicate
     everyone = (
         (dense, links.group(d.fsdp * r, d.tp, hardware)),

@@ -36,7 +36,7 @@ def search(config: RunConfig, shown: int = SHOWN) -> dict[str, Any]:
     a = abroad.described(config)
     world = abroad.devices(config, h)
     c = _same_batch(config, a, h, world)
-    s, constants = shape.of(a), abroad.constants(h)
+    s, model, constants = shape.of(a), abroad.view(c, a), abroad.constants(h)
     found: list[tuple[float, dict[str, Any]]] = []
     left_out: Counter[str] = Counter()
     smallest, tried = float("inf"), 0
@@ -48,7 +48,7 @@ def search(config: RunConfig, shown: int = SHOWN) -> dict[str, Any]:
             left_out["does not fit"] += 1
             continue
         changed = c.model_copy(update={"parallel": parallel, "train": train})
-        timed = cluster.step(s, abroad.job(changed, d), h, constants)
+        timed = cluster.step(s, abroad.job(changed, model, d), h, constants)
         seconds = timed["seconds"]
         found.append((seconds["value"], _row(d, parallel, train, timed, peak, a, c, h)))
     left_out |= _indivisible(c, a, h, world)
@@ -158,7 +158,9 @@ def _indivisible(c: RunConfig, a: Architecture, h: Hardware, world: int) -> Coun
         try:
             layout.check(d, parallel, model, c.train.context, sequences, 1)
         except ConfigError as e:
-            reasons[str(e).partition("(")[0].strip() + " does not divide"] += 1
+            what, bracket, _ = str(e).partition(" (")
+            cut = bracket and not what.startswith("a step has")
+            reasons[f"{what} cannot be divided so" if cut else "too few micro-batches for the pipeline"] += 1
     return reasons
 
 

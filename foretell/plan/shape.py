@@ -137,8 +137,9 @@ class Shape:
 
 
 def of(a: Architecture) -> Shape:
-    """The shape of an architecture. A layer with two attentions counts as two, the first without a feed-forward part."""
-    return Shape(a.hidden, a.vocab, tuple(_layers(a)), a.tied, sum(rows for _, rows, _ in a.tables[1:]))
+    """The shape of an architecture. A layer with two attentions becomes two, the second without products."""
+    positions, norms = sum(rows for _, rows, _ in a.tables[1:]), sum(sum(s.vectors) for s in a.stacks) + sum(a.vectors)
+    return Shape(a.hidden, a.vocab, tuple(_layers(a)), a.tied, positions, norms)
 
 
 def _layers(a: Architecture) -> Iterator[tuple[int, Layer]]:
@@ -148,18 +149,24 @@ def _layers(a: Architecture) -> Iterator[tuple[int, Layer]]:
                 Product(m.columns, m.rows, m.split, m.copies if m.copies > 1 else 0, m.used, m.bias)
                 for m in layer.matrices
             )
-            norms = sum(layer.vectors)
-            routed = layer.routed
-            wide = layer.inner + (routed.used * routed.rows if routed else 0)
             first, *more = layer.attentions
-            rotary = 4 * (first.heads * first.qk + first.kv_heads * first.qk) if layer.rms else 0
-            # Norms read and write, residuals read two and write one; the feed-forward part reads two and writes one.
-            whole = 2 * (4 + 6) * a.hidden
-            split = (6 if layer.gated else 8) * wide + rotary
-            attention = _attention(first, layer)
-            yield n, Layer(products, attention, whole, split, 28 + 8 * len(layer.latents), norms, 2 + len(more))
+            whole, split = _traffic(a.hidden, layer)
+            kernels = 28 + 8 * len(layer.latents) if layer.rms else 36
+            own = _attention(first, layer)
+            yield n, Layer(products, own, whole, split, kernels, sum(layer.vectors), 2 + len(more))
             for other in more:
-                yield n, Layer((), _attention(other, layer), 10 * a.hidden, 0, 10, 0, 0)
+                yield n, Layer((), _attention(other, layer), (10.0 * a.hidden, 14.0 * a.hidden), (0.0, 0.0), 10, 0, 0)
+
+
+def _traffic(hidden: int, layer: architecture.Layer) -> tuple[tuple[float, float], tuple[float, float]]:
+    """Whole and split bytes of a token, (forward, backward): see `llama` for RMSNorm and SwiGLU, `gpt` for the rest."""
+    routed, a = layer.routed, layer.attentions[0]
+    wide = layer.inner + (routed.used * routed.rows if routed else 0)
+    rotated = (a.heads + a.kv_heads) * a.qk
+    if layer.rms and layer.gated:
+        return (20.0 * hidden, 28.0 * hidden), (6.0 * wide + 4 * rotated, 10.0 * wide + 4 * rotated)
+    transposed = (4.0 * a.heads * a.v, 22.0 * a.heads * a.v)
+    return (22.0 * hidden, 38.0 * hidden), (4.0 * wide + transposed[0], 8.0 * wide + transposed[1])
 
 
 def _attention(a: architecture.Attention, layer: architecture.Layer) -> Attention:
