@@ -54,6 +54,15 @@ def test_a_run_whose_state_is_kept_on_the_host_goes_on_without_it(lines: Path, t
     assert losses(run) == pytest.approx(losses(tmp_path / "whole"), rel=2e-5)
 
 
+def test_the_forecast_of_several_processes_has_every_byte_they_send(lines: Path, tmp_path: Path) -> None:
+    for name, axes, ranks in (("a", layout(dp_shard=2), 2), ("b", layout(tp=2), 2), ("c", layout(pp=2, dp_shard=2), 4)):
+        run = tmp_path / name
+        session(run, lines, ranks, ["train.optimizer=muon", *axes])
+        plan, measured = (json.loads((run / f"{n}.json").read_text()) for n in ("plan", "measured"))
+        assert plan["layout"]["world_size"] == ranks
+        assert plan["comm_step_bytes"] == measured["comm_step_bytes"] > 0
+
+
 def strict(copies: int) -> list[str]:
     return ["parallel.strict=true", *layout(dp_replicate=copies), "train.dropout=0.1", "train.optimizer=muon"]
 

@@ -164,7 +164,8 @@ def train_and_report(
     if processes.machines == 1 and not resume and run.exists() and any(run.iterdir()):
         raise errors.ConfigError(f"{run} exists already; go on with it by --resume, or choose another --name")
     data = prepared(c, out, display)
-    options: dict[str, Any] = {"machine": machine(display), "resume": resume, "allow_drift": allow_drift}
+    here = machine(display) | ({"machines": processes.machines} if processes.machines > 1 else {})
+    options: dict[str, Any] = {"machine": here, "resume": resume, "allow_drift": allow_drift}
     if processes.total == 1 and not processes.begin_only:
         result = train(c, data, run, display=display, **options)
     else:

@@ -6,7 +6,7 @@ import math
 from typing import Any
 
 from foretell.config import RunConfig
-from foretell.plan import flops, history, memory, scaling, size, time
+from foretell.plan import flops, history, memory, scaling, size, time, together
 from foretell.plan.budget import parse_budget
 
 MEMORY_SPREAD = 0.22
@@ -20,17 +20,23 @@ def plan(
     corpus: dict[str, Any] | None,
     probe: dict[str, Any] | None = None,
     trial: dict[str, Any] | None = None,
+    processes: int = 1,
 ) -> dict[str, Any]:
-    """Forecast a completed config on a machine and a text. Each quantity with an interval is {value, low, high}."""
+    """Forecast a completed config on a machine and a text. Each quantity with an interval is {value, low, high}.
+
+    processes: among which the run is divided as [parallel] says; on `machine["machines"]` machines, one if not told.
+    """
     m, t = config.model, config.train
     batch, steps = t.global_batch_tokens or t.context, t.steps or 1
     tokens = batch * steps
     per_token = flops.flops_per_token(m, t.context)
     count = flops.parameters(m)
     peak_rate = time.peak_flops_per_second(machine)
-    step = time.step_seconds(m, t, machine, trial, probe)
-    seconds = time.run_seconds(config, machine, trial, probe)
-    used = memory.memory_bytes(m, t, machine.get("process_bytes"))
+    machines, divided = int(machine.get("machines", 1)), together.is_together(config, processes)
+    step = together.step_seconds(time.step_seconds(m, t, machine, trial, probe), processes, machines)
+    seconds = together.step_seconds(time.run_seconds(config, machine, trial, probe), processes, machines)
+    held = machine.get("process_bytes")
+    used = together.memory_bytes(config, processes, held) if divided else memory.memory_bytes(m, t, held)
     peak = history.taught(scaling.spread(used["peak"], MEMORY_SPREAD), machine, "memory_bytes.peak")
     room = float(machine.get("memory_bytes") or math.inf)
     result: dict[str, Any] = {
@@ -59,6 +65,7 @@ def plan(
         "probe": probe,
         "trial": trial,
         "lessons": history.factors(machine, trial is not None),
+        **(together.shared(config, processes) if divided else {}),
     }
     if corpus:
         # The law was fitted to dense models; of a mixture it is given what a token passes through, which is cautious.

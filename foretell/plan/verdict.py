@@ -17,6 +17,7 @@ QUANTITIES = (
     "step_seconds",
     "tokens_per_second",
     "mfu",
+    "comm_step_bytes",
     "parameters.total",
     "flops_per_token",
     "flops_total",

@@ -21,6 +21,7 @@ from foretell import config as run_config
 from foretell.checkpoint import files
 from foretell.config import RunConfig
 from foretell.data import Data
+from foretell.distributed import record
 from foretell.distributed.mesh import join_alone
 from foretell.distributed.placed import Placed
 from foretell.errors import CheckpointError, ConfigError
@@ -81,8 +82,7 @@ def begin(
         _check_layout(config, processes)
         forecast = json.loads((run / "plan.json").read_text(encoding="utf-8"))
     else:
-        config, forecast = decide(_divided(config, processes), data, machine, show)
-        _check_layout(config, processes)
+        config, forecast = decide(_divided(config, processes), data, machine, show, processes)
         _write_folder(run, config, forecast, data, {**machine, "processes": processes})
     show({"event": "plan", "plan": forecast, "config": config})
 
@@ -102,7 +102,7 @@ def go_on(run: Path, data: Data, *, resume: bool, display: Display | None = None
     job = _job(config, data, run, machine, forecast, team.told(secrets.token_hex(8)))
     runtime.reset_peak_memory()
     outcome = loop.run(team, job, resume=resume, display=show)
-    peak = runtime.peak_memory_bytes()
+    peak = int(team.maxima(torch.tensor([runtime.peak_memory_bytes()]))[0])
     show({"event": "evaluating", "split": "valid"})
     measured = _measured(run, config, data, team, forecast, outcome, peak)
     scores = None
@@ -168,21 +168,27 @@ def _export(run: Path, config: RunConfig, data: Data, team: Team) -> None:
     hf.write(config.model, last.tensors("model."), data.tokenizer, run / "model")
 
 
-def decide(config: RunConfig, data: Data, machine: dict[str, Any], show: Display) -> tuple[RunConfig, dict[str, Any]]:
-    """Every open choice closed: sizes, path, steps. Returns the complete config and its forecast."""
+def decide(
+    config: RunConfig, data: Data, machine: dict[str, Any], show: Display, processes: int = 1
+) -> tuple[RunConfig, dict[str, Any]]:
+    """Every open choice closed: sizes, path, steps. Returns the complete config and its forecast.
+
+    Raises ConfigError where what was chosen cannot be divided among so many processes as [parallel] says.
+    """
     text = data.corpus
     # A config that fixes its length, such as that of a finished run, is kept: its budget only sets the guard.
     fixed = config.train.steps or config.train.tokens
     budget = plan.parse_budget(config.train.budget) if config.train.budget and not fixed else None
     measured_probe = None
-    if budget.is_worth_a_probe if budget else _seconds(config, text, machine) > WORTH_PROBING_SECONDS:
+    if budget.is_worth_a_probe if budget else _seconds(config, text, machine, processes) > WORTH_PROBING_SECONDS:
         show({"event": "probing"})
         measured_probe = trial.probe(data)
         show({"event": "probe", **measured_probe})
     if budget is not None:
         config = plan.size_for_budget(budget, machine=machine, corpus=text, probe=measured_probe, config=config)
     config = plan.completed(config, text, machine)
-    seconds = plan.plan(config, machine=machine, corpus=text, probe=measured_probe)["seconds"]["value"]
+    first = plan.plan(config, machine=machine, corpus=text, probe=measured_probe, processes=processes)
+    seconds = float(first["seconds"]["value"])
     measured_trial = None
     if seconds > WORTH_PROBING_SECONDS / 2:
         show({"event": "trying", "seconds": seconds})
@@ -199,7 +205,9 @@ def decide(config: RunConfig, data: Data, machine: dict[str, Any], show: Display
         )
     runtime.reset_peak_memory()
     here = {**machine, "process_bytes": _held_bytes(config, machine, measured_trial)}
-    forecast = plan.plan(config, machine=here, corpus=text, probe=measured_probe, trial=measured_trial)
+    _check_layout(config, processes)
+    known = {"corpus": text, "probe": measured_probe, "trial": measured_trial}
+    forecast = plan.plan(config, machine=here, processes=processes, **known)
     return config, {**forecast, "created": datetime.now(UTC).isoformat(timespec="seconds")}
 
 
@@ -214,9 +222,9 @@ def _held_bytes(config: RunConfig, machine: dict[str, Any], tried: dict[str, Any
     return max(now, machine.get("process_bytes", 0)) + runtime.allocator_keeps_bytes()
 
 
-def _seconds(config: RunConfig, text: dict[str, Any], machine: dict[str, Any]) -> float:
+def _seconds(config: RunConfig, text: dict[str, Any], machine: dict[str, Any], processes: int) -> float:
     """The forecast before anything was tried."""
-    first = plan.plan(plan.completed(config, text, machine), machine=machine, corpus=text)
+    first = plan.plan(plan.completed(config, text, machine), machine=machine, corpus=text, processes=processes)
     return float(first["seconds"]["value"])
 
 
@@ -311,6 +319,12 @@ def _scores(team: Team, data: Data, split: str, config: RunConfig) -> dict[str, 
     )
 
 
+def _communicated(run: Path) -> dict[str, float]:
+    """Bytes that the first rank communicated in the step that was recorded; nothing where none was."""
+    file = run / "collectives" / "rank-00000.json"
+    return {"comm_step_bytes": float(sum(c.bytes for c in record.read(file)))} if file.exists() else {}
+
+
 def _measured(
     run: Path,
     config: RunConfig,
@@ -339,6 +353,7 @@ def _measured(
         "flops_per_token": forecast["flops_per_token"],
         "flops_total": forecast["flops_per_token"] * outcome["tokens"],
         "memory_bytes": {"peak": peak_bytes},
+        **_communicated(run),
         "parameters": {"total": plan.parameters(config.model)["total"]},
         "loss": scores["loss"],
         "perplexity": scores["perplexity"],
