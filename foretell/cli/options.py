@@ -74,6 +74,7 @@ def read_config(arguments: list[str] | None) -> RunConfig:
 
 
 def with_options(c: RunConfig, source: str | None, budget: str | None) -> RunConfig:
+    """The config with what --data and --budget say."""
     from foretell import config
 
     if source is not None:

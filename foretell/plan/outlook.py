@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from foretell.config import RunConfig
+from foretell.config import ModelConfig, RunConfig, TrainConfig
 from foretell.plan import flops, history, memory, scaling, size, time, together
 from foretell.plan.budget import parse_budget
 
@@ -57,6 +57,7 @@ def plan(
         "peak_flops_per_second": peak_rate,
         "step_seconds": step,
         "seconds": seconds,
+        "seconds_parts": time.run_parts(config, machine, trial, probe),
         "tokens_per_second": _inverse(seconds, tokens),
         "mfu": _inverse(step, batch * per_token["causal"] / peak_rate),
         "memory_bytes": {**used, "peak": peak},
@@ -68,17 +69,27 @@ def plan(
         **(together.shared(config, processes) if divided else {}),
     }
     if corpus:
-        # The law was fitted to dense models; of a mixture it is given what a token passes through, which is cautious.
-        N = count.get("active_non_embedding", count["non_embedding"])
-        bits = scaling.bits_per_byte(N, tokens, batch, corpus, probe)
-        # The validation text's bytes a token differ from the training text's; the probe has read both units there.
-        nats = probe["loss"] / probe["bits_per_byte"] if probe else math.log(2) * corpus["bytes_per_token"]
-        result["bits_per_byte"] = bits
-        result["loss"] = {k: v * nats for k, v in bits.items()}
-        result["loss_curve"] = scaling.course(N, steps, batch, corpus, probe)
-        result["epochs"] = tokens / max(1, corpus["tokens"])
-        result["text_used_up"] = bool(t.budget) and tokens + batch > size.MOST_EPOCHS * corpus["tokens"]
+        result |= _quality(m, t, tokens, corpus, probe)
     return result
+
+
+def _quality(
+    m: ModelConfig, t: TrainConfig, tokens: int, corpus: dict[str, Any], probe: dict[str, Any] | None
+) -> dict[str, Any]:
+    """How good the model gets on its text, and how often it reads it."""
+    count, batch = flops.parameters(m), t.global_batch_tokens or t.context
+    # The law was fitted to dense models; of a mixture it is given what a token passes through, which is cautious.
+    N = count.get("active_non_embedding", count["non_embedding"])
+    bits = scaling.bits_per_byte(N, tokens, batch, corpus, probe)
+    # The validation text's bytes a token differ from the training text's; the probe has read both units there.
+    nats = probe["loss"] / probe["bits_per_byte"] if probe else math.log(2) * corpus["bytes_per_token"]
+    return {
+        "bits_per_byte": bits,
+        "loss": {k: v * nats for k, v in bits.items()},
+        "loss_curve": scaling.course(N, t.steps or 1, batch, corpus, probe),
+        "epochs": tokens / max(1, corpus["tokens"]),
+        "text_used_up": bool(t.budget) and tokens + batch > size.MOST_EPOCHS * corpus["tokens"],
+    }
 
 
 def forecast(config: RunConfig, *, machine: dict[str, Any], corpus: dict[str, Any] | None = None) -> dict[str, Any]:

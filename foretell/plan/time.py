@@ -129,19 +129,31 @@ def _correction(m: ModelConfig, t: TrainConfig, machine: dict[str, Any], probe: 
     return min(max(float(probe["step_seconds"]) / expected, 0.4), 4.0)
 
 
-def run_seconds(
+def run_parts(
     config: RunConfig, machine: dict[str, Any], trial: dict[str, Any] | None, probe: dict[str, Any] | None = None
 ) -> dict[str, float]:
-    """Seconds of all steps, validations and checkpoints of a completed config, with an interval."""
+    """Seconds of a completed config's run by what they go into: `steps`, `validation`, `checkpoints`, `start`."""
     m, t = config.model, config.train
-    step = step_seconds(m, t, machine, trial, probe)
+    step = step_seconds(m, t, machine, trial, probe)["value"]
     steps = t.steps or 1
     evaluations = math.ceil(steps / (t.eval_every or steps))
     evaluated = (t.eval_tokens or 0) / (t.global_batch_tokens or t.context)
     saves = math.ceil(steps / (t.save_every or steps)) - 1  # the loop's clock stops before the last one
-    value = step["value"] * (steps + evaluations * evaluated * EVALUATION_SHARE)
-    value += saves * save_seconds(m, t, machine) + first_step_seconds(trial)
-    return spread(value, math.log(step["high"] / step["value"]))
+    return {
+        "steps": step * steps,
+        "validation": step * evaluations * evaluated * EVALUATION_SHARE,
+        "checkpoints": saves * save_seconds(m, t, machine),
+        "start": first_step_seconds(trial),
+    }
+
+
+def run_seconds(
+    config: RunConfig, machine: dict[str, Any], trial: dict[str, Any] | None, probe: dict[str, Any] | None = None
+) -> dict[str, float]:
+    """Seconds of all steps, validations and checkpoints of a completed config, with an interval."""
+    step = step_seconds(config.model, config.train, machine, trial, probe)
+    parts = run_parts(config, machine, trial, probe)
+    return spread(sum(parts.values()), math.log(step["high"] / step["value"]))
 
 
 def first_step_seconds(trial: dict[str, Any] | None) -> float:

@@ -53,13 +53,17 @@ def _waterfall(total: float, out: float, steps: list[tuple[Both, float]]) -> str
 
 def _bar(name: Both, shown: float, start: float, length: float, total: float, kind: str) -> str:
     value = f"{shown:,.0f}".replace("-", "−")
-    share = numbers.percent(abs(shown) / total) if kind != "whole" else ""
+    return bar(name, value, numbers.percent(abs(shown) / total) if kind != "whole" else "", start, length, total, kind)
+
+
+def bar(name: Both, value: Both | str, share: str, start: float, length: float, total: float, kind: str) -> str:
+    """A named bar from `start`, `length` long, of `total`, with its value and its share beside it."""
     return (
         f"<dt>{html(name)}</dt><dd><svg width='100%' height='20' aria-hidden='true'>"
         f'<rect class="rest" width="100%" height="20" rx="3"/>'
         f'<rect class="{kind}" x="{100 * start / total:.2f}%" width="{100 * length / total:.2f}%" height="20" rx="3"/>'
         "</svg>"
-        f'<span class="n">{value}</span> <span class="small n">{share}</span></dd>'
+        f'<span class="n">{html(value)}</span> <span class="small n">{share}</span></dd>'
     )
 
 

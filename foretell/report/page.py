@@ -17,7 +17,7 @@ from pathlib import Path
 
 from foretell import __version__
 from foretell.errors import DataError
-from foretell.report import curves, facts, sections
+from foretell.report import curves, facts, outlook, sections
 from foretell.report.checks import Check, checks
 from foretell.report.run import Run, at, read
 from foretell.report.sections import section
@@ -109,6 +109,7 @@ def _details(run: Run, found: list[Check], i: int) -> str:
     return "".join(
         [
             section("against", sections.against(found), i),
+            section("outlook", outlook.parts(run), i),
             section("evaluation", sections.evaluation(run), i),
             section("samples", sections.samples(run), i),
             section("funnel", facts.funnel(run), i),
