@@ -21,6 +21,9 @@ from foretell.plan.kernels import Constants, Device
 from foretell.plan.layout import Degrees
 from foretell.plan.shape import Layer, Shape
 
+# How much wider an interval is on machines of which no measured step was compared: a judgement.
+UNCOMPARED = 1.3
+
 
 @dataclass(frozen=True)
 class Job:
@@ -161,16 +164,17 @@ def step(shape: Shape, job: Job, hardware: Hardware, c: Constants) -> dict[str, 
     MFU counts every product once, with full attention, over the peak of the products' dtype; HFU what is formed again.
     """
     parts = step_parts(shape, job, hardware, c)
-    seconds = _interval(sum(parts.values()), c.fastest, c.slowest)
+    wider = 1.0 if hardware.compared else UNCOMPARED
+    fast, slow = c.fastest / wider, c.slowest * wider
+    seconds = _interval(sum(parts.values()), fast, slow)
     tokens = job.global_batch * job.context
     model = tokens * shape.flops_per_token(job.context, causal=False)
     again = tokens * _recomputed_flops(shape, job)
     peak = job.degrees.world_size * hardware.peak(job.dtype)
     rates = {"tokens_per_second": float(tokens), "mfu": model / peak, "hfu": (model + again) / peak}
-    slow, fast = 1 / c.slowest, 1 / c.fastest
     return {
         "seconds": seconds,
-        **{name: _interval(work / seconds["value"], slow, fast) for name, work in rates.items()},
+        **{name: _interval(work / seconds["value"], 1 / slow, 1 / fast) for name, work in rates.items()},
         "parts": parts,
     }
 
