@@ -248,6 +248,9 @@ class ClusterConfig(Table):
     nodes: int = Field(1, gt=0, description="machines")
     gpus_per_node: int | None = Field(None, gt=0, description="devices of each; unset: all that such a node has")
     table: str | None = Field(None, description="a hardware table of your own, in the form of plan/hardware.toml")
+    software: Literal["pytorch", "megatron"] = Field(
+        "pytorch", description="whose speed: that of plain PyTorch, which this trains with, or of Megatron-LM"
+    )
     price_per_hour: float | None = Field(None, ge=0, description="US dollars a device and hour; unset: the table's")
     checkpoint_seconds: float = Field(10.0, gt=0, description="for which a checkpoint holds training up")
     restart_seconds: float = Field(300.0, gt=0, description="from a failure until training goes on")

@@ -10,7 +10,6 @@ families weights and activations that travel are counted by size (`_by_size`); t
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
@@ -22,12 +21,13 @@ from foretell.plan import (
     cluster,
     communication,
     cost,
+    efficiency,
     hardware,
-    kernels,
     layout,
     models,
     ranks,
     reliability,
+    scaling,
     serving,
     shape,
 )
@@ -120,11 +120,6 @@ def room(h: Hardware) -> float:
     return ranks.SLACK * h.memory_bytes
 
 
-def constants(h: Hardware) -> kernels.Constants:
-    """What of its data sheet the hardware reaches."""
-    return kernels.Constants()
-
-
 def job(config: RunConfig, model: ModelConfig, d: Degrees) -> cluster.Job:
     """A completed config as the step-time model takes it."""
     t, p = config.train, config.parallel
@@ -176,7 +171,7 @@ def forecast(config: RunConfig) -> dict[str, Any]:
     layout.check(d, c.parallel, model, t.context, sequences, t.needed("micro_batch_size"))
     memory = ranks.memory_bytes(a, c.parallel, t, d)
     largest = max(row["peak"] for row in memory)
-    timed = cluster.step(shape.of(a), job(c, model, d), h, constants(h))
+    timed = cluster.step(shape.of(a), job(c, model, d), h, efficiency.constants(c.cluster.software))
     rows, exact = collectives(c, a, d)
     tokens = t.needed("global_batch_tokens") * t.needed("steps")
     flops = a.flops_per_token(t.context, t.context)
@@ -185,7 +180,7 @@ def forecast(config: RunConfig) -> dict[str, Any]:
     return {
         "format_version": 1,
         "model": {"name": a.name, "family": a.family, **_sizes(model)},
-        "hardware": {"name": c.cluster.hardware, "title": h.title, "devices": world, "nodes": c.cluster.nodes},
+        "hardware": _hardware(c, h, world),
         "layout": {**d._asdict(), "dp_shard": d.dp_shard, "schedule": c.parallel.schedule, "world_size": world},
         "convention": CONVENTION,
         "parameters": {**a.parameters, "per_rank": max(row["weights"] for row in memory) // 4},
@@ -205,9 +200,7 @@ def forecast(config: RunConfig) -> dict[str, Any]:
         "step_parts": timed["parts"],
         "tokens_per_second": timed["tokens_per_second"],
         "mfu": _mfu(flops["causal"] * t.needed("global_batch_tokens"), timed["seconds"], world * h.peak(t.dtype)),
-        "memory_bytes": _memory(memory, largest),
-        "memory_by_stage": memory,
-        "device_memory_bytes": h.memory_bytes,
+        **_memory(memory, largest, h),
         "fits": fits,
         "why_not": None if fits else why_not(c, a, h, d, largest),
         "comm_bytes": communication.comm_bytes(rows),
@@ -215,7 +208,7 @@ def forecast(config: RunConfig) -> dict[str, Any]:
         "collectives": [_shown(row) for row in rows],
         "comm_exact": exact,
         **_run(c, h, world, seconds),
-        "serving": served(a, h),
+        "serving": served(a, h, c.cluster.software),
     }
 
 
@@ -238,12 +231,21 @@ def _sizes(model: ModelConfig) -> dict[str, int]:
     return sizes
 
 
-def _memory(rows: list[dict[str, Any]], largest: float) -> dict[str, Any]:
-    """The parts of the fullest stage; the peak with an interval."""
+def _hardware(c: RunConfig, h: Hardware, world: int) -> dict[str, Any]:
+    k = c.cluster
+    return {"name": k.hardware, "title": h.title, "software": k.software, "devices": world, "nodes": k.nodes}
+
+
+def _memory(rows: list[dict[str, Any]], largest: float, h: Hardware) -> dict[str, Any]:
+    """The parts of the fullest stage and the peak with an interval; every stage; the device."""
     fullest = max(rows, key=lambda row: row["peak"])
     parts = {k: v for k, v in fullest.items() if k not in ("stage", "layers", "peak")}
-    low, high = largest * math.exp(-MEMORY_SPREAD), largest * math.exp(MEMORY_SPREAD)
-    return {**parts, "stage": fullest["stage"], "peak": {"value": largest, "low": low, "high": high}}
+    peak = scaling.spread(largest, MEMORY_SPREAD)
+    return {
+        "memory_bytes": {**parts, "stage": fullest["stage"], "peak": peak},
+        "memory_by_stage": rows,
+        "device_memory_bytes": h.memory_bytes,
+    }
 
 
 def _shown(row: Collective) -> dict[str, Any]:
@@ -281,9 +283,9 @@ def _run(c: RunConfig, h: Hardware, world: int, seconds: dict[str, float]) -> di
     }
 
 
-def served(a: Architecture, h: Hardware) -> dict[str, Any]:
+def served(a: Architecture, h: Hardware, software: str) -> dict[str, Any]:
     """Serving the model in bfloat16 on the fewest devices of a node that hold it, a power of two."""
-    s, c = shape.of(a), constants(h)
+    s, c = shape.of(a), efficiency.constants(software)
     context = min(SERVED_CONTEXT, a.context)
     result: dict[str, Any] = {"cache_bytes_per_token": 2.0 * a.cache_numbers_per_token, "context": context}
     if not a.cache_numbers_per_token:

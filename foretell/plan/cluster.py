@@ -9,16 +9,20 @@ Ranks stand in the order of `layout.AXES`: tensor parallelism innermost, the pip
 
 from __future__ import annotations
 
+import itertools
 import math
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from foretell.plan import kernels, layout, links, pipeline
 from foretell.plan.hardware import Hardware
 from foretell.plan.kernels import Constants, Device
 from foretell.plan.layout import Degrees
 from foretell.plan.shape import Layer, Shape
+
+# How much wider an interval is on machines of which no measured step was compared: a judgement.
+UNCOMPARED = 1.3
 
 
 @dataclass(frozen=True)
@@ -56,14 +60,17 @@ class Job:
         return max(1, self.global_batch // (self.micro_batch * self.degrees.dp))
 
 
-@dataclass(frozen=True)
-class Pass:
-    """Seconds of one layer (or head) for one micro-batch: forward, gradient of inputs, gradient of weights, again."""
+class Pass(NamedTuple):
+    """Seconds of a micro-batch in one layer, head or stage.
+
+    forward, inputs and weights (the gradients of), again (formed again): computation. tp, cp, ep: exposed
+    communication, a third of it forward.
+    """
 
     forward: float
     inputs: float
     weights: float
-    again: float
+    again: float = 0.0
     tp: float = 0.0
     cp: float = 0.0
     ep: float = 0.0
@@ -72,6 +79,11 @@ class Pass:
     def compute(self) -> float:
         """Without communication."""
         return self.forward + self.inputs + self.weights + self.again
+
+    @property
+    def sent(self) -> float:
+        """Communication."""
+        return self.tp + self.cp + self.ep
 
 
 @lru_cache(maxsize=4096)
@@ -135,6 +147,7 @@ def _exchanges(
     return tp, cp, 2 * passes * sent
 
 
+@lru_cache(maxsize=4096)
 def head_pass(shape: Shape, job: Job, hardware: Hardware, c: Constants) -> Pass:
     """Seconds of the output head and the cross-entropy of one micro-batch."""
     d, device = job.degrees, kernels.device(hardware, c, "bfloat16" if job.dtype == "float8" else job.dtype)
@@ -155,16 +168,17 @@ def step(shape: Shape, job: Job, hardware: Hardware, c: Constants) -> dict[str, 
     MFU counts every product once, with full attention, over the peak of the products' dtype; HFU what is formed again.
     """
     parts = step_parts(shape, job, hardware, c)
-    seconds = _interval(sum(parts.values()), c.fastest, c.slowest)
+    wider = 1.0 if hardware.compared else UNCOMPARED
+    fast, slow = c.fastest / wider, c.slowest * wider
+    seconds = _interval(sum(parts.values()), fast, slow)
     tokens = job.global_batch * job.context
     model = tokens * shape.flops_per_token(job.context, causal=False)
     again = tokens * _recomputed_flops(shape, job)
     peak = job.degrees.world_size * hardware.peak(job.dtype)
     rates = {"tokens_per_second": float(tokens), "mfu": model / peak, "hfu": (model + again) / peak}
-    slow, fast = 1 / c.slowest, 1 / c.fastest
     return {
         "seconds": seconds,
-        **{name: _interval(work / seconds["value"], slow, fast) for name, work in rates.items()},
+        **{name: _interval(work / seconds["value"], 1 / slow, 1 / fast) for name, work in rates.items()},
         "parts": parts,
     }
 
@@ -184,79 +198,99 @@ def _recomputed_flops(shape: Shape, job: Job) -> float:
 def step_parts(shape: Shape, job: Job, hardware: Hardware, c: Constants) -> dict[str, float]:
     """Seconds of a step: compute, tp, cp, ep, pp, dp (exposed communication of each axis), bubble, optimizer, other."""
     d, m = job.degrees, job.micro_batches
-    one = replace(job, global_batch=0, degrees=d._replace(pp=1, dp_replicate=1, dp_outer=1))  # what a layer sees
-    kinds = [layer_pass(layer, one, hardware, c) for _, layer in shape.layers]
-    head = head_pass(shape, job, hardware, c)
-    chunks = job.chunks if d.pp > 1 else 1
-    order = [p for (n, _), p in zip(shape.layers, kinds, strict=True) for _ in range(n)]
-    stages: list[list[Pass]] = [[] for _ in range(d.pp)]
-    for s, chunk in enumerate(layout.stage_layers(shape.depth, d.pp * chunks)):
-        stages[s % d.pp] += order[chunk.start : chunk.stop]
-    stages[-1].append(head)
-    far = d.world_size // d.pp >= hardware.node_link.devices
-    size = 2.0 * job.micro_batch * job.context // d.cp * shape.hidden / d.tp
-    hop = chunks * links.send_seconds(size, far, hardware, c) if d.pp > 1 else 0.0
-    sums = [{k: sum(getattr(x, k) for x in s) for k in ("compute", "tp", "cp", "ep")} for s in stages]
-    forward = [sum(p.forward + (p.tp + p.cp + p.ep) / 3 for p in s) + hop for s in stages]
-    weights = [sum(p.weights for p in s) for s in stages]
-    backward = [sum(p.inputs + p.again + (p.tp + p.cp + p.ep) * 2 / 3 for p in s) + hop for s in stages]
-    span, slow = pipeline.span_seconds(forward, backward, weights, m, job.schedule, chunks)
-    parts = {k: m * v for k, v in sums[slow].items()}
-    parts["pp"] = m * 2 * hop
+    stages = _stages(shape, job, hardware, c)
+    hop = _hop_seconds(shape, job, hardware, c)
+    forward = [s.forward + s.sent / 3 + hop for s in stages]
+    backward = [s.inputs + s.again + s.sent * 2 / 3 + hop for s in stages]
+    span, slow = pipeline.span_seconds(forward, backward, [s.weights for s in stages], m, job.schedule, job.chunks)
+    busy = stages[slow]
+    parts = {"compute": m * busy.compute, "tp": m * busy.tp, "cp": m * busy.cp, "ep": m * busy.ep, "pp": 2 * m * hop}
     parts["bubble"] = span - sum(parts.values()) if d.pp > 1 else 0.0
-    parts["dp"] = _gradient_seconds(shape, job, hardware, c, forward[slow], backward[slow] + weights[slow])
-    parts["optimizer"] = _optimizer_seconds(shape, job, hardware, c)
+    held = _held(shape, d)
+    parts["dp"] = _gradient_seconds(shape, job, hardware, c, held, forward[slow], backward[slow] + busy.weights)
+    parts["optimizer"] = _optimizer_seconds(job, hardware, c, held)
     parts["other"] = c.step_seconds
     factor = next((f for *key, f in c.corrections if key == [shape.hidden, d.tp, job.micro_batch]), 1.0)
     return {name: factor * seconds for name, seconds in parts.items()}
 
 
-def _held(shape: Shape, job: Job) -> tuple[float, float]:
-    """Parameters that a rank of the busiest stage holds before sharding: dense ones, those of its experts."""
+def _stages(shape: Shape, job: Job, hardware: Hardware, c: Constants) -> list[Pass]:
+    """What each process of the pipeline does for a micro-batch."""
     d = job.degrees
+    one = replace(job, global_batch=0, degrees=d._replace(pp=1, dp_replicate=1, dp_outer=1))  # what a layer sees
+    kinds = [layer_pass(layer, one, hardware, c) for _, layer in shape.layers]
+    ends = list(itertools.accumulate((n for n, _ in shape.layers), initial=0))
+    chunks = job.chunks if d.pp > 1 else 1
+    counts = [[0] * len(kinds) for _ in range(d.pp)]
+    for s, part in enumerate(layout.stage_layers(shape.depth, d.pp * chunks)):
+        for k, (first, end) in enumerate(itertools.pairwise(ends)):
+            counts[s % d.pp][k] += max(0, min(end, part.stop) - max(first, part.start))
+    stages = [_total(list(zip(n, kinds, strict=True))) for n in counts]
+    stages[-1] = _total([(1, stages[-1]), (1, head_pass(shape, one, hardware, c))])
+    return stages
+
+
+def _total(parts: list[tuple[int, Pass]]) -> Pass:
+    return Pass(*(sum(n * p[i] for n, p in parts) for i in range(len(Pass._fields))))
+
+
+def _hop_seconds(shape: Shape, job: Job, hardware: Hardware, c: Constants) -> float:
+    """Seconds of a micro-batch's messages in one direction, between all stages of two processes."""
+    d = job.degrees
+    if d.pp == 1:
+        return 0.0
+    far = d.world_size // d.pp >= hardware.node_link.devices
+    size = 2.0 * job.micro_batch * job.context // d.cp * shape.hidden / d.tp
+    return job.chunks * links.send_seconds(size, far, hardware, c)
+
+
+@lru_cache(maxsize=4096)
+def _held(shape: Shape, d: Degrees) -> tuple[float, float]:
+    """Parameters that a rank of the busiest stage holds before sharding: dense ones, those of its experts."""
     expert = sum(n * p.parameters for n, x in shape.layers for p in x.products if p.experts)
     tables = shape.vocab * shape.hidden * (1 if shape.tied or d.pp > 1 else 2)
     layers = shape.layer_parameters - expert
     return (layers / d.pp + tables) / d.tp, expert / (d.pp * d.tp * d.ep)
 
 
-def _gradient_seconds(shape: Shape, job: Job, hardware: Hardware, c: Constants, ahead: float, back: float) -> float:
+def _gradient_seconds(
+    shape: Shape, job: Job, hardware: Hardware, c: Constants, held: tuple[float, float], ahead: float, back: float
+) -> float:
     """Exposed seconds of gradients (and of sharded weights) over the copies, in a step.
 
     ahead, back: seconds of a micro-batch's passes through the busiest stage. Sharded weights are fetched a layer ahead
     (Zhao et al., 2023), so what is longer than the computation shows, and one layer's part.
     """
-    d, m = job.degrees, job.micro_batches
-    dense, expert = _held(shape, job)
-    copies = links.group(d.dp_replicate, d.tp * d.fsdp, hardware)
-    sharded = ((dense, links.group(d.fsdp, d.tp, hardware)), (expert, links.group(d.fsdp // d.ep, d.tp, hardware)))
+    d, m, grad = job.degrees, job.micro_batches, float(job.gradient_bytes)
+    shards = (links.group(d.fsdp, d.tp, hardware), links.group(d.fsdp // d.ep, d.tp * d.ep, hardware))
     if job.sharding == "full":
-        gathered = sum(links.gather_seconds(2.0 * n, g, hardware, c) for n, g in sharded)
-        reduced = sum(links.gather_seconds(job.gradient_bytes * n, g, hardware, c) for n, g in sharded)
-        layer = max(1, shape.depth // d.pp)
-        first, again = gathered / layer, 0.0 if job.fetched == "step" else gathered
-        fetching = max(0.0, gathered - c.overlap * ahead) + first
+        gathered = sum(links.gather_seconds(2.0 * n, g, hardware, c) for n, g in zip(held, shards, strict=True))
+        reduced = sum(links.gather_seconds(grad * n, g, hardware, c) for n, g in zip(held, shards, strict=True))
+        layers, again = max(1, shape.depth // d.pp), 0.0 if job.fetched == "step" else gathered
+        fetching = max(0.0, gathered - c.overlap * ahead) + gathered / layers
         busy = again + reduced - c.overlap * back
-        last = max(0.0, busy) + reduced / layer
+        last = max(0.0, busy) + reduced / layers
         between = last if job.summed == "micro-batch" else max(0.0, again - c.overlap * back)
-        sums = links.all_reduce_seconds(sum(job.gradient_bytes * n / g.size for n, g in sharded), copies, hardware, c)
-        rest = max(0.0, sums + min(0.0, busy))  # of copies of the shards: once a step, in what time is left
+        # Copies of the shards are summed once a step, in what time is left.
+        copies = links.group(d.dp_replicate, d.tp * d.fsdp, hardware)
+        size = sum(grad * n / g.size for n, g in zip(held, shards, strict=True))
+        rest = max(0.0, links.all_reduce_seconds(size, copies, hardware, c) + min(0.0, busy))
         return (1 if job.fetched == "step" else m) * fetching + (m - 1) * between + last + rest
-    r = d.dp_replicate
-    everyone = (
-        (dense, links.group(d.fsdp * r, d.tp, hardware)),
-        (expert, links.group(d.fsdp // d.ep * r, d.tp * d.ep, hardware)),
-    )
+    everyone = [
+        links.group(g.size * d.dp_replicate, d.tp * e, hardware) for g, e in zip(shards, (1, d.ep), strict=True)
+    ]
     if job.sharding == "optimizer":
-        total = sum(links.gather_seconds((job.gradient_bytes + 2.0) * n, g, hardware, c) for n, g in everyone)
-        return total - min(total * c.overlap, ahead + back) if job.overlap_gradients else total
-    total = sum(links.all_reduce_seconds(job.gradient_bytes * n, g, hardware, c) for n, g in everyone)
-    return total - min(total * c.overlap, back) if job.overlap_gradients else total
+        total = sum(links.gather_seconds((grad + 2.0) * n, g, hardware, c) for n, g in zip(held, everyone, strict=True))
+        beside = ahead + back
+    else:
+        total = sum(links.all_reduce_seconds(grad * n, g, hardware, c) for n, g in zip(held, everyone, strict=True))
+        beside = back
+    return total - min(total * c.overlap, beside) if job.overlap_gradients else total
 
 
-def _optimizer_seconds(shape: Shape, job: Job, hardware: Hardware, c: Constants) -> float:
+def _optimizer_seconds(job: Job, hardware: Hardware, c: Constants, held: tuple[float, float]) -> float:
     """Seconds of the update: it reads and writes states, gradients and weights once."""
-    d, (dense, expert) = job.degrees, _held(shape, job)
+    d = job.degrees
     copies = {"none": 1, "optimizer": d.dp * d.cp, "full": d.fsdp}[job.sharding]
-    held = dense / copies + expert / max(1, copies // d.ep)
-    return held * 2 * job.state_bytes / (hardware.memory_bytes_per_second * c.memory)
+    mine = held[0] / copies + held[1] / max(1, copies // d.ep)
+    return mine * 2 * job.state_bytes / (hardware.memory_bytes_per_second * c.memory)

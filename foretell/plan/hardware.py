@@ -48,7 +48,10 @@ class Link(Table):
 
 
 class Hardware(Table):
-    """One kind of machine. `node_link.devices` is the size of the domain that fast links join."""
+    """One kind of machine. `node_link.devices` is the size of the domain that fast links join.
+
+    compared: whether forecasts for it were compared with measured steps; where not, intervals are wider.
+    """
 
     title: str
     devices_per_node: int = Field(gt=0)
@@ -59,6 +62,7 @@ class Hardware(Table):
     node_watts: float = Field(gt=0)
     price_per_hour: float = Field(ge=0)
     failures_per_1000_device_days: float = Field(ge=0)
+    compared: bool = False
     flops_per_second: Rates
     reached: Reached
     node_link: Link

@@ -68,6 +68,7 @@ class Device:
     item_bytes: int
 
 
+@lru_cache(maxsize=256)
 def device(hardware: Hardware, c: Constants, dtype: str) -> Device:
     """The rates of a device for products in a dtype. Raises PlanError where it has none."""
     half = hardware.peak("bfloat16")

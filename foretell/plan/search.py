@@ -17,7 +17,7 @@ from typing import Any
 from foretell import config as run_config
 from foretell.config import ParallelConfig, RunConfig, TrainConfig
 from foretell.errors import ConfigError, PlanError
-from foretell.plan import abroad, cluster, hardware, layout, ranks, shape
+from foretell.plan import abroad, cluster, efficiency, hardware, layout, ranks, shape
 from foretell.plan.architecture import Architecture
 from foretell.plan.hardware import Hardware
 from foretell.plan.layout import Degrees
@@ -36,7 +36,7 @@ def search(config: RunConfig, shown: int = SHOWN) -> dict[str, Any]:
     a = abroad.described(config)
     world = abroad.devices(config, h)
     c = _same_batch(config, a, h, world)
-    s, model, constants = shape.of(a), abroad.view(c, a), abroad.constants(h)
+    s, model, constants = shape.of(a), abroad.view(c, a), efficiency.constants(c.cluster.software)
     found: list[tuple[float, dict[str, Any]]] = []
     left_out: Counter[str] = Counter()
     smallest, tried = float("inf"), 0
