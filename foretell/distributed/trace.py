@@ -5,8 +5,8 @@ is `Placed` and the training loop themselves, and what comes out is every collec
 memory, not a formula's opinion of them. Numbers that the loop reads on the host are made up: a loss and a norm are 1,
 and of the tokens that a mixture routes every rank gets the same share.
 
-The mesh is made before the tensors are fake, because torch computes places on it. Weights stay undrawn. One step runs
-untracked first: optimisers and FSDP2 make what they keep in it, and what torch propagates shapes with is counted there.
+The mesh is made before the tensors are fake, because torch computes places on it. Weights stay undrawn. Steps run before
+the one that is traced: in the first, optimisers and FSDP2 make what they keep.
 
 Not handled: time, what a device's own kernels would allocate, numerical anything. Parts of torch used here
 (`torch.distributed._tools`, the fake group) are not public and may change.
@@ -24,7 +24,6 @@ import torch
 import torch.distributed as dist
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.testing._internal.distributed.fake_pg import FakeStore
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from foretell.config import ModelConfig, ParallelConfig, TrainConfig
 from foretell.distributed.mesh import Mesh
@@ -39,24 +38,24 @@ Step = Callable[[], object]
 
 @dataclass(frozen=True)
 class Trace:
-    """What a rank did in one step. seconds: what tracing took, to build and for each of the two steps."""
+    """What a rank did in one step. seconds: what tracing took: `build` the model, the steps `before`, the one `traced`."""
 
     collectives: list[Collective]
     memory: dict[str, int]
     seconds: dict[str, float]
 
 
-class _Numbers(TorchDispatchMode):
-    """Answers what is read from tensors without data: 1 for a real number, `whole` for an integer."""
+class _WithoutData(FakeTensorMode):
+    """Fake tensors, of which a number can be read: 1 of reals, `whole` of integers."""
 
     def __init__(self, whole: int) -> None:
-        super().__init__()
+        super().__init__(allow_non_fake_inputs=True)
         self.whole = whole
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
         if func is torch.ops.aten._local_scalar_dense.default:
             return 1.0 if args[0].is_floating_point() else self.whole
-        return func(*args, **(kwargs or {}))
+        return super().__torch_dispatch__(func, types, args, kwargs)
 
 
 @contextmanager
@@ -79,17 +78,18 @@ def trace(
     begin: Callable[[Placed], Step],
     *,
     pp_place: int = 0,
+    steps: int = 2,
 ) -> Trace:
-    """One step of the first rank of place `pp_place` on the pipeline's axis.
+    """The last of so many steps of the first rank of place `pp_place` on the pipeline's axis.
 
-    begin: what makes a step of a placed model; it is called once, the step twice. model must be resolved, and
+    begin: what makes a step of a placed model. model must be resolved, and
     `layout.check` must have passed it. Raises ConfigError in a process that has a process group already.
     """
     d = layout.degrees(parallel, world_size)
     copies = train.needed("micro_batch_size") * train.context // d.cp * (model.num_experts_per_tok or 1)
     clock = [time.perf_counter()]
     with cluster(d, pp_place * (world_size // d.pp)) as mesh:
-        with FakeTensorMode(allow_non_fake_inputs=True), _Numbers(copies // d.ep):
+        with _WithoutData(copies // d.ep):
             placed = Placed(
                 model,
                 parallel,
@@ -104,12 +104,11 @@ def trace(
             placed.chunks.train()
             step = begin(placed)
             clock.append(time.perf_counter())
-            step()
+            for _ in range(steps - 1):
+                step()
             clock.append(time.perf_counter())
             with Recording() as recording:
                 step()
             clock.append(time.perf_counter())
-    seconds = {
-        name: b - a for name, a, b in zip(("build", "first_step", "traced_step"), clock, clock[1:], strict=False)
-    }
+    seconds = {name: b - a for name, a, b in zip(("build", "before", "traced"), clock, clock[1:], strict=False)}
     return Trace(recording.collectives, {}, seconds)

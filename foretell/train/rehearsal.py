@@ -33,8 +33,8 @@ class _Blank(Data):
         return Tokens([np.zeros(context, np.uint16)], np.dtype(np.uint16))
 
 
-def rehearse(config: RunConfig, world_size: int, *, pp_place: int = 0) -> Trace:
-    """What the first rank of place `pp_place` of the pipeline does in a step of `config` on so many processes.
+def rehearse(config: RunConfig, world_size: int, *, pp_place: int = 0, steps: int = 2) -> Trace:
+    """What the first rank of place `pp_place` of the pipeline does in the last of so many steps of `config`.
 
     config must be complete (`plan.completed`). Raises ConfigError where the layout is not of so many processes, or
     this process is part of a run.
@@ -44,7 +44,13 @@ def rehearse(config: RunConfig, world_size: int, *, pp_place: int = 0) -> Trace:
     sequences = c.needed("global_batch_tokens") // c.context
     layout.check(d, config.parallel, config.model, c.context, sequences, c.needed("micro_batch_size"))
     return trace.trace(
-        config.model, c, config.parallel, world_size, lambda placed: _step(config, placed), pp_place=pp_place
+        config.model,
+        c,
+        config.parallel,
+        world_size,
+        lambda placed: _step(config, placed),
+        pp_place=pp_place,
+        steps=steps,
     )
 
 
