@@ -6,7 +6,6 @@ model: optimisers, a job, and text, of which a step without numbers needs only t
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +17,7 @@ from foretell.data import Data
 from foretell.data.shards import Tokens
 from foretell.distributed import trace
 from foretell.distributed.placed import Placed
-from foretell.distributed.trace import Trace
+from foretell.distributed.trace import Begun, Trace
 from foretell.plan import layout
 from foretell.tokenizer import Tokenizer
 from foretell.train import loop, optim
@@ -33,7 +32,7 @@ class _Blank(Data):
         return Tokens([np.zeros(context, np.uint16)], np.dtype(np.uint16))
 
 
-def rehearse(config: RunConfig, world_size: int, *, pp_place: int = 0, steps: int = 2) -> Trace:
+def rehearse(config: RunConfig, world_size: int, *, pp_place: int = 0, steps: int = 2, memory: bool = False) -> Trace:
     """What the first rank of place `pp_place` of the pipeline does in the last of so many steps of `config`.
 
     config must be complete (`plan.completed`). Raises ConfigError where the layout is not of so many processes, or
@@ -48,13 +47,14 @@ def rehearse(config: RunConfig, world_size: int, *, pp_place: int = 0, steps: in
         c,
         config.parallel,
         world_size,
-        lambda placed: _step(config, placed),
+        lambda placed: _begun(config, placed),
         pp_place=pp_place,
         steps=steps,
+        memory=memory,
     )
 
 
-def _step(config: RunConfig, placed: Placed) -> Callable[[], object]:
+def _begun(config: RunConfig, placed: Placed) -> Begun:
     """A step as `loop.run` takes it, with its question behind it."""
     c = config.train
     tokenizer = Tokenizer(tokenizers.Tokenizer(tokenizers.models.BPE()), "other", 0, None)
@@ -70,4 +70,4 @@ def _step(config: RunConfig, placed: Placed) -> Callable[[], object]:
         loop.take_step(job, placed, loss_of, optimizers, state)
         placed.agreed(0)
 
-    return step
+    return step, optimizers
