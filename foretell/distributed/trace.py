@@ -98,6 +98,7 @@ def trace(
     """
     d = layout.degrees(parallel, world_size)
     copies = train.needed("micro_batch_size") * train.context // d.cp * (model.num_experts_per_tok or 1)
+    steps = max(steps, 1 + memory)  # the first makes what others find
     clock = [time.perf_counter()]
     with cluster(d, pp_place * (world_size // d.pp)) as mesh, _WithoutData(copies // d.ep):
         placed = Placed(
