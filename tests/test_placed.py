@@ -152,6 +152,15 @@ def test_experts_learn_as_on_one_process(layout: dict[str, Any], optimizer: str)
     compared(EXPERTS, layout, layout["dp_shard"] * layout.get("tp", 1) * layout.get("pp", 1), optimizer)
 
 
+def test_a_mixture_goes_through_zero_bubble() -> None:
+    model = EXPERTS.model_copy(update={"num_hidden_layers": 4})
+    compared(model, {"dp_shard": 2, "ep": 2, "pp": 2, "schedule": "zero-bubble"}, 4, "adamw")
+
+
+def test_ranks_without_a_row_of_a_matrix_take_part_in_its_exchange() -> None:
+    compared(EXPERTS.model_copy(update={"num_experts": 2}), {"dp_shard": 4}, 4, "muon")
+
+
 @pytest.mark.parametrize("layout", ["cp", "cp-gather", "cp-ring", "tp", "1f1b"])
 def test_documents_stay_apart_on_every_layout(layout: str) -> None:
     compared(DENSE, *LAYOUTS[layout], "adamw", within=True)

@@ -27,7 +27,7 @@ def exchanging(group: dist.ProcessGroup) -> Callable[[Experts, Tensor, Tensor], 
         out, into = got.sum(1).tolist(), sent.sum(1).tolist()
         rows = _Travel.apply(tokens, out, into, group)
         local = torch.arange(sent.shape[1], device=tokens.device).repeat(ranks)
-        by_expert = local.repeat_interleave(got.flatten()).argsort(stable=True)
+        by_expert = local.repeat_interleave(got.flatten(), output_size=sum(out)).argsort(stable=True)
         y = experts(rows.index_select(0, by_expert), got.sum(0))
         return _Travel.apply(y.index_select(0, by_expert.argsort()), into, out, group)
 

@@ -49,6 +49,7 @@ class Mesh:
         self.degrees = degrees
         self.whole = init_device_mesh(runtime.device().type, tuple(degrees), mesh_dim_names=AXES)
         self.place = dict(zip(AXES, self.whole.get_coordinate() or [], strict=True))
+        self._groups = {axis: self.whole[axis].get_group() for axis in AXES}
 
     def _joined(self, name: str, *axes: str) -> DeviceMesh:
         return self.whole[axes]._flatten(name)
@@ -83,9 +84,16 @@ class Mesh:
         """Those that score different tokens, or have another stage of the same."""
         return self._joined("scorers", "pp", "dp_replicate", "dp_outer", "ep", "cp")
 
+    def join_all(self) -> Mesh:
+        """Make every group now."""
+        for name, member in vars(Mesh).items():
+            if isinstance(member, cached_property):
+                getattr(self, name)
+        return self
+
     def group(self, axis: str) -> dist.ProcessGroup:
         """The group along one axis."""
-        return self.whole[axis].get_group()
+        return self._groups[axis]
 
     @property
     def dp_rank(self) -> int:

@@ -72,11 +72,13 @@ def narrow(model: Decoder, mesh: Mesh) -> dict[str, tuple[int, ...]]:
 
 
 @torch.no_grad()
-def fill(model: Decoder, config: ModelConfig, mesh: Mesh, shapes: dict[str, tuple[int, ...]], seed: int) -> None:
-    """Initial weights, and the tables of positions, of a narrowed model."""
+def fill(model: Decoder, config: ModelConfig, mesh: Mesh, shapes: dict[str, tuple[int, ...]], seed: int | None) -> None:
+    """The tables of positions and, where there is a seed, the initial weights of a narrowed model."""
     length, E = config.needed("max_position_embeddings"), config.sizes.E
     cos, sin = rotary_tables(length, E, config.rope_theta)
     model.model.cos, model.model.sin = cos.to(runtime.device()), sin.to(runtime.device())
+    if seed is None:
+        return
     for name, p in model.named_parameters():
         offset, _ = before_fsdp(name, shapes[name], mesh.degrees, mesh.place)
         initial.fill(p, whole_name(name, config.tie_word_embeddings), offset, shapes[name], config, seed)

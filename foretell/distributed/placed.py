@@ -38,6 +38,7 @@ class Placed:
     """This process's part of a model, and what it takes to train it together with the others.
 
     config must be resolved, and `layout.check` must have passed it. An initialised process group is needed.
+    mesh: of that group, where it has been made already. drawn: whether weights get initial values.
     """
 
     def __init__(
@@ -50,9 +51,11 @@ class Placed:
         dropout: float = 0.0,
         kernel: str = "sdpa",
         dtype: torch.dtype = torch.float32,
+        mesh: Mesh | None = None,
+        drawn: bool = True,
     ) -> None:
         self.degrees = layout.degrees(parallel, dist.get_world_size())
-        self.mesh, self.length = Mesh(self.degrees), length
+        self.mesh, self.length = mesh or Mesh(self.degrees), length
         self.rank, self.ranks = dist.get_rank(), dist.get_world_size()
         # Evaluation is dealt to all who differ in data; in a strict run each does all, for the order of additions.
         self.dp, self.dp_rank = (1, 0) if parallel.strict else (self.degrees.dp, self.mesh.dp_rank)
@@ -69,7 +72,7 @@ class Placed:
                 chunk = Decoder(config, dropout, kernel)
             pipeline.prune(chunk, stage, parallel.pp * len(stages))
             whole.append(parts.narrow(chunk, self.mesh))
-            parts.fill(chunk, config, self.mesh, whole[-1], seed)
+            parts.fill(chunk, config, self.mesh, whole[-1], seed if drawn else None)
             self._connect(chunk, parallel)
             chunks.append(chunk)
         self.pipeline = Pipeline(self, chunks, stages, parallel.schedule) if parallel.pp > 1 else None

@@ -26,10 +26,10 @@ def tensor_parallel(r: Rank) -> Iterator[Collective]:
     def row(purpose: str, kind: str, calls: int, item: int) -> Collective:
         return Collective(purpose, kind, "tp", r.d.tp, calls * n, r.positions * D, item)
 
-    again = r.passes - 1
-    scattered_again = again * (2 if r.train.dropout else 1)
-    yield row("sequence", "all_gather", 2 * r.layers * (1 + again), FLOAT)
-    yield row("sequence", "reduce_scatter", r.layers * (2 + scattered_again), r.item)
+    runs = r.forward_runs()
+    again = (runs - r.layers) * (2 if r.train.dropout else 1)
+    yield row("sequence", "all_gather", 2 * runs, FLOAT)
+    yield row("sequence", "reduce_scatter", 2 * r.layers + again, r.item)
     yield row("sequence, backward", "reduce_scatter", 2 * r.layers, FLOAT)
     yield row("sequence, backward", "all_gather", 2 * r.layers, r.item)
     if r.has_embedding:
@@ -58,20 +58,19 @@ def context_parallel(r: Rank) -> Iterator[Collective]:
         return
     _, _, H, K, E, _, _ = r.model.sizes
     q, kv = (r.positions * heads // r.d.tp * E for heads in (H, K))
-    calls = r.layers * r.micro_batches
+    calls, forward = r.layers * r.micro_batches, r.forward_runs() * r.micro_batches
     how = layout.exchange(r.parallel, r.model)
     if how == "ulysses":
         for what, numbers, item in (("q", q, FLOAT), ("k", kv, FLOAT), ("v", kv, r.item), ("output", q, r.item)):
-            times = calls * (r.passes + 1)
-            yield Collective(f"heads: {what}", "all_to_all", "cp", r.d.cp, times, numbers, item)
+            yield Collective(f"heads: {what}", "all_to_all", "cp", r.d.cp, forward + calls, numbers, item)
     elif how == "gather":
         numbers = 2 * kv * r.d.cp
-        yield Collective("keys and values", "all_gather", "cp", r.d.cp, calls * r.passes, numbers, FLOAT)
+        yield Collective("keys and values", "all_gather", "cp", r.d.cp, forward, numbers, FLOAT)
         yield Collective("keys and values, backward", "reduce_scatter", "cp", r.d.cp, calls, numbers, FLOAT)
     else:
         turns = r.d.cp - 1
         for kind in ("send", "recv"):
-            yield Collective("keys and values", kind, "cp", 2, calls * turns * (r.passes + 1), 2 * kv, r.item)
+            yield Collective("keys and values", kind, "cp", 2, (forward + calls) * turns, 2 * kv, r.item)
             yield Collective("their gradients", kind, "cp", 2, calls * r.d.cp, 2 * kv, FLOAT)
 
 
@@ -90,12 +89,12 @@ def experts(r: Rank) -> Iterator[Collective]:
         yield Collective("balance", "all_reduce", "tokens", ranks, 2 * calls, 2 * N + 1, FLOAT)
     if r.d.ep == 1:
         return
-    again = r.parallel.recompute != "none"
+    forward = r.forward_runs("mlp.") * r.micro_batches
     copies = r.positions * r.model.needed("num_experts_per_tok") * r.model.sizes.D
     ep = r.d.ep
-    yield Collective("counts of tokens", "all_to_all", "ep", ep, calls * (1 + again), N, LONG)
-    yield Collective("tokens to experts", "all_to_all", "ep", ep, calls * (1 + again), copies, r.item)
-    yield Collective("outputs of experts", "all_to_all", "ep", ep, calls * (1 + again), copies, r.item, routed=True)
+    yield Collective("counts of tokens", "all_to_all", "ep", ep, forward, N, LONG)
+    yield Collective("tokens to experts", "all_to_all", "ep", ep, forward, copies, r.item)
+    yield Collective("outputs of experts", "all_to_all", "ep", ep, forward, copies, r.item, routed=True)
     yield Collective("gradients to experts", "all_to_all", "ep", ep, calls, copies, r.item)
     yield Collective("gradients of tokens", "all_to_all", "ep", ep, calls, copies, r.item, routed=True)
 

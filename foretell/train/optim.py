@@ -140,8 +140,12 @@ def build(
 
     parameters: named; where they are parts, `matrices` knows the wholes.
     """
-    named = [(n, p) for n, p in parameters if p.requires_grad and p.numel()]
-    weights = [p for n, p in named if p.ndim >= 2 and "embed_tokens" not in n and "lm_head" not in n]
+    every = [(n, p) for n, p in parameters if p.requires_grad]
+    # Of wholes that several processes hold in parts each takes part in the exchange, even one with an empty part.
+    takes_part = matrices is not None and c.optimizer == "muon"
+    named = [(n, p) for n, p in every if p.numel()]
+    inner = every if takes_part else named
+    weights = [p for n, p in inner if p.ndim >= 2 and "embed_tokens" not in n and "lm_head" not in n]
     tables = [p for n, p in named if p.ndim == 2 and ("embed_tokens" in n or "lm_head" in n)]
     biases = [p for n, p in named if n.endswith("expert_bias")]
     vectors = [p for n, p in named if p.ndim < 2 and not n.endswith("expert_bias")]
