@@ -1,19 +1,21 @@
 """Bytes that one process holds while it trains its part of a model: states, gathered weights, activations, logits.
 
 Counted from what `distributed/placed.py` does, which is FSDP2 over a layer at a time (Zhao et al., 2023) after tensor,
-expert and pipeline parallelism have taken their parts:
+expert and pipeline parallelism have taken their parts, and held against traced steps (`train/rehearsal.py`; tests):
 
 - states: weights, gradients and the optimiser's tensors in float32, of each weight the rows that `layout.shard_rows`
   gives the first rank, which has most;
-- gathered: two layers' weights whole (the one at work, the next), a third of them on its way; embedding and head, whole
-  from the forward pass to the end of the step;
-- gradients of whole layers: one layer's, and two on their way to be summed; with several micro-batches all of them,
+- gathered: the layer at work whole, and the next one on its way; embedding and head whole from the forward pass to the
+  end of the step; in a pipeline all layers of the stage;
+- gradients of whole layers: one layer's, and one on its way to be summed; with several micro-batches all of them,
   because they are summed over the processes only once a step;
-- activations of every micro-batch that is under way on this stage of the pipeline, logits of one.
+- activations of every micro-batch that is under way on this stage of the pipeline, what stages hand each other, and
+  what a layer's backward pass forms on the way; logits of one micro-batch.
 
-The largest moment is one of three: the loss, when all activations live; the end of the backward pass, when all
-gradients do; the optimiser's step. Every stage is counted. Not handled: what an allocator cannot use (`SLACK` stands
-for it where memory is compared with a device's), offload (then states are the host's).
+The largest moment is one of four: the loss, when all activations live; the backward pass of the last layers, when
+weights and gradients come on top; its end, when all gradients live; the optimiser's step. Every stage is counted. Not
+handled: what an allocator cannot use (`SLACK` stands for it where memory is compared with a device's), offload (then
+states are the host's).
 """
 
 from __future__ import annotations
@@ -30,8 +32,8 @@ from foretell.plan.architecture import Architecture, Layer, Matrix
 from foretell.plan.layout import Degrees
 
 FLOAT, HALF, INDEX = memory.FLOAT, memory.HALF, memory.INDEX
-# Layers' worth of gathered weights and of whole gradients alive at once, see above.
-GATHERED, SUMMED = 3, 3
+# Arrays of the feed-forward width that the backward pass of a layer has at once beside what was kept for it.
+PASSING = 2.5
 # Of a device's memory, what fragments and the driver's own data leave usable. A usual value, not a measurement.
 SLACK = 0.92
 _STATES = {"sgd": 1, "adamw": 2, "muon": 1}
@@ -155,7 +157,11 @@ def layer_bytes(layer: Layer, hidden: int, p: Place) -> tuple[float, float]:
 
 
 def under_way(p: Place, stage: int) -> float:
-    """Micro-batches whose activations a stage of the pipeline holds at once, as shares of its layers."""
+    """Micro-batches whose activations a stage of the pipeline holds at once, as shares of its layers.
+
+    With two chunks a process a micro-batch of one is half of the layers (Narayanan et al., 2021); zero bubble forms
+    gradients of weights later the later the stage, and keeps what they need (Qi et al., 2023).
+    """
     d, m = p.degrees, p.batches
     if d.pp == 1:
         return 1
@@ -163,17 +169,35 @@ def under_way(p: Place, stage: int) -> float:
         return m
     if p.schedule == "1f1b":
         return min(m, d.pp - stage)
-    # Two chunks a process (Narayanan et al., 2021): each micro-batch of a chunk is half of the layers.
-    return min(2 * m, 2 * (d.pp - stage - 1) + d.pp + 1) / 2
+    return min(2 * m, 2 * d.pp + stage if p.schedule == "zero-bubble" else 3 * d.pp - 2 * stage - 1) / 2
+
+
+def handed_bytes(hidden: int, p: Place, stage: int, last: bool) -> float:
+    """What stages hand each other: buffers for what every micro-batch brings, forward and backward, and outputs."""
+    d = p.degrees
+    if d.pp == 1:
+        return 0.0
+    chunks = 2 if p.schedule in ("interleaved", "zero-bubble") else 1
+    buffers = p.batches * (2 * chunks - (stage == 0) - last)
+    outputs = p.batches if last else chunks * under_way(p, stage)
+    return FLOAT * p.tokens / d.tp * hidden * (buffers + outputs)
 
 
 def logit_bytes(a: Architecture, p: Place) -> float:
     """Bytes of the cross-entropy of one micro-batch at its peak (`train/loss.py`, `tensor.cross_entropy`)."""
     V, D, tp = a.vocab / p.degrees.tp, a.hidden, p.degrees.tp
     if tp == 1 and (p.chunk is None or p.chunk >= p.tokens):
-        return (FLOAT * 3 + (HALF if p.item == HALF else 0)) * p.tokens * V
+        return FLOAT * 3 * p.tokens * V
     chunk = min(p.chunk or p.tokens, p.tokens)
-    return FLOAT * (2 * chunk * V + 2 * (p.tokens * D + V * D))
+    once = FLOAT + (HALF if p.item == HALF else 0) if tp > 1 else 2 * FLOAT
+    return once * chunk * V + 2 * FLOAT * (p.tokens * D + V * D)
+
+
+def kept_loss_bytes(a: Architecture, p: Place) -> float:
+    """What the loss of a micro-batch keeps for its backward pass."""
+    V, D = a.vocab / p.degrees.tp, a.hidden
+    whole = p.degrees.tp == 1 and (p.chunk is None or p.chunk >= p.tokens)
+    return FLOAT * p.tokens * V if whole else p.item * p.tokens * D + FLOAT * V * D
 
 
 Layers = list[tuple[int, Layer]]  # how many of each
@@ -203,29 +227,42 @@ def of_stage(a: Architecture, p: Place, stage: int, layers: Layers, first: bool,
     optimizer = FLOAT * (held * _STATES[p.optimizer] + (held - matrices if p.optimizer == "muon" else 0))
     largest = max((u for _, u, _, _ in units), default=0)
     whole = sum(n * u for n, u, _, _ in units) + root[0]
-    divided = d.fsdp > 1
-    gathered = p.item * largest * GATHERED + FLOAT * root[0] if divided else 0.0
-    summed = FLOAT * largest * (SUMMED if divided else 1)
-    several = p.batches > 1
+    several, outer = p.batches > 1, FLOAT * root[0]
     of_layers = [(n, *layer_bytes(y, a.hidden, p)) for n, y in layers]
     activations = under_way(p, stage) * sum(n * kept for n, kept, _ in of_layers)
+    activations += handed_bytes(a.hidden, p, stage, last)
     again = max((more for _, _, more in of_layers), default=0.0)
+    passing = max((_passing_bytes(y, a.hidden, p) for _, y in layers), default=0.0)
     logits = logit_bytes(a, p) if last else 0.0
-    collected = FLOAT * (whole if several and divided else held if several else 0)
-    at_loss = activations + max(logits, again + summed + FLOAT * (root[0] if last else 0)) + gathered + collected
-    at_end = FLOAT * (held + 2 * root[0]) + gathered + summed if divided else FLOAT * held
+    held_loss = kept_loss_bytes(a, p) * (under_way(p, stage) - 1) if last else 0.0
+    on_the_way = 1 if d.fsdp > 1 else 0
+    fetched = p.item * ((whole - root[0]) if d.pp > 1 else largest * (1 + on_the_way)) + outer
+    collected = FLOAT * whole if several else 0.0
+    summed = FLOAT * largest * on_the_way + (0.0 if several else p.item * largest + (outer if last else 0.0))
+    one = max((kept for _, kept, _ in of_layers), default=0.0) if d.pp == 1 else 0.0
+    at_loss = activations + held_loss + logits + collected + (fetched if d.pp > 1 else outer)
+    in_backward = activations + held_loss - one + again + passing + fetched + collected + summed
+    at_end = FLOAT * held + 2 * outer + p.item * largest + FLOAT * largest * (1 + on_the_way)
     work = workspace_bytes(layers, p) if p.optimizer == "muon" else 0.0
     at_step = FLOAT * held + work
     return {
         "weights": weights,
         "gradients": FLOAT * held,
         "optimizer": optimizer,
-        "gathered": gathered + summed + max(0.0, collected - FLOAT * held),
-        "activations": activations + again,
-        "logits": logits,
+        "gathered": fetched + summed + max(0.0, collected - FLOAT * held),
+        "activations": activations + again + passing,
+        "logits": logits + held_loss,
         "workspace": work,
-        "peak": weights + optimizer + max(at_loss, at_end, at_step),
+        "peak": weights + optimizer + max(at_loss, in_backward, at_end, at_step),
     }
+
+
+def _passing_bytes(layer: Layer, hidden: int, p: Place) -> float:
+    """What a layer's backward pass has at once beside what was kept for it, and what tensor parallelism gathers."""
+    routed = layer.routed
+    width = layer.inner + (routed.used * routed.rows if routed else 0)
+    gathered = 2 * FLOAT * hidden if p.degrees.tp > 1 else 0.0
+    return p.tokens * (p.item * PASSING * width / p.degrees.tp + gathered)
 
 
 def _root_numbers(a: Architecture, d: Degrees, first: bool, last: bool) -> tuple[int, int]:
@@ -242,7 +279,7 @@ def _root_numbers(a: Architecture, d: Degrees, first: bool, last: bool) -> tuple
 
 
 def workspace_bytes(layers: Layers, p: Place) -> float:
-    """Bytes of Muon's step: parts sent and received, and three of each whole matrix that this rank works on."""
+    """Bytes of Muon's step (`distributed/whole.py`): parts that travel, whole matrices of a shape that are here."""
     d = p.degrees
     ranks, most = d.fsdp * d.tp, 0.0
     kinds: dict[tuple[int, int], int] = {}
@@ -250,10 +287,11 @@ def workspace_bytes(layers: Layers, p: Place) -> float:
         for m in y.matrices:
             kinds[m.rows, m.columns] = kinds.get((m.rows, m.columns), 0) + count * m.copies
     for (rows, columns), n in kinds.items():
-        mine = math.ceil(n / ranks)
-        sent = FLOAT * rows * columns * n / ranks
-        exchanged = 3 * sent if ranks > 1 else sent
-        most = max(most, exchanged + FLOAT * mine * (3 * rows * columns + 3 * min(rows, columns) ** 2))
+        mine, matrix = math.ceil(n / ranks), FLOAT * rows * columns
+        squares = 3 * FLOAT * mine * min(rows, columns) ** 2
+        # Parts of all, sent, received and answered; whole, stacked and in the iteration.
+        held = 3 * matrix * n / ranks + 4 * matrix * mine if ranks > 1 else 3 * matrix * mine
+        most = max(most, held + squares)
     return most
 
 
