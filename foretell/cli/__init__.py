@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 import typer
 
 from foretell import __version__, errors
+from foretell.cli.ladder import ladder_app
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -32,6 +33,8 @@ app = typer.Typer(
     rich_markup_mode="rich",
     help="Foretell: train a language model you own, and know beforehand what it will cost and how good it will be.",
 )
+
+app.add_typer(ladder_app, name="ladder")
 
 Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout; progress on stderr.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")]
