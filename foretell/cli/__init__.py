@@ -18,6 +18,7 @@ import typer
 
 from foretell import __version__, errors
 from foretell.cli import forecasting
+from foretell.cli.ladder import ladder_app
 from foretell.cli.options import Json, Out, Quiet, RunToml, console, emit, fail, read_config, with_options
 
 app = typer.Typer(
@@ -27,6 +28,8 @@ app = typer.Typer(
     rich_markup_mode="rich",
     help="Foretell: train a language model you own, and know beforehand what it will cost and how good it will be.",
 )
+
+app.add_typer(ladder_app, name="ladder")
 
 
 def main() -> None:
