@@ -198,7 +198,9 @@ class TrainConfig(Table):
         "wsd", description="after warm-up: stable and decay, or cosine"
     )
     warmup_fraction: float = Field(0.02, ge=0, lt=1, description="share of the steps that warm up")
+    warmup_steps: int | None = Field(None, ge=0, description="steps that warm up, whatever the length of the run")
     decay_fraction: float = Field(0.5, ge=0, le=1, description="wsd: share of the steps that decay to zero")
+    decay_shape: Literal["linear", "sqrt"] = Field("linear", description="wsd: of the decay; sqrt falls sooner")
     balance_step: float | None = Field(
         None, gt=0, description="peak step of the experts' biases where model.balance is bias; 0.1 / num_experts"
     )
@@ -245,6 +247,7 @@ class EvaluateConfig(Table):
 
     context: int | None = Field(None, gt=1, description="window in tokens; the model's context when unset")
     stride: int | None = Field(None, gt=0, description="tokens between windows; context when unset")
+    max_tokens: int | None = Field(None, gt=0, description="tokens of a split scored after a run; unset: all")
 
 
 class RunConfig(Table):

@@ -307,7 +307,14 @@ def _scores(team: Team, data: Data, split: str, config: RunConfig) -> dict[str, 
     e, t = config.evaluate, config.train
     context = (e.context if team.crew is None else None) or t.context  # a crew's windows are the training's
     return evaluate.evaluate_split(
-        team.model, data, split, context=context, stride=e.stride, batch_size=t.micro_batch_size, crew=team.crew
+        team.model,
+        data,
+        split,
+        max_tokens=e.max_tokens,
+        context=context,
+        stride=e.stride,
+        batch_size=t.micro_batch_size,
+        crew=team.crew,
     )
 
 
