@@ -250,6 +250,18 @@ class EvaluateConfig(Table):
     max_tokens: int | None = Field(None, gt=0, description="tokens of a split scored after a run; unset: all")
 
 
+class LadderConfig(Table):
+    """`[ladder]`: the small runs from which the run of the other tables is forecast."""
+
+    ratio: float = Field(30.0, gt=1, description="FLOPs of the target over those of the largest rung")
+    rung_flops: float | None = Field(None, gt=0, description="FLOPs of the largest rung; unset: the target's / ratio")
+    sizes: int = Field(5, ge=3, description="model sizes")
+    widths: list[int] | None = Field(None, min_length=3, description="hidden sizes of the rungs; unset: by the target")
+    horizons: int = Field(3, ge=3, description="lengths of each size, each twice the one before")
+    repeats: int = Field(2, ge=0, description="further seeds of the size in the middle")
+    decay_fraction: float = Field(0.2, gt=0, le=0.5, description="share of every run, and of the target, that decays")
+
+
 class RunConfig(Table):
     """The whole file."""
 
@@ -260,6 +272,7 @@ class RunConfig(Table):
     train: TrainConfig = TrainConfig()
     parallel: ParallelConfig = ParallelConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
+    ladder: LadderConfig = LadderConfig()
 
 
 def load(path: Path | None = None, overrides: Iterable[str] = ()) -> RunConfig:

@@ -69,8 +69,12 @@ def begin(
     resume: bool = False,
     allow_drift: bool = False,
     display: Display | None = None,
+    trials: bool = True,
 ) -> None:
-    """Make the folder `run` ready for `go_on` in so many processes: every decision made and written into it."""
+    """Make the folder `run` ready for `go_on` in so many processes: every decision made and written into it.
+
+    trials: whether the text is probed and execution paths are tried, where the run is long enough for that.
+    """
     run, show = Path(run), display or (lambda event: None)
     torch.set_num_threads(runtime.threads())
     _claim(run, resume)
@@ -81,7 +85,7 @@ def begin(
         _check_layout(config, processes)
         forecast = json.loads((run / "plan.json").read_text(encoding="utf-8"))
     else:
-        config, forecast = decide(_divided(config, processes), data, machine, show)
+        config, forecast = decide(_divided(config, processes), data, machine, show, trials)
         _check_layout(config, processes)
         _write_folder(run, config, forecast, data, {**machine, "processes": processes})
     show({"event": "plan", "plan": forecast, "config": config})
@@ -168,14 +172,16 @@ def _export(run: Path, config: RunConfig, data: Data, team: Team) -> None:
     hf.write(config.model, last.tensors("model."), data.tokenizer, run / "model")
 
 
-def decide(config: RunConfig, data: Data, machine: dict[str, Any], show: Display) -> tuple[RunConfig, dict[str, Any]]:
+def decide(
+    config: RunConfig, data: Data, machine: dict[str, Any], show: Display, trials: bool = True
+) -> tuple[RunConfig, dict[str, Any]]:
     """Every open choice closed: sizes, path, steps. Returns the complete config and its forecast."""
     text = data.corpus
     # A config that fixes its length, such as that of a finished run, is kept: its budget only sets the guard.
     fixed = config.train.steps or config.train.tokens
     budget = plan.parse_budget(config.train.budget) if config.train.budget and not fixed else None
     measured_probe = None
-    if budget.is_worth_a_probe if budget else _seconds(config, text, machine) > WORTH_PROBING_SECONDS:
+    if trials and (budget.is_worth_a_probe if budget else _seconds(config, text, machine) > WORTH_PROBING_SECONDS):
         show({"event": "probing"})
         measured_probe = trial.probe(data)
         show({"event": "probe", **measured_probe})
@@ -184,7 +190,7 @@ def decide(config: RunConfig, data: Data, machine: dict[str, Any], show: Display
     config = plan.completed(config, text, machine)
     seconds = plan.plan(config, machine=machine, corpus=text, probe=measured_probe)["seconds"]["value"]
     measured_trial = None
-    if seconds > WORTH_PROBING_SECONDS / 2:
+    if trials and seconds > WORTH_PROBING_SECONDS / 2:
         show({"event": "trying", "seconds": seconds})
         config, measured_trial = trial.choose_path(config, data, machine, seconds)
         show({"event": "trial", **measured_trial})
