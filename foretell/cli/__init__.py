@@ -43,7 +43,7 @@ Out = Annotated[Path, typer.Option("--out", help="The folder that holds run fold
 
 def main() -> None:
     """The `foretell` command."""
-    if len(sys.argv) > 1 and sys.argv[1] in {"train", "demo"} and not {"--help", "-h"} & set(sys.argv):
+    if len(sys.argv) > 1 and sys.argv[1] in {"train", "demo", "ladder"} and not {"--help", "-h"} & set(sys.argv):
         from foretell import runtime
 
         runtime.tune_process()
@@ -206,7 +206,7 @@ def plan(
     from foretell.cli.display import Display
     from foretell.cli.steps import machine, prepared
 
-    c = _with_options(read_config(arguments), source, budget)
+    c = with_options(read_config(arguments), source, budget)
     with Display(console(), quiet) as display:
         record = machine(display)
         corpus = prepared(c, out, display).corpus if c.data.source else None
@@ -242,7 +242,7 @@ def train(
         with Display(console(), quiet or runtime.rank() > 0) as display:
             work(out / (name or ""), Path(source) if source else None, display)
         return
-    c = _with_options(read_config(arguments), source, budget)
+    c = with_options(read_config(arguments), source, budget)
     with Display(console(), quiet) as display:
         where = Processes(processes, nodes, rendezvous, max_restarts, begin_only)
         result = train_and_report(c, out, name, resume, allow_drift, display, where)
@@ -384,9 +384,15 @@ def calibrate(as_json: Json = False, quiet: Quiet = False) -> None:
     emit(record, as_json, measuring.render)
 
 
-def _with_options(c: RunConfig, source: str | None, budget: str | None) -> RunConfig:
+def with_options(c: RunConfig, source: str | None, budget: str | None) -> RunConfig:
+    """The config with what --data and --budget say."""
     from foretell import config
 
     if source is not None:
         c = config.updated(c, data={"source": source})
     return config.updated(c, train={"budget": budget}) if budget is not None else c
+
+
+from foretell.cli import ladder as _ladder  # noqa: E402 -- it uses what stands above
+
+app.add_typer(_ladder.app, name="ladder")

@@ -48,7 +48,7 @@ def foretold(
     rows = law_rows(table)
     unique = min(tokens, corpus["tokens"])
     largest = max(row["flops"] for row in table)
-    bits_per_nat = table[0]["bits_per_byte"] / table[0]["loss"]  # of the text that all rungs and the target are scored on
+    bits_per_nat = table[0]["bits_per_byte"] / table[0]["loss"]  # of the text that all are scored on
     forecast = law.forecast(rows, count["total"], tokens, unique)
     record = {
         "format_version": FORMAT_VERSION,

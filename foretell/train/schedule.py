@@ -1,6 +1,6 @@
 """Learning-rate schedules as pure functions of the step, so that a resumed run cannot disagree with an unbroken one.
 
-`wsd`: linear warm-up, stable, then decay to zero, linear or as 1 - sqrt (Hu et al., 2024, MiniCPM; Haegele et al., 2024).
+`wsd`: linear warm-up, stable, then decay to zero, linear or as 1 - sqrt (Hu et al., 2024; Haegele et al., 2024).
 `cosine`: linear warm-up, then half a cosine to a tenth of the peak (Radford et al.; Hoffmann et al., 2022).
 With `warmup_steps`, runs of different lengths under `wsd` are the same run until the shorter one decays: a longer one
 may go on from its checkpoint, which is how a ladder gets several lengths out of one trunk (`foretell.ladder`).
