@@ -169,6 +169,8 @@ def _trunk(target: RunConfig, given: TrainConfig, width: int, seed: int, most: f
         name = f"w{width}-s{seed}-h{horizon + 1}"
         every = trunk // SAVES
         own = {
+            **{k: getattr(given, k) for k in ("micro_batch_size", "loss_chunk_tokens")},
+            "tokens": None,
             "steps": steps,
             "seed": seed,
             "eval_every": steps,
