@@ -34,10 +34,14 @@ COLUMNS = (
 
 @dataclass(frozen=True)
 class Ladder:
-    """A ladder's design. `base`: the settled config of the target that it was made for."""
+    """A ladder's design. `base`: the settled config of the target that it was made for.
+
+    `given`: rates and batch that were set by hand, for all runs; the rest follow the rule.
+    """
 
     folder: Path
     base: RunConfig
+    given: dict[str, Any]
     rungs: list[Rung]
     fingerprint: str
 
@@ -60,6 +64,7 @@ def write_design(ladder: Ladder, created: str) -> None:
             "created": created,
             "fingerprint": ladder.fingerprint,
             "base": ladder.base.model_dump(exclude_none=True),
+            "given": ladder.given,
             "rungs": [r.record() for r in ladder.rungs],
         },
     )
@@ -72,7 +77,8 @@ def read_design(folder: Path) -> Ladder | None:
         return None
     try:
         base = run_config.validate(stored["base"], str(folder / "ladder.json"))
-        return Ladder(folder, base, [Rung(**r) for r in stored["rungs"]], stored["fingerprint"])
+        rungs = [Rung(**r) for r in stored["rungs"]]
+        return Ladder(folder, base, stored.get("given", {}), rungs, stored["fingerprint"])
     except (KeyError, TypeError) as e:
         raise ConfigError(f"{folder / 'ladder.json'} is damaged: {e}") from None
 
@@ -87,7 +93,7 @@ def rows(ladder: Ladder) -> list[dict[str, Any]]:
         if measured is None:
             continue
         unique = unique or (read_json(run / "data.json") or {})["splits"]["train"]["tokens"]
-        own = {k: v for k, v in rung.record().items() if k in COLUMNS} | rung.train
+        own = rung.train | rung.record()
         result = {k: measured[k] for k in ("loss", "bits_per_byte", "seconds")}
         found.append({"rung": rung.name, "unique_tokens": min(unique, rung.tokens), **own, **result})
     return found

@@ -34,14 +34,16 @@ Display = Callable[[dict[str, Any]], None]
 _HEARD = ("start", "step", "eval")
 # How often it is looked whether others have finished what they hold.
 _LOOK_SECONDS = 1.0
-# What may differ between targets of one ladder.
+# What is a target's own: size, length, and what follows from them.
 _OF_A_TARGET = {
     "model": {"hidden_size", "num_hidden_layers", "intermediate_size", "head_dim", "num_attention_heads"}
     | {"num_key_value_heads", "moe_intermediate_size"},
-    "train": {"steps", "tokens", "budget", "global_batch_tokens", "lr", "embedding_lr", "warmup_steps", "seed"}
-    | {"micro_batch_size", "loss_chunk_tokens", "save_every", "keep", "eval_every", "eval_tokens"},
+    "train": {"steps", "tokens", "budget", "seed", "micro_batch_size", "loss_chunk_tokens"}
+    | {"save_every", "keep", "eval_every", "eval_tokens"},
     "ladder": set(run_config.LadderConfig.model_fields),
 }
+# What `transfer.py` decides for every run, where whoever began the ladder did not.
+_RULED = {"lr", "embedding_lr", "global_batch_tokens", "warmup_steps"}
 
 
 def run(
@@ -61,7 +63,7 @@ def run(
     show = display or (lambda event: None)
     ladder = _designed(config, data, Path(out), machine, show)
     _check(ladder, config, data)
-    target = design.settled(_with_path(config, ladder.base), data.corpus, machine)
+    target = design.settled(_of_ladder(config, ladder), data.corpus, machine)
     _train_all(ladder, data, machine, show)
     found = folder.rows(ladder)
     folder.write_table(ladder, found)
@@ -86,7 +88,8 @@ def _designed(config: RunConfig, data: Data, out: Path, machine: dict[str, Any],
     rungs = design.rungs(target, config.train)
     is_open = "auto" in (target.train.dtype, target.train.attention)
     target, _ = decide(target, data, machine, show, trials=is_open)
-    ladder = Ladder(out, target, rungs, data.index["fingerprint"])
+    ruled = {k: getattr(config.train, k) for k in sorted(_RULED) if getattr(config.train, k) is not None}
+    ladder = Ladder(out, target, ruled, rungs, data.index["fingerprint"])
     out.mkdir(parents=True, exist_ok=True)
     folder.write_design(ladder, datetime.now(UTC).isoformat(timespec="seconds"))
     return ladder
@@ -99,26 +102,28 @@ def _check(ladder: Ladder, config: RunConfig, data: Data) -> None:
             f"{ladder.folder} was trained on other data (fingerprint {ladder.fingerprint[:12]}) than is given now "
             f"({data.index['fingerprint'][:12]}); give the same data, or choose another --name"
         )
+    made = run_config.updated(ladder.base, train={k: ladder.given.get(k) for k in _RULED})
     changed = []
     for name, table in config:
         if isinstance(table, Table) and name != "data":
             for key in sorted(table.model_fields_set - _OF_A_TARGET.get(name, set())):
-                old, new = getattr(getattr(ladder.base, name), key), getattr(table, key)
+                old, new = getattr(getattr(made, name), key), getattr(table, key)
                 if new is not None and new != "auto" and old != new:
-                    changed.append(f"{name}.{key}: {old} then, {new} now")
+                    changed.append(f"{name}.{key}: {'unset' if old is None else old} then, {new} now")
     if changed:
         raise ConfigError(
             f"{ladder.folder} was made otherwise: " + "; ".join(changed) + ". Leave that out, or choose another --name."
         )
 
 
-def _with_path(config: RunConfig, base: RunConfig) -> RunConfig:
-    """The config of a target: what the ladder has in common, with this target's own size, length and rates."""
-    raw = base.model_dump(exclude_none=True)
+def _of_ladder(config: RunConfig, ladder: Ladder) -> RunConfig:
+    """The config of a target: what the ladder has in common, with this target's own size and length."""
+    raw = ladder.base.model_dump(exclude_none=True)
     for name, keys in _OF_A_TARGET.items():
         own = getattr(config, name)
         given = {k: getattr(own, k) for k in keys & own.model_fields_set}
-        raw[name] = {k: v for k, v in raw[name].items() if k not in keys} | given
+        raw[name] = {k: v for k, v in raw[name].items() if k not in keys | _RULED} | given
+    raw["train"] |= ladder.given
     return run_config.validate(raw)
 
 
