@@ -19,10 +19,11 @@ import statistics
 from pathlib import Path
 from typing import Any
 
-from foretell import calibrate, ladder
+from foretell import calibrate
 from foretell import config as run_config
 from foretell.config import RunConfig
 from foretell.data import open_data
+from foretell.ladder.climb import run as climb_ladder
 
 RUNGS = [
     *("ladder.widths=[16, 24, 32, 40, 48]", "ladder.rung_flops=1.5e11", "ladder.repeats=1"),
@@ -64,7 +65,7 @@ def main() -> None:
     results = []
     for climb in [False] if args.only else [False, True]:
         results = [
-            ladder.run(target(*t), data, args.out, machine=machine, climb=climb, display=turns) for t in TARGETS
+            climb_ladder(target(*t), data, args.out, machine=machine, climb=climb, display=turns) for t in TARGETS
         ]
     rungs = results[0]["rungs"]
     best = min(row["loss"] for row in rungs)

@@ -19,12 +19,13 @@ from hypothesis import strategies as st
 from training import CONTEXT, MACHINE
 
 from foretell import config as run_config
-from foretell import ladder, plan
+from foretell import plan
 from foretell.config import RunConfig, TrainConfig
 from foretell.data import open_data
 from foretell.data.claims import Claims
 from foretell.errors import ConfigError, Interrupted
 from foretell.ladder import design
+from foretell.ladder.climb import run as climb_ladder
 from foretell.ladder.folder import read_design
 from foretell.plan import flops
 from foretell.train import train
@@ -45,7 +46,7 @@ def tiny(*more: str) -> RunConfig:
 
 def climb(folder: Path, data: Path, c: RunConfig | None = None, **options: Any) -> tuple[dict[str, Any], Events]:
     events: Events = []
-    result = ladder.run(c or tiny(), open_data(data), folder, machine=MACHINE, display=events.append, **options)
+    result = climb_ladder(c or tiny(), open_data(data), folder, machine=MACHINE, display=events.append, **options)
     return result, events
 
 
@@ -72,7 +73,7 @@ def climbed(tmp_path_factory: pytest.TempPathFactory, lines: Path) -> tuple[Path
     def watch(event: dict[str, Any]) -> None:
         seen.append({**event, "on_record": sorted(p.name for p in folder.glob("targets/*/*"))})
 
-    result = ladder.run(tiny(), open_data(lines), folder, machine=MACHINE, climb=True, display=watch)
+    result = climb_ladder(tiny(), open_data(lines), folder, machine=MACHINE, climb=True, display=watch)
     return folder, result, seen
 
 
@@ -165,7 +166,7 @@ def _ladder_until(folder: Path, data: Path, rung: str, step: int, signum: int) -
             os.kill(os.getpid(), signum)
 
     try:
-        ladder.run(tiny(), open_data(data), folder, machine=MACHINE, display=watch)
+        climb_ladder(tiny(), open_data(data), folder, machine=MACHINE, display=watch)
     except Interrupted as e:
         print(e)
         raise SystemExit(e.exit_code) from None
@@ -239,7 +240,7 @@ def test_what_another_process_holds_is_waited_for(
         if event["event"] == "waiting":
             holding.__exit__(None, None, None)
 
-    ladder.run(tiny(), open_data(lines), folder, machine=MACHINE, display=watch)
+    climb_ladder(tiny(), open_data(lines), folder, machine=MACHINE, display=watch)
     assert [e for e in events if e in ("waiting", "rung")] == ["waiting", *["rung"] * 3]
     assert table(folder) == table(climbed[0])
 

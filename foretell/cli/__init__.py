@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 import typer
 
 from foretell import __version__, errors
+from foretell.cli.ladder import ladder_app
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -33,6 +34,8 @@ app = typer.Typer(
     help="Foretell: train a language model you own, and know beforehand what it will cost and how good it will be.",
 )
 
+app.add_typer(ladder_app, name="ladder")
+
 Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout; progress on stderr.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")]
 RunToml = Annotated[
@@ -43,7 +46,7 @@ Out = Annotated[Path, typer.Option("--out", help="The folder that holds run fold
 
 def main() -> None:
     """The `foretell` command."""
-    if len(sys.argv) > 1 and sys.argv[1] in {"train", "demo", "ladder"} and not {"--help", "-h"} & set(sys.argv):
+    if _trains(sys.argv[1:]) and not {"--help", "-h"} & set(sys.argv):
         from foretell import runtime
 
         runtime.tune_process()
@@ -75,6 +78,10 @@ def main() -> None:
             sys.exit(2)
         raise
     sys.exit(code)
+
+
+def _trains(words: list[str]) -> bool:
+    return words[:1] in (["train"], ["demo"]) or words[:2] == ["ladder", "run"]
 
 
 class _Terminated(BaseException):
@@ -391,8 +398,3 @@ def with_options(c: RunConfig, source: str | None, budget: str | None) -> RunCon
     if source is not None:
         c = config.updated(c, data={"source": source})
     return config.updated(c, train={"budget": budget}) if budget is not None else c
-
-
-from foretell.cli import ladder as _ladder  # noqa: E402 -- it uses what stands above
-
-app.add_typer(_ladder.app, name="ladder")

@@ -20,14 +20,14 @@ from foretell.report import numbers
 
 def ladder(c: RunConfig, out: Path, name: str | None, climb: bool, display: Display) -> dict[str, Any]:
     """Prepare, measure the machine, and run the ladder of that name, which knows its own text once it is there."""
-    from foretell import ladder as ladders
+    from foretell.ladder.climb import run
     from foretell.ladder.folder import read_design
 
     if c.data.source is None and name is not None and (stored := read_design(out / name)) is not None:
         c = config.updated(c, data=stored.base.data.model_dump(), tokenizer=stored.base.tokenizer.model_dump())
     folder = out / (name or f"{label(sources_of(c))}-ladder")
     data = prepared(c, out, display)
-    return ladders.run(c, data, folder, machine=machine(display), climb=climb, display=shown(display))
+    return run(c, data, folder, machine=machine(display), climb=climb, display=shown(display))
 
 
 def shown(display: Display) -> Callable[[dict[str, Any]], None]:

@@ -1,5 +1,5 @@
-"""The ladder: small runs, the law fitted to them, and the forecast of a large run that the climb then scores."""
+"""The scaling ladder: small runs, the law through them, the forecast of the large one. See docs/scaling-laws.md."""
 
-from foretell.ladder.climb import run
+from foretell.ladder.answer import fit_table, pairs, target
 
-__all__ = ["run"]
+__all__ = ["fit_table", "pairs", "target"]

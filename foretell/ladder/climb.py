@@ -25,7 +25,7 @@ from foretell.errors import ConfigError, Interrupted
 from foretell.ladder import design, folder
 from foretell.ladder.design import Rung
 from foretell.ladder.folder import Ladder
-from foretell.ladder.target import climbed, foretold, scored
+from foretell.ladder.foretold import climbed, foretold, scored
 from foretell.train import begin, decide, go_on
 from foretell.train.branch import branch
 

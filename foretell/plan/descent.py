@@ -1,14 +1,15 @@
 """Robust fits of sums of power laws: the descent under `plan/law.py`, for many starts or resamples at once.
 
-The model of a row is m = E + a*exp(-alpha*n) + b*exp(-beta*d), where n and d are the logarithms of its parameters and
-its tokens over their geometric means, so that `a` and `b` are the two terms in the middle of the table. Its cost is the
-sum of Huber's loss (delta 1e-3, Hoffmann et al., 2022) of log m - log L: with so small a delta nearly the sum of
-absolute errors, which outliers hardly move. Repeats: d is that of the tokens' worth, which falls with the repeat constant.
+The model of a row is m = E + (one^(1/p) + two^(1/p))^p with one = a*exp(-alpha*n) and two = b*exp(-beta*d), where n and
+d are the logarithms of its parameters and its tokens over their geometric means, so that `a` and `b` are the two terms
+in the middle of the table. p = 1 is the plain sum (Hoffmann et al., 2022); a smaller p couples the terms (law.py). The
+cost is the sum of Huber's loss (delta 1e-3, as theirs) of log m - log L: with so small a delta nearly the sum of
+absolute errors, which outliers hardly move. Where tokens repeat, d is the logarithm of what they are worth.
 
-Three stages. `linear` is variable projection: exponents given, E, a, b >= 0 by reweighted least squares on every face
-of their cone. `descend` is Levenberg-Marquardt on all parameters with Huber's weights, inside a box, each start with
-its own damping. `polish` is Newton with the exact second derivatives from the best of them. All gradients are
-analytic (tests compare them with differences). Not handled: rows that depend on each other.
+Three stages. `linear` is variable projection: exponents given and p = 1, E, a, b >= 0 by reweighted least squares on
+every face of their cone. `descend` is Levenberg-Marquardt on all parameters with Huber's weights, inside a box, each
+start with its own damping. `polish` is Newton from the best of them. The gradient is analytic; the Hessian is its
+difference. Not handled: rows that depend on each other.
 """
 
 from __future__ import annotations
@@ -18,10 +19,11 @@ from dataclasses import dataclass
 import numpy as np
 
 DELTA = 1e-3
-# The parameters of the general law; a form frees some of them (law.py).
-NAMES = ("E", "a", "b", "alpha", "beta", "repeat")
-LOW = np.array([0.0, 0.0, 0.0, 0.01, 0.01, np.log(0.5)])
-HIGH = np.array([np.inf, np.inf, np.inf, 2.5, 2.5, np.log(1e4)])
+# The parameters of the general law; a form frees some of them (law.py). `repeat` and `power` are logarithms.
+NAMES = ("E", "a", "b", "alpha", "beta", "repeat", "power")
+TINY = 1e-12  # a term that is not there: the derivative by `a` needs it positive
+LOW = np.array([0.0, TINY, TINY, 0.01, 0.01, np.log(0.5), np.log(0.1)])
+HIGH = np.array([np.inf, np.inf, np.inf, 2.5, 2.5, np.log(1e4), np.log(2.0)])
 
 
 @dataclass(frozen=True)
@@ -29,7 +31,7 @@ class Problem:
     """A table in logarithms, and the form: theta = fixed + basis @ z.
 
     n, d: (R,) log size and log tokens, centred; loss: (R,) log of the loss; unique: (R,) log of unique tokens, centred
-    like d, or None. basis: (6, K); fixed: (6,); low, high: (K,) the box of z.
+    like d, or None. basis: (7, K); fixed: (7,); low, high: (K,) the box of z.
     """
 
     n: np.ndarray
@@ -43,9 +45,9 @@ class Problem:
 
 
 def worth(d: np.ndarray, unique: np.ndarray | None, repeat: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Log of the tokens' worth and its derivative by log R*, both (S, R), for S values of log R* (Muennighoff, 2023).
+    """Log of the tokens' worth and its derivative by log R*, both (S, R), for S values of log R*.
 
-    D' = U + U*R**(1 - exp(-R/R*)), with R = D/U - 1 repeats.
+    D' = U + U*R**(1 - exp(-R/R*)), with R = D/U - 1 repeats (Muennighoff et al., 2023, eq. 5).
     """
     if unique is None:
         return d[None, :], np.zeros((1, len(d)))
@@ -62,12 +64,26 @@ def worth(d: np.ndarray, unique: np.ndarray | None, repeat: np.ndarray) -> tuple
 def model(p: Problem, z: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """log m (S, R) and its derivatives by z (S, R, K), for z (S, K)."""
     theta = p.fixed + z @ p.basis.T
-    e, a, b, alpha, beta, repeat = theta.T[:, :, None]
+    e, a, b, alpha, beta, repeat, power = theta.T[:, :, None]
     d, slope = worth(p.d, p.unique, repeat[:, 0])
-    one, two = np.exp(-alpha * p.n), np.exp(-beta * d)
-    m = np.maximum(e + a * one + b * two, 1e-300)
+    exponent = np.exp(power)
+    one, two = np.log(np.maximum(a, TINY)) - alpha * p.n, np.log(np.maximum(b, TINY)) - beta * d
+    both = np.logaddexp(one / exponent, two / exponent)
+    first, second = np.exp(one / exponent - both), np.exp(two / exponent - both)
+    term = np.exp(exponent * both)
+    # d log(term) / d exponent is the entropy of the two shares.
+    entropy = -(first * (one / exponent - both) + second * (two / exponent - both))
+    m = e + term
     full = np.stack(
-        [np.ones_like(m), one, two, -a * one * p.n, -b * two * d, -b * beta * two * slope],
+        [
+            np.ones_like(m),
+            term * first / np.maximum(a, TINY),
+            term * second / np.maximum(b, TINY),
+            -term * first * p.n,
+            -term * second * d,
+            -term * second * beta * slope,
+            term * entropy * exponent,
+        ],
         axis=-1,
     )
     return np.log(m), (full / m[..., None]) @ p.basis
@@ -115,20 +131,20 @@ def linear(p: Problem, alpha: np.ndarray, beta: np.ndarray, repeat: np.ndarray, 
 
 
 def descend(
-    p: Problem, z: np.ndarray, weights: np.ndarray, rounds: int = 200, tolerance: float = 1e-9
+    p: Problem, z: np.ndarray, weights: np.ndarray, rounds: int = 300, tolerance: float = 1e-9
 ) -> tuple[np.ndarray, np.ndarray, int]:
     """From S starts z (S, K) downhill under row weights (R,) or (S, R): points, costs, rounds used."""
     damping = np.full(len(z), 1e-3)
     mean, slopes = model(p, z)
     value = cost(mean - p.loss, weights)
-    calm = np.zeros(len(z), dtype=int)
-    for used in range(1, rounds + 1):
+    calm, used = np.zeros(len(z), dtype=int), 0
+    while used < rounds and not (calm >= 8).all():
+        used += 1
         residual = mean - p.loss
         pulled = weights * _pull(residual)
         gradient = np.einsum("srk,sr->sk", slopes, pulled * residual)
         hessian = np.einsum("srk,sr,srl->skl", slopes, pulled, slopes)
-        step = _step(p, z, gradient, hessian, damping)
-        tried = np.clip(z + step, p.low, p.high)
+        tried = np.clip(z + _step(p, z, gradient, hessian, damping), p.low, p.high)
         new_mean, new_slopes = model(p, tried)
         new_value = cost(new_mean - p.loss, weights)
         better = new_value < value
@@ -139,8 +155,6 @@ def descend(
         slopes = np.where(better[:, None, None], new_slopes, slopes)
         value = np.where(better, new_value, value)
         damping = np.clip(np.where(better, damping / 5, damping * 4), 1e-10, 1e10)
-        if (calm >= 8).all():
-            break
     return z, value, used
 
 
@@ -158,10 +172,16 @@ def _step(p: Problem, z: np.ndarray, gradient: np.ndarray, hessian: np.ndarray, 
     both = free[:, :, None] & free[:, None, :]
     damped = np.where(both, damped, np.where(eye.astype(bool), size[:, None, :], 0.0))
     try:
-        solved = np.linalg.solve(damped, -np.where(free, gradient, 0.0)[..., None])[..., 0]
+        return np.linalg.solve(damped, -np.where(free, gradient, 0.0)[..., None])[..., 0]
     except np.linalg.LinAlgError:
-        solved = -np.where(free, gradient, 0.0) / size
-    return solved
+        return -np.where(free, gradient, 0.0) / size
+
+
+def slope_at(p: Problem, z: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The cost and its exact gradient at points z (S, K)."""
+    mean, slopes = model(p, z)
+    residual = mean - p.loss
+    return np.einsum("srk,sr->sk", slopes, weights * np.clip(residual, -DELTA, DELTA)), cost(residual, weights)
 
 
 def polish(
@@ -173,39 +193,25 @@ def polish(
     Hessian indefinite; the damping grows until a step descends.
     """
     damping, used = 1e-3, 0
-    gradient, hessian, value = _exact(p, z, weights)
-    for used in range(1, rounds + 1):
+    gradient, value = (v[0] for v in slope_at(p, z[None], weights))
+    width = len(z)
+    while used < rounds and damping < 1e12:
+        used += 1
         free = ~held(p, z[None], gradient[None])[0]
         if np.max(np.abs(gradient * free * np.maximum(np.abs(z), 1e-3)), initial=0.0) < 1e-13:
             break
-        step = _step(p, z[None], gradient[None], hessian[None], np.array([damping]))[0]
-        tried = np.clip(z + step, p.low, p.high)
-        new_gradient, new_hessian, new_value = _exact(p, tried, weights)
-        if new_value < value:
-            z, gradient, hessian, value = tried, new_gradient, new_hessian, new_value
-            damping = max(damping / 10, 1e-14)
-        else:
+        reach = 1e-6 * np.maximum(np.abs(z), 1e-3)
+        around = z + np.concatenate([np.diag(reach), -np.diag(reach)])
+        slopes = slope_at(p, around, weights)[0]
+        hessian = (slopes[:width] - slopes[width:]) / (2 * reach[:, None])
+        hessian = (hessian + hessian.T) / 2
+        while damping < 1e12:
+            step = _step(p, z[None], gradient[None], hessian[None], np.array([damping]))[0]
+            tried = np.clip(z + step, p.low, p.high)
+            new_gradient, new_value = (v[0] for v in slope_at(p, tried[None], weights))
+            if new_value < value:
+                z, gradient, value = tried, new_gradient, float(new_value)
+                damping = max(damping / 10, 1e-14)
+                break
             damping *= 4
-        if damping > 1e12:
-            break
-    return z, value, gradient, used
-
-
-def _exact(p: Problem, z: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray, float]:
-    """Gradient, Hessian and cost at one point. The repeat constant's own curvature is left out: it only damps."""
-    mean, slopes = model(p, z[None])
-    residual, slope = mean[0] - p.loss, slopes[0]
-    inside = (np.abs(residual) <= DELTA).astype(float)
-    psi = weights * np.clip(residual, -DELTA, DELTA)
-    theta = p.fixed + p.basis @ z
-    _, a, b, alpha, beta, repeat = theta
-    d = worth(p.d, p.unique, np.array([repeat]))[0][0]
-    m = np.exp(mean[0])
-    one, two = psi / m * np.exp(-alpha * p.n), psi / m * np.exp(-beta * d)
-    second = np.zeros((6, 6))
-    second[1, 3] = second[3, 1] = -np.sum(one * p.n)
-    second[2, 4] = second[4, 2] = -np.sum(two * d)
-    second[3, 3] = a * np.sum(one * p.n**2)
-    second[4, 4] = b * np.sum(two * d**2)
-    hessian = p.basis.T @ second @ p.basis + np.einsum("rk,r,rl->kl", slope, weights * inside - psi, slope)
-    return psi @ slope, hessian, float(cost(residual, weights))
+    return z, float(value), gradient, used

@@ -1,0 +1,155 @@
+"""The forecast of a run that was not made: an average over scaling laws, weighed by how well they explain the rows.
+
+The laws are L = E + s*h with h = ((N^-alpha / k)^(1/p) + (k*D^-beta)^(1/p))^p, sizes and tokens counted from the middle
+of the table. On a grid of (alpha, beta, p, k), each point with its prior, the linear part (E, s) and the noise are
+integrated out, which for Gaussian noise is one weighted least squares a point. The answer is a mixture of normal
+distributions of log L at the target. So nothing is decided that the rows do not decide: where they cannot tell the
+floor from the exponents, the laws that differ stay in the mixture, and the interval widens with the way to the target.
+
+Rows count by how much they say about the target: noise grows where a run has fewer tokens than the target, where it is
+dearer than a run as good (off the frontier), and where it saw fewer than 20 tokens a parameter; outliers are weighed
+down as under Student's t. The likelihood counts each row by its weight, because rows share what the law gets wrong.
+
+The constants are the best of a search over public tables, scored on tables left out; CALIBRATION is the factor that
+makes the central 90% of back-tests hold 90% (benchmarks/law_backtests.py, docs/scaling-laws.md). Not handled: losses
+that do not fall with compute, targets smaller than the rows.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+# Exponents, couplings and balances of the two terms on the grid.
+EXPONENTS = np.geomspace(0.1, 0.7, 9)
+COUPLINGS = np.array([0.22, 0.4, 0.65, 1.0])
+BALANCES = np.linspace(-2.4, 2.4, 9)
+NOISES = np.geomspace(0.0007, 0.05, 8)
+# Prior: log exponents (mean, spread, spread between the two), log balance, floor over the lowest loss (mean, spread).
+EXPONENT, EXPONENT_SPREAD, BETWEEN, BALANCE_SPREAD = math.log(0.27), 0.3, 0.3, 1.2
+FLOOR, FLOOR_SPREAD = 0.55, 0.12
+# How the noise variance of a row grows: per log of the tokens it has fewer than the target, of the loss above the
+# frontier, of the tokens a parameter below 20.
+FEWER, DEARER, STARVED = 0.4, 20.0, 2.0
+ENOUGH = 20.0
+TAIL = 4.0  # degrees of freedom of Student's t
+CALIBRATION = 1.1
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """Normal distributions of log loss: weights that sum to 1, means, standard deviations."""
+
+    weights: np.ndarray
+    means: np.ndarray
+    deviations: np.ndarray
+
+
+@functools.cache
+def grid() -> tuple[np.ndarray, ...]:
+    """Points of the prior that matter: alpha, beta, p, log k, and the logarithm of the prior."""
+    points = np.meshgrid(EXPONENTS, EXPONENTS, COUPLINGS, BALANCES, indexing="ij")
+    alpha, beta, power, balance = (g.ravel() for g in points)
+    first, second = np.log(alpha) - EXPONENT, np.log(beta) - EXPONENT
+    prior = -(first**2 + second**2) / EXPONENT_SPREAD**2 / 2
+    prior = prior - ((first - second) / BETWEEN) ** 2 / 2 - (balance / BALANCE_SPREAD) ** 2 / 2
+    kept = prior > prior.max() - 9
+    return alpha[kept], beta[kept], power[kept], balance[kept], prior[kept]
+
+
+def noise(size: np.ndarray, tokens: np.ndarray, loss: np.ndarray, target: float) -> tuple[np.ndarray, float]:
+    """Relative noise variance of each row, at least 1, and the number that a run of ENOUGH tokens would have.
+
+    size, tokens: (R,) logarithms; loss: (R,); target: log tokens of the target.
+    """
+    compute = size + tokens
+    frontier = np.array([np.log(loss[compute <= c + 1e-9].min()) for c in compute])
+    starved = np.maximum(math.log(ENOUGH) - (tokens - size), 0.0)
+    grown = FEWER * np.maximum(target - tokens, 0.0) + DEARER * (np.log(loss) - frontier) + STARVED * starved
+    best = float(np.exp(grown).min())
+    return np.exp(grown) / best, 1.0 / best
+
+
+def average(table: np.ndarray, parameters: float, tokens: float, seeds: float | None = None) -> Mixture:
+    """The distribution of log loss at the target. table: (R, 3) of parameters, tokens' worth, loss.
+
+    seeds: standard deviation of log loss between seeds, where it is known; the noise of the target is at least that.
+    """
+    size, data, loss = np.log(table[:, 0]), np.log(table[:, 1]), table[:, 2]
+    at = (math.log(parameters), math.log(tokens))
+    spread, plain = noise(size, data, loss, at[1])
+    trusted = 1 / spread
+    middle = (float(trusted @ size / trusted.sum()), float(trusted @ data / trusted.sum()))
+    shape = _shape(size - middle[0], data - middle[1]) / loss
+    ahead = _shape(np.array([at[0] - middle[0]]), np.array([at[1] - middle[1]]))[:, 0]
+    starved = math.exp(STARVED * max(math.log(ENOUGH) - (at[1] - at[0]), 0.0)) * plain
+    robust = np.ones(len(loss))
+    for _ in range(4):
+        found = _solved(shape, ahead, loss, trusted * robust)
+        best = int(np.argmax(found[0]))
+        point = best % len(shape)
+        residual = 1 - found[3][best] / loss - found[4][best] * shape[point]
+        deviation = NOISES[best // len(shape)]
+        mixture = _mixture(found, starved, seeds)
+        robust = (TAIL + 1) / (TAIL + residual**2 / spread / deviation**2)
+    return mixture
+
+
+def _shape(size: np.ndarray, data: np.ndarray) -> np.ndarray:
+    """h of every law of the grid at rows of (size, data): (G, R)."""
+    alpha, beta, power, balance, _ = (v[:, None] for v in grid())
+    both = np.logaddexp((-alpha * size - balance / 2) / power, (-beta * data + balance / 2) / power)
+    return np.exp(power * both)
+
+
+def _solved(shape: np.ndarray, ahead: np.ndarray, loss: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, ...]:
+    """Log evidence, log forecast, its variance without noise, E and s for every noise and law: (S * G,) each.
+
+    The least squares are of (E + s*h)/L - 1: relative errors, so that the noise is one number for all rows.
+    """
+    lowest, middle = float(loss.min()), float(np.exp(np.average(np.log(loss), weights=weights)))
+    wanted = np.array([FLOOR * lowest, 0.25 * middle])
+    firm = np.array([1 / (FLOOR_SPREAD * lowest) ** 2, 1 / (0.5 * middle) ** 2])
+    inverse, count = 1 / loss, weights.sum()
+    precision = NOISES[:, None] ** -2
+    one, cross, two = weights @ inverse**2, shape @ (weights * inverse), shape**2 @ weights
+    m11, m12, m22 = one * precision + firm[0], cross * precision, two * precision + firm[1]
+    r1 = (weights @ inverse) * precision + firm[0] * wanted[0]
+    r2 = (shape @ weights) * precision + firm[1] * wanted[1]
+    determinant = m11 * m22 - m12**2
+    floor, scale = (m22 * r1 - m12 * r2) / determinant, (m11 * r2 - m12 * r1) / determinant
+    evidence = -(count * precision + firm @ wanted**2 - floor * r1 - scale * r2) / 2 - np.log(determinant) / 2
+    evidence = evidence - count * np.log(NOISES)[:, None] + grid()[-1]
+    evidence = np.where((floor > 0) & (scale > 0), evidence, -np.inf)
+    value = np.maximum(floor + scale * ahead, 1e-9)
+    by_floor, by_scale = 1 / value, ahead / value
+    variance = (by_floor**2 * m22 - 2 * by_floor * by_scale * m12 + by_scale**2 * m11) / determinant
+    return tuple(v.ravel() for v in (evidence, np.log(value), variance, floor, scale))
+
+
+def _mixture(found: tuple[np.ndarray, ...], starved: float, seeds: float | None) -> Mixture:
+    evidence, means, variance, _, _ = found
+    weights = np.exp(evidence - evidence.max())
+    kept = weights > 1e-6
+    weights = weights[kept] / weights[kept].sum()
+    own = np.repeat(NOISES**2, len(means) // len(NOISES))[kept] * starved
+    if seeds is not None:
+        own = np.maximum(own, seeds**2)
+    means, deviations = means[kept], np.sqrt(variance[kept] + own)
+    centre = float(weights @ means)
+    # The interval is stretched about the mean as a whole, between the laws and inside each.
+    return Mixture(weights, centre + CALIBRATION * (means - centre), CALIBRATION * deviations)
+
+
+def quantile(mixture: Mixture, share: float) -> float:
+    """The log loss below which `share` of the mixture lies, by bisection."""
+    low = float((mixture.means - 9 * mixture.deviations).min())
+    high = float((mixture.means + 9 * mixture.deviations).max())
+    for _ in range(60):
+        middle = (low + high) / 2
+        below = [0.5 * math.erfc(-x) for x in (middle - mixture.means) / mixture.deviations / math.sqrt(2)]
+        low, high = (middle, high) if float(mixture.weights @ np.array(below)) < share else (low, middle)
+    return (low + high) / 2
