@@ -28,15 +28,15 @@ from foretell.data import open_data
 from foretell.ladder.climb import run as climb_ladder
 
 COMMON = ["ladder.repeats=1", "evaluate.max_tokens=422000"]
-# By scale: what the rungs have, and targets as (hidden size, layers, tokens), each at least 30 times the largest rung, at
-# three ratios of tokens to parameters.
+# By scale: what the rungs have, and targets as (hidden size, layers, tokens), each at least 30 times the largest rung,
+# at three ratios of tokens to parameters.
 SCALES: dict[str, tuple[list[str], list[tuple[int, int, int]]]] = {
     "small": (
         [
-            *("ladder.widths=[16, 24, 32, 40, 48]", "ladder.rung_flops=1.5e11"),
+            *("ladder.widths=[16, 24, 32, 48]", "ladder.rung_flops=5e11"),
             *("train.dtype=float32", "train.attention=sdpa"),
         ],
-        [(48, 2, 6_250_000), (64, 2, 4_100_000), (80, 2, 2_990_000)],
+        [(64, 2, 13_800_000), (48, 2, 20_900_000), (96, 3, 5_500_000)],
     ),
     "large": (
         ["ladder.widths=[32, 48, 64, 80, 96]", "ladder.rung_flops=3e12"],
