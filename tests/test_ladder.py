@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from training import CONTEXT, MACHINE
 
@@ -245,6 +245,7 @@ def test_what_another_process_holds_is_waited_for(
     assert table(folder) == table(climbed[0])
 
 
+@settings(deadline=None)
 @given(st.floats(60, 1e6), st.floats(0.05, 0.5))
 def test_a_longer_run_is_the_shorter_one_until_that_decays(steps: float, decay: float) -> None:
     trunk, whole = design._lengths(steps, decay)
@@ -284,13 +285,20 @@ def test_a_target_too_small_for_a_ladder_is_said_so() -> None:
         design.rungs(design.settled(c, CORPUS, {}), c.train)
 
 
+@pytest.mark.parametrize("widths", ["[16, 16, 24]", "[0, 16, 24]", "[-16, 16, 24]"])
+def test_widths_that_are_no_ladder_are_said_so(widths: str) -> None:
+    c = tiny(f"ladder.widths={widths}")
+    with pytest.raises(ConfigError, match="at least 3 different ones of 8 or more"):
+        design.rungs(design.settled(c, CORPUS, {}), c.train)
+
+
 def test_no_target_is_said_so() -> None:
     with pytest.raises(ConfigError, match="has no target"):
         design.settled(run_config.load(None, []), CORPUS, {})
 
 
 def test_a_budget_sizes_the_target() -> None:
-    c = design.settled(run_config.load(None, ["train.budget=1e13"]), CORPUS, {})
+    c = design.settled(run_config.load(None, ["train.budget=1e13", "model.hidden_size=64", "model.num_hidden_layers=2"]), CORPUS, {})
     assert design.cost(c) == pytest.approx(1e13, rel=0.1)
 
 

@@ -55,7 +55,7 @@ def shown(display: Display) -> Callable[[dict[str, Any]], None]:
 
 def render(result: dict[str, Any]) -> Any:
     """The ladder's rungs beside the law, the law, and the forecast with its score."""
-    parts = [_rungs(result), _law(result["fit"]), _foretold(result)]
+    parts: list[Any] = [_rungs(result), _law(result["fit"]), _foretold(result)]
     if result["measured"] is not None:
         verdict = "[green]held[/]" if result["held"] else "[red]missed[/]"
         parts.append(f"measured {result['measured']:.4f}: {result['error_percent']:+.2f}%, {verdict}")

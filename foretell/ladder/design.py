@@ -91,6 +91,8 @@ def rungs(target: RunConfig, given: TrainConfig) -> list[Rung]:
     """
     most = target.ladder.rung_flops or cost(target) / target.ladder.ratio
     widths = target.ladder.widths or _widths(target)
+    if min(widths) < WIDTH_STEP or len(set(widths)) < 3:
+        raise ConfigError(f"ladder.widths ({widths}) must be at least 3 different ones of {WIDTH_STEP} or more")
     found = [r for width in widths for r in _trunk(target, given, width, target.train.seed, most)]
     middle = widths[len(widths) // 2]
     for repeat in range(target.ladder.repeats):
