@@ -38,14 +38,14 @@ def fit(losses: Sequence[float], accuracies: Sequence[float]) -> Sigmoid:
         raise PlanError(f"an accuracy is {wrong[0]:g}; it must be a share between 0 and 1")
     width = float(np.ptp(loss))
     middles = np.linspace(float(loss.min()) - width, float(loss.max()) + width, 61)
-    slopes = np.geomspace(0.5 / width, 100 / width, 41)
-    best: tuple[float, ...] = (math.inf, 0.0, 1.0, 0.0, 0.0)
+    slopes = np.geomspace(0.5, 100, 41) / width
+    step, ratio = float(middles[1] - middles[0]), float(slopes[1] / slopes[0])
+    best: tuple[float, ...] = (math.inf,)
     for _ in range(5):
         best = min(best, *(_linear(loss, accuracy, float(m), float(k)) for m in middles for k in slopes))
-        _, _, _, middle, slope = best
-        step = (float(middles[1] - middles[0]), float(slopes[1] / slopes[0]))
-        middles = np.linspace(middle - step[0], middle + step[0], 15)
-        slopes = slope * np.geomspace(1 / step[1], step[1], 15)
+        middle, slope = best[3:]
+        middles, slopes = np.linspace(middle - step, middle + step, 15), slope * np.geomspace(1 / ratio, ratio, 15)
+        step, ratio = step / 7, ratio ** (1 / 7)
     squares, low, high, middle, slope = best
     return Sigmoid(low, high, middle, slope, math.sqrt(squares / max(len(loss) - 4, 1)))
 
@@ -54,11 +54,11 @@ def _linear(loss: np.ndarray, accuracy: np.ndarray, middle: float, slope: float)
     """Sum of squares, low, high (0 <= low <= high <= 1), and the point itself."""
     share = 1 / (1 + np.exp(np.clip(slope * (loss - middle), -500, 500)))
     centred = share - share.mean()
-    rise = float(centred @ accuracy / max(centred @ centred, 1e-300))
+    rise = float(centred @ accuracy / max(float(centred @ centred), 1e-300))
     low = float(accuracy.mean() - rise * share.mean())
     if rise < 0 or low < 0 or low + rise > 1:
         low = min(max(low, 0.0), 1.0)
-        rise = float(share @ (accuracy - low) / max(share @ share, 1e-300))
+        rise = float(share @ (accuracy - low) / max(float(share @ share), 1e-300))
         rise = min(max(rise, 0.0), 1.0 - low)
     return float(np.sum((accuracy - low - rise * share) ** 2)), low, low + rise, middle, slope
 

@@ -6,13 +6,13 @@ integrated out, which for Gaussian noise is one weighted least squares a point. 
 distributions of log L at the target. So nothing is decided that the rows do not decide: where they cannot tell the
 floor from the exponents, the laws that differ stay in the mixture, and the interval widens with the way to the target.
 
-Rows count by how much they say about the target: noise grows where a run has fewer tokens than the target, where it is
-dearer than a run as good (off the frontier), and where it saw fewer than 20 tokens a parameter; outliers are weighed
-down as under Student's t. The likelihood counts each row by its weight, because rows share what the law gets wrong.
+Rows count by how much they say about the target: noise grows where a run has fewer tokens than the target, and where
+its loss is above what the table reaches for that compute; outliers are weighed down as under Student's t. The
+likelihood counts all rows together as five at most, because rows share what the law gets wrong: a tempered posterior.
 
-The constants are the best of a search over public tables, scored on tables left out; CALIBRATION is the factor that
-makes the central 90% of back-tests hold 90% (benchmarks/law_backtests.py, docs/scaling-laws.md). Not handled: losses
-that do not fall with compute, targets smaller than the rows.
+The constants were chosen with public tables in sight; CALIBRATION is the factor at which the central 90% of back-tests
+hold 90%, tested on tables left out (benchmarks/law_backtests.py, docs/scaling-laws.md). Not handled: losses that do not
+fall with compute, targets smaller than the rows.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ COUPLINGS = np.array([0.22, 0.4, 0.65, 1.0])
 BALANCES = np.linspace(-2.4, 2.4, 9)
 NOISES = np.geomspace(0.0007, 0.05, 8)
 # Prior: log exponents (mean, spread, spread between the two), log balance, floor over the lowest loss (mean, spread).
-EXPONENT, EXPONENT_SPREAD, BETWEEN, BALANCE_SPREAD = math.log(0.27), 0.3, 0.3, 1.2
+EXPONENT, EXPONENT_SPREAD, BETWEEN, BALANCE_SPREAD = math.log(0.30), 0.3, 0.3, 1.2
 FLOOR, FLOOR_SPREAD = 0.55, 0.12
-# How the noise variance of a row grows: per log of the tokens it has fewer than the target, of the loss above the
-# frontier, of the tokens a parameter below 20.
-FEWER, DEARER, STARVED = 0.4, 20.0, 2.0
-ENOUGH = 20.0
-TAIL = 4.0  # degrees of freedom of Student's t
-CALIBRATION = 1.1
+# How the log noise variance of a row grows: with log of the tokens it lacks to the target, and log loss above the
+# frontier.
+FEWER, DEARER = 0.4, 40.0
+MOST = 5.0  # what all rows together count at most
+TAIL, ROUNDS = 4.0, 4  # degrees of freedom of Student's t, and how often its weights are renewed
+CALIBRATION = 0.67
 
 
 @dataclass(frozen=True)
@@ -60,42 +60,40 @@ def grid() -> tuple[np.ndarray, ...]:
     return alpha[kept], beta[kept], power[kept], balance[kept], prior[kept]
 
 
-def noise(size: np.ndarray, tokens: np.ndarray, loss: np.ndarray, target: float) -> tuple[np.ndarray, float]:
-    """Relative noise variance of each row, at least 1, and the number that a run of ENOUGH tokens would have.
+def trust(size: np.ndarray, tokens: np.ndarray, loss: np.ndarray, target: float) -> np.ndarray:
+    """The weight of each row, 1 for the best: the inverse of its relative noise variance.
 
     size, tokens: (R,) logarithms; loss: (R,); target: log tokens of the target.
     """
     compute = size + tokens
     frontier = np.array([np.log(loss[compute <= c + 1e-9].min()) for c in compute])
-    starved = np.maximum(math.log(ENOUGH) - (tokens - size), 0.0)
-    grown = FEWER * np.maximum(target - tokens, 0.0) + DEARER * (np.log(loss) - frontier) + STARVED * starved
-    best = float(np.exp(grown).min())
-    return np.exp(grown) / best, 1.0 / best
+    grown = FEWER * np.maximum(target - tokens, 0.0) + DEARER * (np.log(loss) - frontier)
+    return np.exp(grown.min() - grown)
 
 
-def average(table: np.ndarray, parameters: float, tokens: float, seeds: float | None = None) -> Mixture:
+def average(
+    table: np.ndarray, parameters: float, tokens: float, seeds: float | None = None, stretch: float = CALIBRATION
+) -> Mixture:
     """The distribution of log loss at the target. table: (R, 3) of parameters, tokens' worth, loss.
 
     seeds: standard deviation of log loss between seeds, where it is known; the noise of the target is at least that.
+    stretch: the factor by which the distribution is widened about its mean.
     """
     size, data, loss = np.log(table[:, 0]), np.log(table[:, 1]), table[:, 2]
     at = (math.log(parameters), math.log(tokens))
-    spread, plain = noise(size, data, loss, at[1])
-    trusted = 1 / spread
+    trusted = trust(size, data, loss, at[1])
     middle = (float(trusted @ size / trusted.sum()), float(trusted @ data / trusted.sum()))
     shape = _shape(size - middle[0], data - middle[1]) / loss
     ahead = _shape(np.array([at[0] - middle[0]]), np.array([at[1] - middle[1]]))[:, 0]
-    starved = math.exp(STARVED * max(math.log(ENOUGH) - (at[1] - at[0]), 0.0)) * plain
     robust = np.ones(len(loss))
-    for _ in range(4):
-        found = _solved(shape, ahead, loss, trusted * robust)
+    for _ in range(ROUNDS):
+        weights = trusted * robust
+        found = _solved(shape, ahead, loss, weights * min(1.0, MOST / weights.sum()))
         best = int(np.argmax(found[0]))
-        point = best % len(shape)
-        residual = 1 - found[3][best] / loss - found[4][best] * shape[point]
+        residual = 1 - found[3][best] / loss - found[4][best] * shape[best % len(shape)]
         deviation = NOISES[best // len(shape)]
-        mixture = _mixture(found, starved, seeds)
-        robust = (TAIL + 1) / (TAIL + residual**2 / spread / deviation**2)
-    return mixture
+        robust = (TAIL + 1) / (TAIL + residual**2 * trusted / deviation**2)
+    return _mixture(found, seeds, stretch)
 
 
 def _shape(size: np.ndarray, data: np.ndarray) -> np.ndarray:
@@ -130,18 +128,16 @@ def _solved(shape: np.ndarray, ahead: np.ndarray, loss: np.ndarray, weights: np.
     return tuple(v.ravel() for v in (evidence, np.log(value), variance, floor, scale))
 
 
-def _mixture(found: tuple[np.ndarray, ...], starved: float, seeds: float | None) -> Mixture:
+def _mixture(found: tuple[np.ndarray, ...], seeds: float | None, stretch: float) -> Mixture:
     evidence, means, variance, _, _ = found
     weights = np.exp(evidence - evidence.max())
     kept = weights > 1e-6
     weights = weights[kept] / weights[kept].sum()
-    own = np.repeat(NOISES**2, len(means) // len(NOISES))[kept] * starved
-    if seeds is not None:
-        own = np.maximum(own, seeds**2)
+    own = np.maximum(np.repeat(NOISES**2, len(means) // len(NOISES))[kept], (seeds or 0.0) ** 2)
     means, deviations = means[kept], np.sqrt(variance[kept] + own)
+    # The distribution is stretched about its mean as a whole, between the laws and inside each.
     centre = float(weights @ means)
-    # The interval is stretched about the mean as a whole, between the laws and inside each.
-    return Mixture(weights, centre + CALIBRATION * (means - centre), CALIBRATION * deviations)
+    return Mixture(weights, centre + stretch * (means - centre), stretch * deviations)
 
 
 def quantile(mixture: Mixture, share: float) -> float:

@@ -84,7 +84,7 @@ def draw(
         f"{_axes(x, y, height)}"
         f'<svg width="100%" height="{height}" viewBox="0 0 {BOX} {BOX}" preserveAspectRatio="none" class="curves">'
         f"{inner}</svg>"
-        f'<svg width="100%" height="{height}" class="over">{dots}{marked}</svg>'
+        f'<svg width="100%" height="{height}" class="over">{marked}{dots}</svg>'
         f'<g class="cursor"><line y1="0" y2="{height}"/></g></svg></div>'
         f'<output class="readout" for="{key}"></output></figure>'
     )
@@ -144,7 +144,7 @@ def _axes(x: Axis, y: Axis, height: int) -> str:
                 f'<text x="-8" y="{at}" dy="0.32em" text-anchor="end">{_tick(value)}{unit.suffix}</text></svg></g>'
             )
     for i, unit in enumerate(x.units):
-        shown = Scale(x.scale.low * unit.factor, x.scale.high * unit.factor)
+        shown = Scale(x.scale.low * unit.factor, x.scale.high * unit.factor, x.scale.log)
         unit_name = "" if unit.key == "bytes" else f" {html(unit.name, 'tspan')}"
         values = curve.ticks(shown, 5)
         for value in values:
@@ -171,6 +171,8 @@ def _unit_class(axis: str, i: int, unit: Unit) -> str:
 
 
 def _tick(value: float) -> str:
+    if abs(value) >= 1e15:
+        return f"{value:.1e}".replace(".0e", "e").replace("e+", "e")
     if abs(value) >= 10_000:
         return numbers.count(value)
     return f"{value:.6g}" if abs(value) >= 1e-3 or value == 0 else f"{value:.0e}".replace("e-0", "e-")

@@ -26,6 +26,7 @@
 
   const short = (v, whole) => {
     const a = Math.abs(v);
+    if (a >= 1e15) return v.toExponential(2).replace("+", "");
     if (whole && a < 1e5) return Math.round(v).toLocaleString("en");
     for (const [size, unit] of [[1e12, "T"], [1e9, "B"], [1e6, "M"], [1e4, "k"]]) if (a >= size) return (v / (size === 1e4 ? 1e3 : size)).toPrecision(3) + " " + unit;
     return a >= 1000 ? Math.round(v).toLocaleString("en") : a >= 1e-3 || a === 0 ? String(+v.toPrecision(4)) : v.toExponential(2);
@@ -65,7 +66,8 @@
     const hide = () => { at = -1; cursor.style.visibility = "hidden"; out.replaceChildren(); };
     frame.addEventListener("pointermove", (e) => {
       const box = plot.getBoundingClientRect(), share = (e.clientX - box.left) / box.width;
-      at = nearest(main.x, chart.x.low + share * (chart.x.high - chart.x.low)); show();
+      const { low, high, log } = chart.x;
+      at = nearest(main.x, log ? low * (high / low) ** share : low + share * (high - low)); show();
     });
     frame.addEventListener("pointerleave", hide);
     frame.addEventListener("blur", hide);
