@@ -199,7 +199,9 @@ class TrainConfig(Table):
         "wsd", description="after warm-up: stable and decay, or cosine"
     )
     warmup_fraction: float = Field(0.02, ge=0, lt=1, description="share of the steps that warm up")
+    warmup_steps: int | None = Field(None, ge=0, description="steps that warm up, whatever the length of the run")
     decay_fraction: float = Field(0.5, ge=0, le=1, description="wsd: share of the steps that decay to zero")
+    decay_shape: Literal["linear", "sqrt"] = Field("linear", description="wsd: of the decay; sqrt falls sooner")
     balance_step: float | None = Field(
         None, gt=0, description="peak step of the experts' biases where model.balance is bias; 0.1 / num_experts"
     )
@@ -261,6 +263,19 @@ class EvaluateConfig(Table):
 
     context: int | None = Field(None, gt=1, description="window in tokens; the model's context when unset")
     stride: int | None = Field(None, gt=0, description="tokens between windows; context when unset")
+    max_tokens: int | None = Field(None, gt=0, description="tokens of a split scored after a run; unset: all")
+
+
+class LadderConfig(Table):
+    """`[ladder]`: the small runs from which the run of the other tables is forecast."""
+
+    ratio: float = Field(30.0, gt=1, description="FLOPs of the target over those of the largest rung")
+    rung_flops: float | None = Field(None, gt=0, description="FLOPs of the largest rung; unset: the target's / ratio")
+    sizes: int = Field(5, ge=3, description="model sizes")
+    widths: list[int] | None = Field(None, min_length=3, description="hidden sizes of the rungs; unset: by the target")
+    horizons: int = Field(3, ge=3, description="lengths of each size, each twice the one before")
+    repeats: int = Field(2, ge=0, description="further seeds of the size in the middle")
+    decay_fraction: float = Field(0.2, gt=0, le=0.5, description="share of every run, and of the target, that decays")
 
 
 class RunConfig(Table):
@@ -274,6 +289,7 @@ class RunConfig(Table):
     parallel: ParallelConfig = ParallelConfig()
     cluster: ClusterConfig = ClusterConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
+    ladder: LadderConfig = LadderConfig()
 
 
 def load(path: Path | None = None, overrides: Iterable[str] = ()) -> RunConfig:

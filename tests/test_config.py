@@ -27,6 +27,7 @@ def values(field: FieldInfo) -> st.SearchStrategy[Any]:
         bool: st.booleans(),
         str: TEXT,
         list[str]: st.lists(TEXT, max_size=3),
+        list[int]: st.lists(st.integers(-(2**62), 2**62), min_size=3, max_size=5),
         NoneType: st.none(),
     }
 

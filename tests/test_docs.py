@@ -25,7 +25,11 @@ from foretell.config import RunConfig, Table
 ROOT = Path(__file__).parent.parent
 PAGES = sorted([*ROOT.glob("README*.md"), *(ROOT / "docs").glob("*.md")])
 TABLES = {n: type(f.default) for n, f in RunConfig.model_fields.items() if isinstance(f.default, Table)}
-VERBS: dict[str, Any] = typer.main.get_command(app).commands  # type: ignore[attr-defined]
+VERBS: dict[str, Any] = {
+    f"{name} {sub}".strip(): command
+    for name, verb in typer.main.get_command(app).commands.items()  # type: ignore[attr-defined]
+    for sub, command in getattr(verb, "commands", {"": verb}).items()
+}
 KINDS = {int: "whole number", float: "number", str: "text", bool: "true or false"}
 BOUNDS = {"gt": ">", "ge": ">=", "lt": "<", "le": "<="}
 SHAPE = ["model.hidden_size=64", "model.num_hidden_layers=1", "train.steps=2", "train.context=32"]
@@ -59,7 +63,7 @@ def value_of(field: FieldInfo) -> str:
         if get_origin(k) is Literal:
             names += [f"`{v}`" for v in get_args(k)]
         elif get_origin(k) is list:
-            names.append("list of texts")
+            names.append("list of whole numbers" if get_args(k) == (int,) else "list of texts")
         elif k is not type(None):
             names.append(KINDS[k])
     limits = [f"{s} {getattr(m, b):g}" for m in field.metadata for b, s in BOUNDS.items() if hasattr(m, b)]
@@ -164,6 +168,7 @@ def problem(command: str) -> str:
     words = shlex.split(command.replace("...", "").replace("[", "").replace("]", ""))[1:]
     if words and words[0] in {"--help", "--version", "VERB"}:
         return ""
+    words = [" ".join(words[:2]), *words[2:]] if " ".join(words[:2]) in VERBS else words
     verb = VERBS.get(words[0])
     if verb is None:
         return f"no verb {words[0]}"

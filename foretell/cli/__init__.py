@@ -34,7 +34,7 @@ app.add_typer(ladder_app, name="ladder")
 
 def main() -> None:
     """The `foretell` command."""
-    if len(sys.argv) > 1 and sys.argv[1] in {"train", "demo"} and not {"--help", "-h"} & set(sys.argv):
+    if _trains(sys.argv[1:]) and not {"--help", "-h"} & set(sys.argv):
         from foretell import runtime
 
         runtime.tune_process()
@@ -66,6 +66,10 @@ def main() -> None:
             sys.exit(2)
         raise
     sys.exit(code)
+
+
+def _trains(words: list[str]) -> bool:
+    return words[:1] in (["train"], ["demo"]) or words[:2] == ["ladder", "run"]
 
 
 class _Terminated(BaseException):

@@ -1,4 +1,4 @@
-"""`foretell ladder`: the law through a table of runs, and forecasts from it."""
+"""`foretell ladder`: train small runs and foretell a large one; or the law through a table that is there already."""
 
 from __future__ import annotations
 
@@ -40,6 +40,36 @@ def fit(
         where=ladder.pairs("--where", where or []),
     )
     emit(result, as_json, render)
+
+
+@ladder_app.command()
+def run(
+    arguments: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[RUN.toml] [key=value ...]", help="The target's config file, and overrides of it."),
+    ] = None,
+    source: Annotated[str | None, typer.Option("--data", help="Text, or a prepared folder.")] = None,
+    budget: Annotated[str | None, typer.Option(help="Of the target: 10m, 2h, or 1e15 FLOPs; sizes it.")] = None,
+    name: Annotated[str | None, typer.Option(help="Name of the ladder's folder; from the data when not given.")] = None,
+    out: Annotated[Path, typer.Option("--out", help="The folder that holds run folders.")] = Path("runs"),
+    climb: Annotated[bool, typer.Option("--climb", help="Train the target too, and score the forecast.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout; progress on stderr.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")] = False,
+) -> None:
+    """Train a ladder of small models and forecast the run that the config describes. Exit 3 when it came out outside.
+
+    The same command goes on where it was interrupted, and may be started several times at once to share the work.
+    """
+    from foretell.cli.display import Display
+    from foretell.cli import climb as climbing
+    from foretell.cli.options import console, emit, read_config, with_options
+
+    c = with_options(read_config(arguments), source, budget)
+    with Display(console(), quiet) as display:
+        result = climbing.ladder(c, out, name, climb, display)
+    emit(result, as_json, climbing.render)
+    if result["held"] is False:
+        raise typer.Exit(3)
 
 
 def render(result: dict[str, Any]) -> Group:

@@ -70,8 +70,12 @@ def begin(
     resume: bool = False,
     allow_drift: bool = False,
     display: Display | None = None,
+    trials: bool = True,
 ) -> None:
-    """Make the folder `run` ready for `go_on` in so many processes: every decision made and written into it."""
+    """Make the folder `run` ready for `go_on` in so many processes: every decision made and written into it.
+
+    trials: whether the text is probed and execution paths are tried, where the run is long enough for that.
+    """
     run, show = Path(run), display or (lambda event: None)
     torch.set_num_threads(runtime.threads())
     _claim(run, resume)
@@ -82,7 +86,7 @@ def begin(
         _check_layout(config, processes)
         forecast = json.loads((run / "plan.json").read_text(encoding="utf-8"))
     else:
-        config, forecast = decide(_divided(config, processes), data, machine, show, processes)
+        config, forecast = decide(_divided(config, processes), data, machine, show, processes, trials)
         _write_folder(run, config, forecast, data, {**machine, "processes": processes})
     show({"event": "plan", "plan": forecast, "config": config})
 
@@ -169,18 +173,25 @@ def _export(run: Path, config: RunConfig, data: Data, team: Team) -> None:
 
 
 def decide(
-    config: RunConfig, data: Data, machine: dict[str, Any], show: Display, processes: int = 1
+    config: RunConfig,
+    data: Data,
+    machine: dict[str, Any],
+    show: Display,
+    processes: int = 1,
+    trials: bool = True,
 ) -> tuple[RunConfig, dict[str, Any]]:
     """Every open choice closed: sizes, path, steps. Returns the complete config and its forecast.
 
-    Raises ConfigError where what was chosen cannot be divided among so many processes as [parallel] says.
+    trials: whether text and shape may be tried first. Raises ConfigError where what was chosen cannot be divided among
+    so many processes as [parallel] says.
     """
     text = data.corpus
     # A config that fixes its length, such as that of a finished run, is kept: its budget only sets the guard.
     fixed = config.train.steps or config.train.tokens
     budget = plan.parse_budget(config.train.budget) if config.train.budget and not fixed else None
     measured_probe = None
-    if budget.is_worth_a_probe if budget else _seconds(config, text, machine, processes) > WORTH_PROBING_SECONDS:
+    worth = budget.is_worth_a_probe if budget else _seconds(config, text, machine, processes) > WORTH_PROBING_SECONDS
+    if trials and worth:
         show({"event": "probing"})
         measured_probe = trial.probe(data)
         show({"event": "probe", **measured_probe})
@@ -190,7 +201,7 @@ def decide(
     first = plan.plan(config, machine=machine, corpus=text, probe=measured_probe, processes=processes)
     seconds = float(first["seconds"]["value"])
     measured_trial = None
-    if seconds > WORTH_PROBING_SECONDS / 2:
+    if trials and seconds > WORTH_PROBING_SECONDS / 2:
         show({"event": "trying", "seconds": seconds})
         config, measured_trial = trial.choose_path(config, data, machine, seconds)
         show({"event": "trial", **measured_trial})
@@ -315,7 +326,14 @@ def _scores(team: Team, data: Data, split: str, config: RunConfig) -> dict[str, 
     e, t = config.evaluate, config.train
     context = (e.context if team.crew is None else None) or t.context  # a crew's windows are the training's
     return evaluate.evaluate_split(
-        team.model, data, split, context=context, stride=e.stride, batch_size=t.micro_batch_size, crew=team.crew
+        team.model,
+        data,
+        split,
+        max_tokens=e.max_tokens,
+        context=context,
+        stride=e.stride,
+        batch_size=t.micro_batch_size,
+        crew=team.crew,
     )
 
 

@@ -1,0 +1,91 @@
+"""What a person sees of `foretell ladder run`: a line for each rung; then the fit, the forecast and the score."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from rich.console import Group
+from rich.markup import escape
+from rich.table import Table
+
+from foretell import config
+from foretell.cli.display import Display
+from foretell.cli.steps import label, machine, prepared, sources_of
+from foretell.config import RunConfig
+from foretell.plan import law
+from foretell.report import numbers
+
+
+def ladder(c: RunConfig, out: Path, name: str | None, climb: bool, display: Display) -> dict[str, Any]:
+    """Prepare, measure the machine, and run the ladder of that name, which knows its own text once it is there."""
+    from foretell.ladder.climb import run
+    from foretell.ladder.folder import read_design
+
+    if c.data.source is None and name is not None and (stored := read_design(out / name)) is not None:
+        c = config.updated(c, data=stored.base.data.model_dump(), tokenizer=stored.base.tokenizer.model_dump())
+    folder = out / (name or f"{label(sources_of(c))}-ladder")
+    data = prepared(c, out, display)
+    return run(c, data, folder, machine=machine(display), climb=climb, display=shown(display))
+
+
+def shown(display: Display) -> Callable[[dict[str, Any]], None]:
+    """Takes the events of a ladder; those of a run's training go on to the display of runs."""
+
+    def on(event: dict[str, Any]) -> None:
+        kind = event["event"]
+        if kind == "rung":
+            display.say(
+                f"[bold]{escape(event['name'])}[/]: {numbers.count(event['parameters'])} parameters on "
+                f"{numbers.count(event['tokens'])} tokens; {event['done']} of {event['of']} rungs done, "
+                f"{100 * event['share']:.0f}% of the work"
+            )
+        elif kind == "rung finished":
+            display.say(f"  loss {event['loss']:.4f}, {event['bits_per_byte']:.4f} bits/byte")
+        elif kind == "waiting":
+            display.say(f"[dim]other processes hold the {event['left']} sizes that are left; waiting …[/]")
+        elif kind == "forecast":
+            display.say(_foretold(event))
+        else:
+            display(event)
+
+    return on
+
+
+def render(result: dict[str, Any]) -> Any:
+    """The ladder's rungs beside the law, the law, and the forecast with its score."""
+    parts: list[Any] = [_rungs(result), _law(result["fit"]), _foretold(result)]
+    if result["measured"] is not None:
+        verdict = "[green]held[/]" if result["held"] else "[red]missed[/]"
+        parts.append(f"measured {result['measured']:.4f}: {result['error_percent']:+.2f}%, {verdict}")
+    return Group(*parts)
+
+
+def _rungs(result: dict[str, Any]) -> Table:
+    fitted = law.Fit(**result["fit"])
+    table = Table(box=None, padding=(0, 1))
+    for column in ("rung", "parameters", "tokens", "loss", "law", "error"):
+        table.add_column(column, justify="left" if column == "rung" else "right")
+    for row in result["rungs"]:
+        value = law.loss(fitted, row["parameters"], row["tokens"], row["unique_tokens"])
+        sizes = (numbers.count(row["parameters"]), numbers.count(row["tokens"]))
+        error = f"{100 * (row['loss'] / value - 1):+.2f}%"
+        table.add_row(escape(row["rung"]), *sizes, f"{row['loss']:.4f}", f"{value:.4f}", error)
+    return table
+
+
+def _law(fit: dict[str, Any]) -> str:
+    return (
+        f"L = {fit['E']:.4g} + {fit['A']:.4g} / N^{fit['alpha']:.3f} + {fit['B']:.4g} / D^{fit['beta']:.3f}; "
+        f"mean error {fit['end']['mean_error_percent']:.2f}% on {fit['rows']} rungs"
+    )
+
+
+def _foretold(record: dict[str, Any]) -> str:
+    target, forecast = record["target"], record["forecast"]
+    return (
+        f"forecast of {record['created']} for {numbers.count(target['parameters'])} parameters on "
+        f"{numbers.count(target['tokens'])} tokens, {record['compute_ratio']:.1f} times the largest rung: "
+        f"[bold]{forecast['value']:.4f}[/] \\[{forecast['low']:.4f}, {forecast['high']:.4f}] nats/token"
+    )
