@@ -60,8 +60,8 @@ def run(
 
     The same command goes on where it was interrupted, and may be started several times at once to share the work.
     """
-    from foretell.cli.display import Display
     from foretell.cli import climb as climbing
+    from foretell.cli.display import Display
     from foretell.cli.options import console, emit, read_config, with_options
 
     c = with_options(read_config(arguments), source, budget)
