@@ -238,10 +238,12 @@ def of_stage(a: Architecture, p: Place, stage: int, layers: Layers, first: bool,
     on_the_way = 1 if d.fsdp > 1 else 0
     fetched = p.item * ((whole - root[0]) if d.pp > 1 else largest * (1 + on_the_way)) + outer
     collected = FLOAT * whole if several else 0.0
-    summed = FLOAT * largest * on_the_way + (0.0 if several else p.item * largest + (outer if last else 0.0))
+    formed = 0.0 if several else p.item * largest + (outer if last else 0.0)
+    summed = FLOAT * largest * on_the_way
     one = max((kept for _, kept, _ in of_layers), default=0.0) if d.pp == 1 else 0.0
     at_loss = activations + held_loss + logits + collected + (fetched if d.pp > 1 else outer)
-    in_backward = activations + held_loss - one + again + passing + fetched + collected + summed
+    # Of the last layer nothing is on its way yet; of the one before the last layer's activations are gone.
+    in_backward = activations + held_loss + again + passing + fetched + collected + formed + max(0.0, summed - one)
     at_end = FLOAT * held + 2 * outer + p.item * largest + FLOAT * largest * (1 + on_the_way)
     work = workspace_bytes(layers, p) if p.optimizer == "muon" else 0.0
     at_step = FLOAT * held + work
@@ -249,7 +251,7 @@ def of_stage(a: Architecture, p: Place, stage: int, layers: Layers, first: bool,
         "weights": weights,
         "gradients": FLOAT * held,
         "optimizer": optimizer,
-        "gathered": fetched + summed + max(0.0, collected - FLOAT * held),
+        "gathered": fetched + formed + summed + max(0.0, collected - FLOAT * held),
         "activations": activations + again + passing,
         "logits": logits + held_loss,
         "workspace": work,
