@@ -8,7 +8,7 @@ the ranks: with 2,048 of them a matrix of 6,656 rows travels as 8,192.
 from __future__ import annotations
 
 import math
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Iterator
 
 from foretell.plan import layout
@@ -103,14 +103,15 @@ def whole_matrices(r: Rank) -> Iterator[Collective]:
     if r.train.optimizer != "muon":
         return
     ranks = r.d.fsdp * r.d.tp
-    shapes, mine = Counter[tuple[int, ...]](), Counter[tuple[int, ...]]()
-    for weight in layer_of(r):
-        if len(weight[1]) >= 2:
-            shapes[weight[1]] += r.layers
-            mine[weight[1]] += r.layers * _held(r, weight)
-    for shape, members in shapes.items():
-        owned = len(range(0, members, ranks)) * math.prod(shape)
-        for numbers in (mine[shape], owned):
+    shapes = defaultdict[tuple[int, ...], list[Weight]](list)
+    for weight in _all_weights(r):
+        if len(weight[1]) >= 2 and ".layers." in weight[0]:
+            shapes[weight[1]].append(weight)
+    for members in shapes.values():
+        mine = sum(_held(r, w) for w in members)
+        # What is whole on every rank of tp goes back to each of them.
+        owned = sum(math.prod(w[1]) * (r.d.tp if layout.split(w[0]).tp is None else 1) for w in members[::ranks])
+        for numbers in (mine, owned):
             yield Collective("Muon's matrices", "all_to_all", "copy", ranks, 1, numbers, FLOAT)
 
 
