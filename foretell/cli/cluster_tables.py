@@ -159,6 +159,26 @@ def layouts(found: dict[str, Any]) -> RenderableType:
     return Group(Text(head), table, Text(reasons, style="dim"), Text(best))
 
 
+def traced(found: dict[str, Any]) -> RenderableType:
+    """Forecast beside what our own step did on fake tensors, of the first and the last stage."""
+    table = Table(box=None, padding=(0, 1))
+    for column in ("stage", "", "calls", "traced", "forecast", "traced", "error"):
+        table.add_column(column, justify="left" if column == "" else "right")
+    for stage in found["stages"]:
+        for kind, n in stage["collectives"].items():
+            error = n["bytes"] / n["traced_bytes"] - 1 if n["traced_bytes"] else 0.0
+            sizes = (numbers.size(n[k]) for k in ("bytes", "traced_bytes"))
+            shown = "[green]exact[/]" if n["bytes"] == n["traced_bytes"] else numbers.percent(error, signed=True)
+            name = kind.replace("_", "-")
+            table.add_row(str(stage["stage"]), name, f"{n['calls']:,}", f"{n['traced_calls']:,}", *sizes, shown)
+        peaks = (numbers.size(stage[k]) for k in ("memory_bytes", "traced_memory_bytes"))
+        off = numbers.percent(stage["memory_bytes"] / stage["traced_memory_bytes"] - 1, signed=True)
+        table.add_row(str(stage["stage"]), "peak memory", "", "", *peaks, off)
+    seconds = sum(stage["seconds"] for stage in found["stages"])
+    head = f"one rank of {found['world_size']:,}, traced in {pick(numbers.duration(seconds)).en}"
+    return Group(Text(head), table)
+
+
 def _seconds(q: dict[str, float]) -> str:
     value, low, high = (pick(numbers.duration(q[k])).en for k in ("value", "low", "high"))
     return rf"{value} \[{low}, {high}]"

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from foretell import errors
 from foretell.cli.options import Json, Out, Quiet, RunToml, console, emit, read_config, with_options
+
+if TYPE_CHECKING:
+    from foretell.config import RunConfig
 
 
 def plan(
@@ -17,6 +20,9 @@ def plan(
     source: Annotated[str | None, typer.Option("--data", help="Text, or a prepared folder.")] = None,
     budget: Annotated[str | None, typer.Option(help="10m, 2h, 90s, or 1e15 FLOPs.")] = None,
     search: Annotated[bool, typer.Option("--search", help="On a cluster: the best layouts.")] = False,
+    trace: Annotated[
+        bool, typer.Option("--trace", help="On a cluster: run the step itself, on fake tensors, and compare.")
+    ] = False,
     out: Out = Path("runs"),
     as_json: Json = False,
     quiet: Quiet = False,
@@ -31,10 +37,12 @@ def plan(
     if c.cluster.hardware is not None:
         if search:
             emit(forecasting.search_layouts(c), as_json, cluster_tables.layouts)
+        elif trace:
+            emit(_traced(c), as_json, cluster_tables.traced)
         else:
             emit(forecasting.forecast_abroad(c), as_json, cluster_tables.forecast)
         return
-    for given, what in ((search, "--search"), (c.model.preset, "model.preset")):
+    for given, what in ((search, "--search"), (trace, "--trace"), (c.model.preset, "model.preset")):
         if given:
             raise errors.ConfigError(
                 f"{what} needs cluster.hardware, such as cluster.hardware=h100-sxm cluster.nodes=8"
@@ -44,6 +52,36 @@ def plan(
         corpus = prepared(c, out, display).corpus if c.data.source else None
     forecast = forecasting.forecast(c, machine=record, corpus=corpus)
     emit(forecast, as_json, tables.forecast)
+
+
+def _traced(c: RunConfig) -> dict[str, Any]:
+    """What a rank of each end of the pipeline communicates and holds: as forecast, and in our own step on fake tensors.
+
+    The step is that of the decoder that this package trains, in the sizes of the config; Llama's has no norms on
+    queries and keys, so a preset's forecast is made anew for it here.
+    """
+    from foretell.plan import abroad, communication, layout, models, ranks
+    from foretell.train.rehearsal import rehearse
+
+    c, world = abroad.completed(c)
+    held = ranks.memory_bytes(models.of_model(c.model), c.parallel, c.train, layout.degrees(c.parallel, world))
+    stages = []
+    for place in sorted({0, c.parallel.pp - 1}):
+        found = rehearse(c, world, pp_place=place, memory=True)
+        said = communication.collectives(c.model, c.train, c.parallel, world, pp_place=place)
+        kinds = sorted({row.kind for row in said} | {one.kind for one in found.collectives})
+        collectives = {
+            kind: {
+                "calls": sum(row.calls for row in said if row.kind == kind),
+                "bytes": sum(row.calls * row.bytes for row in said if row.kind == kind),
+                "traced_calls": sum(one.kind == kind for one in found.collectives),
+                "traced_bytes": sum(one.bytes for one in found.collectives if one.kind == kind),
+            }
+            for kind in kinds
+        }
+        peaks = {"memory_bytes": held[place]["peak"], "traced_memory_bytes": found.memory["peak"]}
+        stages.append({"stage": place, "collectives": collectives, **peaks, "seconds": sum(found.seconds.values())})
+    return {"world_size": world, "stages": stages}
 
 
 def verify(

@@ -156,6 +156,23 @@ def devices(config: RunConfig, h: Hardware) -> int:
     return config.cluster.nodes * (config.cluster.gpus_per_node or h.devices_per_node)
 
 
+def completed(config: RunConfig) -> tuple[RunConfig, int]:
+    """A config for a cluster with nothing left open, its sizes in [model], and the number of devices.
+
+    Raises ConfigError as `forecast` does, and for a family that this package does not place.
+    """
+    h = hardware.load(config.cluster.hardware or "", table(config))
+    a, world = described(config), devices(config, h)
+    if a.family not in _PLACED:
+        raise ConfigError(f"{a.name}: steps of {', '.join(_PLACED)} can be traced, not those of {a.family} yet")
+    d = layout.degrees(config.parallel, world)
+    c = complete(config, a, h, d)
+    model = view(c, a).model_copy(update={"max_position_embeddings": c.train.context})
+    sequences = c.train.needed("global_batch_tokens") // c.train.context
+    layout.check(d, c.parallel, model, c.train.context, sequences, c.train.needed("micro_batch_size"))
+    return run_config.updated(c, model={**model.model_dump(), "preset": None}), world
+
+
 def forecast(config: RunConfig) -> dict[str, Any]:
     """Plan a config on the cluster it names: the content of `foretell plan --json`, with the names of plan.json.
 
