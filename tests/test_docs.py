@@ -25,11 +25,10 @@ from foretell.config import RunConfig, Table
 ROOT = Path(__file__).parent.parent
 PAGES = sorted([*ROOT.glob("README*.md"), *(ROOT / "docs").glob("*.md")])
 TABLES = {n: type(f.default) for n, f in RunConfig.model_fields.items() if isinstance(f.default, Table)}
-# A verb with verbs of its own (`ladder fit`) is told by both words.
 VERBS: dict[str, Any] = {
-    " ".join([name, *inner]): command
-    for name, own in typer.main.get_command(app).commands.items()  # type: ignore[attr-defined]
-    for inner, command in ([((i,), c) for i, c in own.commands.items()] if hasattr(own, "commands") else [((), own)])
+    f"{name} {sub}".strip(): command
+    for name, verb in typer.main.get_command(app).commands.items()  # type: ignore[attr-defined]
+    for sub, command in getattr(verb, "commands", {"": verb}).items()
 }
 KINDS = {int: "whole number", float: "number", str: "text", bool: "true or false"}
 BOUNDS = {"gt": ">", "ge": ">=", "lt": "<", "le": "<="}
@@ -169,12 +168,12 @@ def problem(command: str) -> str:
     words = shlex.split(command.replace("...", "").replace("[", "").replace("]", ""))[1:]
     if words and words[0] in {"--help", "--version", "VERB"}:
         return ""
-    name = " ".join(words[:2]) if " ".join(words[:2]) in VERBS else words[0]
-    verb = VERBS.get(name)
+    words = [" ".join(words[:2]), *words[2:]] if " ".join(words[:2]) in VERBS else words
+    verb = VERBS.get(words[0])
     if verb is None:
-        return f"no verb {name}"
+        return f"no verb {words[0]}"
     options = {o: p for p in verb.params for o in p.opts if p.param_type_name == "option"} | {"--help": None}
-    rest = iter(words[len(name.split()) :])
+    rest = iter(words[1:])
     for word in rest:
         if word.startswith("-") and word != "-":
             if word not in options:
