@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from training import CONTEXT, MACHINE
 
 from foretell import config as run_config
-from foretell import plan
+from foretell import plan, report
 from foretell.config import RunConfig, TrainConfig
 from foretell.data import open_data
 from foretell.data.claims import Claims
@@ -36,6 +36,7 @@ TINY = [
     *("train.global_batch_tokens=32", "train.lr=0.02", "ladder.widths=[16, 24, 32]", "ladder.rung_flops=6e8"),
     *("ladder.repeats=0", "train.dtype=float32"),
 ]
+STORED = Path(__file__).parent / "data" / "ladder-1.json"
 CORPUS = {"tokens": 5e8, "vocab_size": 1024, "bytes_per_token": 2.5}
 Events = list[dict[str, Any]]
 
@@ -111,6 +112,16 @@ def test_the_forecast_is_on_record_before_the_target_starts(climbed: tuple[Path,
     assert record["rungs_sha256"] == hashlib.sha256((folder / "rungs.csv").read_bytes()).hexdigest()
     promised = json.loads((target / "run" / "plan.json").read_text())["loss"]
     assert promised == {k: record["forecast"][k] for k in ("value", "low", "high")}
+
+
+def test_the_run_of_the_target_is_judged_by_the_ladder(climbed: tuple[Path, dict[str, Any], Events]) -> None:
+    folder, result, _ = climbed
+    (run,) = folder.glob("targets/*/run")
+    verified = plan.verify(*(plan.stored(run / name) for name in ("plan.json", "measured.json")))
+    (loss,) = [q for q in verified["quantities"] if q["name"] == "loss"]
+    assert (loss["predicted"], loss["held"]) == (result["forecast"]["value"], result["held"])
+    assert loss["error_percent"] == pytest.approx(result["error_percent"])
+    assert report.write([run]).stat().st_size > 10_000
 
 
 def test_what_is_finished_is_not_trained_again(climbed: tuple[Path, dict[str, Any], Events], lines: Path) -> None:
@@ -218,6 +229,20 @@ def test_another_recipe_is_another_ladder(
 ) -> None:
     with pytest.raises(ConfigError, match=message):
         climb(climbed[0], lines, tiny(change))
+
+
+def test_the_stored_example_is_read_whole(tmp_path: Path) -> None:
+    shutil.copyfile(STORED, tmp_path / "ladder.json")
+    stored = read_design(tmp_path)
+    assert stored is not None
+    assert [r.name for r in stored.rungs] == ["w16-s0-h1", "w16-s0-h2", "w16-s0-h3"]
+    assert [r.origin for r in stored.rungs] == [None, "w16-s0-h1", "w16-s0-h2"]
+    assert stored.base.ladder.widths == [16, 24, 32, 48]
+    assert all(design.tokens_of(design.run_of(stored.base, r)) == r.tokens for r in stored.rungs)
+    newer = json.loads(STORED.read_text()) | {"format_version": 2}
+    (tmp_path / "ladder.json").write_text(json.dumps(newer))
+    with pytest.raises(ConfigError, match="format_version 2"):
+        read_design(tmp_path)
 
 
 def test_a_folder_of_something_else_is_left_alone(lines: Path, tmp_path: Path) -> None:
