@@ -1,0 +1,120 @@
+"""Timing on a machine that is not always equally fast: every figure with the speed that was measured beside it.
+
+A processor that is shared changes its speed from minute to minute, and not in one way. Its clock moves products. Where
+the host has put two virtual processors moves the rest: on neighbouring cores small operators start and end sooner, on
+distant ones there are two caches and two ways to memory (docs/calibration.md has both). So three things of fixed size
+are timed beside each figure: a product bound by arithmetic, a small operator bound by starting and ending it on all
+threads, and a large one bound by memory. A forecast is made for a stated speed (`plan/time.py`).
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import astuple, dataclass
+from functools import cache
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+# The product beside every figure is (side, side) by (side, side) in float32; the operator multiplies so many numbers,
+# twice what torch gives one thread.
+PRODUCT_SIDE = 768
+OPERATOR_NUMBERS = 1 << 16
+OPERATORS_AT_ONCE = 12
+# Three arrays of these are 48 MB, more than a cache.
+STREAM_NUMBERS = 1 << 22
+REFERENCE_ROUNDS = 4
+# The speed is measured anew when the last measurement is older than this.
+SPEED_SECONDS = 0.25
+# A pause of this length after so long at work: what others have to do is done between two timings, not within one.
+WORK_SECONDS, PAUSE_SECONDS = 0.35, 0.05
+# A call that takes longer than this is timed fewer times. One that takes this share of the call before has not settled.
+LONG_SECONDS, SETTLED = 0.06, 0.9
+
+
+@dataclass(frozen=True)
+class Speed:
+    """How fast the machine was: seconds of the reference product, of the small operator and of the large one."""
+
+    product_seconds: float
+    operator_seconds: float
+    stream_seconds: float
+
+
+@cache
+def _operands() -> list[Tensor]:
+    import torch
+
+    sizes = ((PRODUCT_SIDE, PRODUCT_SIDE), (OPERATOR_NUMBERS,), (STREAM_NUMBERS,))
+    return [torch.ones(size) for size in sizes for _ in range(3)]
+
+
+def speed(rounds: int = REFERENCE_ROUNDS) -> Speed:
+    """The machine's speed now, in some 30 ms: medians."""
+    import torch
+
+    a, b, product, x, y, out, large, other, stream = _operands()
+
+    def operators() -> None:
+        for _ in range(OPERATORS_AT_ONCE):
+            torch.mul(x, y, out=out)
+
+    def median(work: Callable[[], object]) -> float:
+        work()
+        return statistics.median(_seconds(work) for _ in range(rounds))
+
+    streaming = median(lambda: torch.mul(large, other, out=stream))
+    arithmetic = median(lambda: torch.mm(a, b, out=product))
+    return Speed(arithmetic, median(operators) / OPERATORS_AT_ONCE, streaming)
+
+
+def between(a: Speed, b: Speed) -> Speed:
+    """The mean of two."""
+    return Speed(*((x + y) / 2 for x, y in zip(astuple(a), astuple(b), strict=True)))
+
+
+def _seconds(work: Callable[[], object]) -> float:
+    begin = time.perf_counter()
+    work()
+    return time.perf_counter() - begin
+
+
+class Stopwatch:
+    """Times one thing after another, and the machine's speed in between."""
+
+    def __init__(self) -> None:
+        self._speed, self._at = speed(), time.perf_counter()
+        self._paused = self._at
+
+    def beside(self, work: Callable[[], object], least_seconds: float) -> tuple[float, Speed]:
+        """Median seconds of a call, of several that take so long together, and the speed around them.
+
+        The first calls, up to three, do not count as long as each is quicker than the one before: they meet cold caches
+        and memory that the allocator has not got yet.
+        """
+        before, first = self._now(), _seconds(work)
+        second = first if first > 2 * LONG_SECONDS else _seconds(work)
+        if second < SETTLED * first:
+            second = _seconds(work)
+        least, seconds = 3 if second < LONG_SECONDS else 2 if second < 8 * LONG_SECONDS else 1, list[float]()
+        while sum(seconds) < least_seconds or len(seconds) < least:
+            if self._pause() and second < LONG_SECONDS:
+                work()
+            seconds.append(_seconds(work))
+        return statistics.median(seconds), between(before, self._now())
+
+    def _now(self) -> Speed:
+        if time.perf_counter() - self._at > SPEED_SECONDS:
+            self._pause()
+            self._speed, self._at = speed(), time.perf_counter()
+        return self._speed
+
+    def _pause(self) -> bool:
+        if time.perf_counter() - self._paused < WORK_SECONDS:
+            return False
+        time.sleep(PAUSE_SECONDS)
+        self._paused = time.perf_counter()
+        return True
