@@ -1,4 +1,4 @@
-"""The machine's figures, in a few seconds: product rates, bandwidth, cost of an operator, of a process, of a checkpoint.
+"""The machine's figures, in seconds: product rates, bandwidth, cost of an operator, of a process, of a checkpoint.
 
 Each measurement grows its problem until it takes long enough to be timed and stops after a second at the most: on some
 processors a dtype runs hundreds of times slower than another.

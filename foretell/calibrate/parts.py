@@ -9,8 +9,9 @@ Every shape is visited several times, with all others in between: a shared machi
 
 from __future__ import annotations
 
+import random
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from functools import partial
 from typing import Any, NamedTuple
@@ -23,17 +24,18 @@ from foretell.calibrate import timing
 from foretell.config import ModelConfig, TrainConfig
 from foretell.models.attention import attend
 from foretell.models.decoder import Decoder, Dropout, Layer, rotary_tables
+from foretell.plan.parts import Speed
 from foretell.train import optim
 from foretell.train.alone import Alone
 from foretell.train.loop import autocast
-from foretell.train.loss import head_loss
+from foretell.train.loss import head_loss, next_token_loss
 
 DTYPES = ("float32", "bfloat16")
 KERNELS = ("sdpa", "products")
 VISITS = 2
 # No visit is begun later than this; a machine that is too slow for all shapes gets fewer of them.
 MOST_SECONDS = 105.0
-LEAST_SECONDS = 0.04
+LEAST_SECONDS = 0.03
 # What takes longer is visited once.
 ONCE_SECONDS = 0.1
 # Of products: tokens, and the widths in and out of a linear layer.
@@ -43,7 +45,7 @@ PRODUCT_WIDTHS = ((64, 192), (128, 128), (256, 704), (704, 256), (512, 1408), (1
 LAYER_TOKENS, LAYER_WIDTHS, MOST_LAYER_NUMBERS = (512, 2048, 8192), (64, 128, 256, 512, 1024), 1 << 21
 LAYER_CONTEXT = 128
 # Attention of so many layers forward and then backward, so that no cache holds what lies between, as in training.
-ATTENTION_TOKENS, ATTENTION_LAYERS = 2048, 3
+ATTENTION_TOKENS, ATTENTION_LAYERS = 2048, 2
 # Context, query heads, KV heads, head width.
 ATTENTION_SHAPES = (
     *((T, 4, 2, E) for T in (128, 256, 512, 1024, 2048) for E in (32, 64)),
@@ -59,6 +61,14 @@ HEAD_SHAPES = (
 # Width, layers and vocabulary of the models whose optimisers are timed.
 MUON_SHAPES = ((64, 4, 512), (128, 4, 512), (256, 3, 512), (512, 2, 512), (768, 1, 512), (1024, 1, 512))
 OTHER_SHAPES = ((64, 4, 512), (256, 4, 4096), (512, 4, 16384))
+# Whole steps: width, layers, vocabulary, context, sequences, optimiser and attention's kernel. They meet what parts
+# alone do not: each other's caches and memory.
+STEP_SHAPES = (
+    *((64, 4, 1024, 256, 8, "muon", "products"), (128, 6, 2048, 256, 16, "muon", "sdpa")),
+    *((128, 4, 4096, 1024, 2, "adamw", "products"), (192, 6, 4096, 512, 8, "muon", "products")),
+    *((256, 6, 4096, 1024, 2, "adamw", "sdpa"), (384, 4, 8192, 256, 8, "adamw", "products")),
+    *((512, 3, 4096, 512, 4, "adamw", "products"), (768, 2, 8192, 256, 4, "adamw", "sdpa")),
+)
 DROPOUT_NUMBERS = (1 << 15, 1 << 18, 1 << 21)
 
 Work = Callable[[], object]
@@ -71,12 +81,13 @@ class Shape(NamedTuple):
     build: Callable[[], Work]
 
 
-def measure() -> list[dict[str, Any]]:
+def measure(dtypes: Sequence[str] = DTYPES) -> list[dict[str, Any]]:
     """All parts at all shapes: the facts, and of each visit `seconds` and the speed beside it."""
     torch.set_num_threads(runtime.threads())
-    shapes, began, watch = list(all_shapes()), time.perf_counter(), timing.Stopwatch()
+    shapes, began, watch = list(all_shapes(dtypes)), time.perf_counter(), timing.Stopwatch()
+    random.Random(0).shuffle(shapes)  # where time runs out, some shapes of each part are left out, not all of one
     measured: list[dict[str, Any]] = [
-        {**s.facts, "seconds": [], **{name: [] for name in timing.Speed.__dataclass_fields__}} for s in shapes
+        {**s.facts, "seconds": [], **{name: [] for name in Speed.__dataclass_fields__}} for s in shapes
     ]
     for visit in range(VISITS):
         for shape, entry in zip(shapes, measured, strict=True):
@@ -90,17 +101,18 @@ def measure() -> list[dict[str, Any]]:
     return [e for e in measured if e["seconds"]]
 
 
-def all_shapes() -> Iterator[Shape]:
-    """Everything that is timed, in both dtypes."""
-    for dtype in DTYPES:
-        yield from products(dtype)
-        yield from layers(dtype)
-        yield from attentions(dtype)
-        yield from heads(dtype)
-        yield from optimizers("muon", dtype, MUON_SHAPES)
+def all_shapes(dtypes: Sequence[str]) -> Iterator[Shape]:
+    """Everything that is timed, what other parts are known by first."""
     for name in ("adamw", "sgd"):
         yield from optimizers(name, "float32", OTHER_SHAPES)
     yield from dropouts()
+    for dtype in dtypes:
+        yield from products(dtype)
+        yield from attentions(dtype)
+        yield from layers(dtype)
+        yield from heads(dtype)
+        yield from optimizers("muon", dtype, MUON_SHAPES)
+        yield from steps(dtype)
 
 
 def products(dtype: str) -> Iterator[Shape]:
@@ -132,9 +144,12 @@ def layers(dtype: str) -> Iterator[Shape]:
 
 def layer(model: ModelConfig, tokens: int, context: int, dtype: str, kernel: str) -> Shape:
     """The layers of a resolved model, without embedding and head; seconds are those of all of them."""
-    facts = {"part": "layer", "dtype": dtype, "kernel": kernel, "tokens": tokens, "context": context}
-    sizes = model.sizes._asdict()
-    return Shape({**facts, **{k: sizes[k] for k in "DLHKEF"}}, partial(_layers, model, tokens, context, dtype, kernel))
+    facts: dict[str, Any] = {"part": "layer", "dtype": dtype, "kernel": kernel, "tokens": tokens, "context": context}
+    sizes = model.sizes
+    return Shape(
+        {**facts, "times": sizes.L, **{k: getattr(sizes, k) for k in "DHKEF"}},
+        partial(_layers, model, tokens, context, dtype, kernel),
+    )
 
 
 def _layers(model: ModelConfig, tokens: int, context: int, dtype: str, kernel: str) -> Work:
@@ -161,7 +176,10 @@ def attentions(dtype: str) -> Iterator[Shape]:
         for T, H, K, E in ATTENTION_SHAPES:
             n = ATTENTION_TOKENS
             facts = {"part": "attention", "dtype": dtype, "kernel": kernel, "tokens": n, "context": T}
-            yield Shape({**facts, "L": ATTENTION_LAYERS, "H": H, "K": K, "E": E}, partial(_attention, n, T, H, K, E, dtype, kernel))
+            yield Shape(
+                {**facts, "times": ATTENTION_LAYERS, "H": H, "K": K, "E": E},
+                partial(_attention, n, T, H, K, E, dtype, kernel),
+            )
 
 
 def _attention(tokens: int, T: int, H: int, K: int, E: int, dtype: str, kernel: str) -> Work:
@@ -209,8 +227,8 @@ def optimizers(name: str, dtype: str, shapes: tuple[tuple[int, int, int], ...]) 
     """Clipping and one step of a model's optimisers, given its gradients."""
     for D, L, V in shapes:
         model = ModelConfig(hidden_size=D, num_hidden_layers=L).resolved(V, 64)
-        sizes = model.sizes._asdict()
-        facts = {"part": "optimizer", "optimizer": name, "dtype": dtype, **{k: sizes[k] for k in "DLHKEFV"}}
+        part = "muon" if name == "muon" else "update"
+        facts = {"part": part, "optimizer": name, "dtype": dtype, **model.sizes._asdict()}
         yield Shape(facts, partial(_optimizer, model, name, dtype))
 
 
@@ -218,12 +236,39 @@ def _optimizer(config: ModelConfig, name: str, dtype: str) -> Work:
     model = Decoder(config)
     parameters = list(model.parameters())
     team, gradients = Alone(model), [torch.randn_like(p) for p in parameters]
-    built = optim.build(team.named(), TrainConfig(optimizer=name), runtime.dtype(dtype))  # type: ignore[arg-type]
+    built = optim.build(team.named(), TrainConfig(optimizer=name), runtime.dtype(dtype))
 
     def work() -> None:
         for p, g in zip(parameters, gradients, strict=True):
             p.grad = g
         team.finish([], 1.0)
+        for optimizer in built:
+            optimizer.step()
+        team.forget_gradients()
+
+    return work
+
+
+def steps(dtype: str) -> Iterator[Shape]:
+    """Whole steps of one micro-batch, but for the loader."""
+    for D, L, V, T, B, name, kernel in STEP_SHAPES:
+        model = ModelConfig(hidden_size=D, num_hidden_layers=L).resolved(V, T)
+        facts = {"part": "step", "optimizer": name, "dtype": dtype, "kernel": kernel, "tokens": B * T, "context": T}
+        yield Shape(facts | model.sizes._asdict(), partial(_step, model, B * T, T, name, dtype, kernel))
+
+
+def _step(config: ModelConfig, tokens: int, T: int, name: str, dtype: str, kernel: str) -> Work:
+    model = Decoder(config, 0.0, kernel).train()
+    model.initialise(0)
+    team, t = Alone(model), runtime.dtype(dtype)
+    built = optim.build(team.named(), TrainConfig(optimizer=name), t)
+    ids, targets = torch.randint(0, config.sizes.V, (2, tokens // T, T))
+
+    def work() -> None:
+        with autocast(t):
+            loss = next_token_loss(team, ids, targets, None, None)
+        loss.backward()
+        team.finish([loss.item()], 1.0)
         for optimizer in built:
             optimizer.step()
         team.forget_gradients()

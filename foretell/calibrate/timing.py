@@ -12,20 +12,15 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable
-from dataclasses import astuple, dataclass
+from dataclasses import astuple
 from functools import cache
 from typing import TYPE_CHECKING
+
+from foretell.plan.parts import OPERATOR_NUMBERS, PRODUCT_SIDE, STREAM_NUMBERS, Speed
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-# The product beside every figure is (side, side) by (side, side) in float32; the operator multiplies so many numbers,
-# twice what torch gives one thread.
-PRODUCT_SIDE = 768
-OPERATOR_NUMBERS = 1 << 16
-OPERATORS_AT_ONCE = 12
-# Three arrays of these are 48 MB, more than a cache.
-STREAM_NUMBERS = 1 << 22
 REFERENCE_ROUNDS = 4
 # The speed is measured anew when the last measurement is older than this.
 SPEED_SECONDS = 0.25
@@ -35,13 +30,8 @@ WORK_SECONDS, PAUSE_SECONDS = 0.35, 0.05
 LONG_SECONDS, SETTLED = 0.06, 0.9
 
 
-@dataclass(frozen=True)
-class Speed:
-    """How fast the machine was: seconds of the reference product, of the small operator and of the large one."""
-
-    product_seconds: float
-    operator_seconds: float
-    stream_seconds: float
+# Small operators that are timed together.
+OPERATORS_AT_ONCE = 12
 
 
 @cache

@@ -4,8 +4,8 @@
 
 The terms know how a cost grows (operations, bytes, calls), so the sum holds beyond the measured shapes; the residual
 knows what is particular to some of them (caches, tiles, threads). Coefficients are non-negative and minimise squares of
-relative errors. The residual is a Gaussian process in the logarithm of seconds (Rasmussen and Williams, 2006, ch. 2) over
-the logarithms of sizes: near measured shapes it repeats their mean error, far from all of them it is nothing.
+relative errors. The residual is a Gaussian process (Rasmussen and Williams, 2006, ch. 2) in the logarithm of seconds
+over the logarithms of sizes: near measured shapes it repeats their mean error, far from all of them it is nothing.
 """
 
 from __future__ import annotations
