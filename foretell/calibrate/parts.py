@@ -45,12 +45,12 @@ PRODUCT_WIDTHS = ((64, 192), (128, 128), (256, 704), (704, 256), (512, 1408), (1
 LAYER_TOKENS, LAYER_WIDTHS, MOST_LAYER_NUMBERS = (512, 2048, 8192), (64, 128, 256, 512, 1024), 1 << 21
 LAYER_CONTEXT = 128
 # Attention of so many layers forward and then backward, so that no cache holds what lies between, as in training.
-ATTENTION_TOKENS, ATTENTION_LAYERS = 2048, 2
-# Context, query heads, KV heads, head width.
+ATTENTION_LAYERS = 2
+# Tokens, context, query heads, KV heads, head width.
 ATTENTION_SHAPES = (
-    *((T, 4, 2, E) for T in (128, 256, 512, 1024, 2048) for E in (32, 64)),
-    *((T, 4, 2, E) for T in (256, 1024) for E in (16, 128)),
-    *((T, 12, 6, 64) for T in (256, 1024)),
+    *((2048, T, 4, 2, E) for T in (128, 256, 512, 1024, 2048) for E in (32, 64)),
+    *((2048, 256, 4, 2, 16), (2048, 1024, 4, 2, 16), (2048, 256, 4, 2, 128), (2048, 512, 12, 6, 64)),
+    *((512, 128, 4, 2, 32), (512, 512, 4, 2, 64), (8192, 256, 4, 2, 32), (4096, 1024, 8, 4, 32)),
 )
 # Tokens, width, vocabulary, and tokens a chunk of the loss.
 HEAD_SHAPES = (
@@ -137,7 +137,7 @@ def layers(dtype: str) -> Iterator[Shape]:
     for n in LAYER_TOKENS:
         for width in LAYER_WIDTHS:
             if n * width <= MOST_LAYER_NUMBERS:
-                several = 4 if n * width <= 1 << 18 else 2
+                several = 4 if n * width < 1 << 18 else 2 if n * width < 1 << 20 else 1
                 model = ModelConfig(hidden_size=width, num_hidden_layers=several).resolved(512, LAYER_CONTEXT)
                 yield layer(model, n, LAYER_CONTEXT, dtype, "sdpa")
 
@@ -173,8 +173,7 @@ def _layers(model: ModelConfig, tokens: int, context: int, dtype: str, kernel: s
 def attentions(dtype: str) -> Iterator[Shape]:
     """Attention alone, forward and backward, by each kernel."""
     for kernel in KERNELS:
-        for T, H, K, E in ATTENTION_SHAPES:
-            n = ATTENTION_TOKENS
+        for n, T, H, K, E in ATTENTION_SHAPES:
             facts = {"part": "attention", "dtype": dtype, "kernel": kernel, "tokens": n, "context": T}
             yield Shape(
                 {**facts, "times": ATTENTION_LAYERS, "H": H, "K": K, "E": E},
