@@ -19,6 +19,8 @@ import numpy as np
 # Standard deviation of the logarithm of one timing, and octaves over which shapes are alike.
 NOISE, OCTAVES = 0.03, 1.5
 AMPLITUDE = 0.12
+# A timing that lies further than this from what its neighbours say, as a logarithm, counts less the further it lies.
+DISTURBED, ROUNDS = 0.06, 6
 SWEEPS = 2000
 
 
@@ -49,9 +51,14 @@ def fit(
     amplitude: the standard deviation that the logarithm of what the terms miss is expected to have.
     """
     a, x, y = np.array(terms, float), np.array(places, float), np.array(seconds, float)
-    coefficients = non_negative(a / y[:, None], np.ones(len(y)))
-    missed = np.log(y / (a @ coefficients))
-    inverse = np.linalg.inv(_alike(x, x, amplitude) + NOISE**2 * np.eye(len(y)))
+    trust = np.ones(len(y))
+    for _ in range(ROUNDS):
+        coefficients = non_negative(trust[:, None] * a / y[:, None], trust)
+        missed = np.log(y / (a @ coefficients))
+        covariance = _alike(x, x, amplitude)
+        inverse = np.linalg.inv(covariance + np.diag((NOISE / trust) ** 2))
+        off = missed - covariance @ (inverse @ missed)
+        trust = np.minimum(1.0, DISTURBED / np.maximum(np.abs(off), 1e-9))
     weights = inverse @ missed
     return Fitted(coefficients, x, weights, amplitude, weights / np.diag(inverse))
 

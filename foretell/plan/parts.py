@@ -26,10 +26,9 @@ from foretell.plan.fitted import Fitted, fit
 # The references: a product of (side, side) by (side, side), and the products element by element of so many numbers of
 # float32, a few (twice what torch gives one thread) and many (three arrays of them are more than a cache).
 PRODUCT_SIDE, OPERATOR_NUMBERS, STREAM_NUMBERS = 768, 1 << 16, 1 << 22
-# An operator on arrays of this many bytes finds half of them in a cache. A layer has a dozen such in use. An estimate.
-CACHED_BYTES = 4e6
-# A visit that took longer than another to the same shape by more than this, as a logarithm, was disturbed.
-DISTURBED = 0.15
+# An operator on arrays of this many bytes finds half of them in a cache: about the size of a processor's last one. Of
+# 4, 8, 16 and 32 MB this explained the calibrations of machine C best (docs/log.md).
+CACHED_BYTES = 3.2e7
 # The three products of a linear layer: forward, and the gradients of its input and of its weight.
 KINDS = ("forward", "input", "weight")
 # What the terms of a part miss, as a standard deviation of the logarithm. Attention's kernels have tiles of some sizes.
@@ -116,7 +115,7 @@ def attention_cost(kernel: str, tokens: int, context: int, heads: Heads, speed: 
     terms = [
         speed.arithmetic(12 * scores * E),
         speed.traffic(4 * scores, 4 * scores / len(blocks) if blocks else 0),
-        speed.traffic(4 * tokens * (H + K) * E, 4 * tokens * H * E),
+        speed.traffic(4 * tokens * (H + K) * E, 4 * tokens * H * E if blocks else 0),
         speed.calls(len(blocks) or 1),
     ]
     return Cost(terms, [math.log2(context), math.log2(E), math.log2(tokens * H) / 2])
@@ -318,20 +317,11 @@ def _fits(
 
 
 def _fit(rows: list[_Row], cost: Callable[[Facts, Speed], Cost], missed: float) -> Fitted:
-    """The fit of rows, and again without the visits that were disturbed."""
     costs = [cost(r.facts, r.speed) for r in rows]
     seconds = [r.seconds / r.facts.get("times", 1) for r in rows]
     # What is known already may be more than all where the rest is little.
     left = [max(s - c.known, 0.1 * s) for s, c in zip(seconds, costs, strict=True)]
-    first = fit([c.terms for c in costs], [c.place for c in costs], left, missed)
-    errors = [math.log(s / _seconds(first, c)) for s, c in zip(seconds, costs, strict=True)]
-    least: dict[int, float] = {}
-    for row, error in zip(rows, errors, strict=True):
-        least[id(row.facts)] = min(error, least.get(id(row.facts), error))
-    kept = [i for i, row in enumerate(rows) if errors[i] <= least[id(row.facts)] + DISTURBED]
-    if len(kept) == len(rows):
-        return first
-    return fit([costs[i].terms for i in kept], [costs[i].place for i in kept], [left[i] for i in kept], missed)
+    return fit([c.terms for c in costs], [c.place for c in costs], left, missed)
 
 
 def _seconds(fitted: Fitted, cost: Cost) -> float:
