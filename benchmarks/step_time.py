@@ -45,8 +45,8 @@ from foretell.train.saved import State
 WARM_STEPS, STEPS, FEWEST_STEPS, MOST_SECONDS = 3, 20, 5, 24.0
 # The references are timed when so many seconds have gone into steps.
 BESIDE_SECONDS = 0.4
-# Name: width, layers, vocabulary, context, sequences, micro-batches, dtype, attention, optimiser, dropout. Chosen before
-# any of them was measured.
+# Name: width, layers, vocabulary, context, sequences, micro-batches, dtype, attention, optimiser, dropout. Chosen
+# before any of them was measured.
 CONFIGS = {
     "1.1M": (128, 4, 2048, 128, 16, 1, "float32", "sdpa", "muon", 0.0),
     "1.0M deep": (96, 8, 2048, 512, 4, 1, "bfloat16", "products", "muon", 0.0),
@@ -70,9 +70,17 @@ def completed(row: tuple[Any, ...]) -> RunConfig:
         RunConfig(),
         model={"hidden_size": D, "num_hidden_layers": L, "vocab_size": V},
         train={
-            **{"context": T, "micro_batch_size": B, "global_batch_tokens": B * T * micro, "steps": 1000},
-            **{"dtype": dtype, "attention": attention, "optimizer": optimizer, "dropout": dropout},
-            **{"compile": "off", "eval_every": 1000, "save_every": 1000},
+            "context": T,
+            "micro_batch_size": B,
+            "global_batch_tokens": B * T * micro,
+            "steps": 1000,
+            "dtype": dtype,
+            "attention": attention,
+            "optimizer": optimizer,
+            "dropout": dropout,
+            "compile": "off",
+            "eval_every": 1000,
+            "save_every": 1000,
         },
     )
     return plan.completed(c, None, runtime.machine_facts())
@@ -105,16 +113,16 @@ def measure(name: str) -> dict[str, Any]:
             take_step(job, team, loss_of, optimizers, state)
             return time.perf_counter() - began
 
-        warm = [step() for _ in range(WARM_STEPS)]
+        warm, references = [step() for _ in range(WARM_STEPS)], timing.References()
         seconds, speeds = list[float](), list[Speed]()
         while len(seconds) < STEPS and (sum(seconds) < MOST_SECONDS or len(seconds) < FEWEST_STEPS):
             time.sleep(timing.PAUSE_SECONDS)
-            before, block = timing.speed(), list[float]()
+            before, block = references.speed(), list[float]()
             if warm[-1] < BESIDE_SECONDS / 4:
                 step()  # the references emptied the caches
             while sum(block) < BESIDE_SECONDS:
                 block.append(step())
-            speeds += [timing.between(before, timing.speed())] * len(block)
+            speeds += [timing.between(before, references.speed())] * len(block)
             seconds += block
     return {"seconds": seconds, "speeds": [asdict(s) for s in speeds], "at": _now()}
 

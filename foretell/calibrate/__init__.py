@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 FORMAT_VERSION = 2
 Level = Literal["quick", "full"]
+# A dtype whose products are slower than this share of float32's has no parts: a layer would take seconds.
+WORTH_TRAINING = 0.5
 
 
 def path() -> Path:
@@ -64,24 +66,24 @@ def record(renew: bool = False, level: Level = "quick") -> dict[str, Any]:
 
 
 def measure(level: Level = "quick") -> dict[str, Any]:
-    """Measure now."""
+    """Measure now. A dtype that is not worth training in on this machine has no parts."""
     import torch
 
     torch.set_num_threads(runtime.threads())
     started, created = time.perf_counter(), datetime.now(UTC).isoformat(timespec="seconds")
     figures = machine.measure()
-    parts: dict[str, Any] = {}
     if level == "full":
-        from foretell.calibrate import parts as training
+        from foretell.calibrate import parts
 
-        parts = {"parts": training.measure(), "parts_created": created}
+        rates = {d: r["peak"] for d, r in figures["flops_per_second"].items()}
+        entries = parts.measure([d for d in rates if rates[d] >= WORTH_TRAINING * rates["float32"]])
+        figures |= {"speed": parts.median_speed(entries), "parts": entries, "parts_created": created}
     return {
         "format_version": FORMAT_VERSION,
         "level": level,
         **runtime.machine_facts(),
         "key": runtime.machine_key(),
         **figures,
-        **parts,
         "created": created,
         "seconds": time.perf_counter() - started,
     }
@@ -98,4 +100,11 @@ def render(measured: dict[str, Any]) -> Table:
     speeds = measured["memory_bytes_per_second"]
     table.add_row("memory", f"copy {speeds['copy'] / 1e9:.1f} GB/s, read {speeds['read'] / 1e9:.1f} GB/s")
     table.add_row("an operator", f"{1e6 * measured['op_seconds']:.1f} µs")
+    if measured.get("parts"):
+        visits = sum(len(e["seconds"]) for e in measured["parts"])
+        table.add_row(
+            "parts of a step", f"{visits} timings of {len(measured['parts'])} shapes, {measured['parts_created']}"
+        )
+    else:
+        table.add_row("parts of a step", "not measured: `foretell calibrate`, two minutes, narrows forecasts of time")
     return table

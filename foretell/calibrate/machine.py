@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from foretell import runtime
+from foretell.calibrate import timing
 
 if TYPE_CHECKING:
     import torch
@@ -50,14 +51,20 @@ print(runtime.resident_memory_bytes())
 
 
 def measure() -> dict[str, Any]:
-    """The figures, in a few seconds."""
-    return {
-        "flops_per_second": {d: product_rates(d) for d in DTYPES},
-        "memory_bytes_per_second": bandwidth(),
-        "op_seconds": op_seconds(),
-        "process_bytes": process_bytes(),
-        "checkpoint_bytes_per_second": checkpoint_bytes_per_second(),
-    }
+    """The figures, in a few seconds; `speed` is the median over these seconds (`timing.py`)."""
+    figures: dict[str, Any] = {}
+    references = timing.References()
+    speeds = [references.speed()]
+    for name, measured in {
+        "flops_per_second": lambda: {d: product_rates(d) for d in DTYPES},
+        "memory_bytes_per_second": bandwidth,
+        "op_seconds": op_seconds,
+        "process_bytes": process_bytes,
+        "checkpoint_bytes_per_second": checkpoint_bytes_per_second,
+    }.items():
+        figures[name] = measured()
+        speeds.append(references.speed())
+    return {**figures, "speed": timing.median(speeds)}
 
 
 def timed(work: Callable[[], object], least: float = LEAST_SECONDS) -> float:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -86,9 +86,7 @@ def measure(dtypes: Sequence[str] = DTYPES) -> list[dict[str, Any]]:
     torch.set_num_threads(runtime.threads())
     shapes, began, watch = list(all_shapes(dtypes)), time.perf_counter(), timing.Stopwatch()
     random.Random(0).shuffle(shapes)  # where time runs out, some shapes of each part are left out, not all of one
-    measured: list[dict[str, Any]] = [
-        {**s.facts, "seconds": [], **{name: [] for name in Speed.__dataclass_fields__}} for s in shapes
-    ]
+    measured: list[dict[str, Any]] = [{**s.facts, "seconds": [], **{f.name: [] for f in fields(Speed)}} for s in shapes]
     for visit in range(VISITS):
         for shape, entry in zip(shapes, measured, strict=True):
             late = time.perf_counter() - began > MOST_SECONDS
@@ -99,6 +97,12 @@ def measure(dtypes: Sequence[str] = DTYPES) -> list[dict[str, Any]]:
             for name, value in asdict(speed).items():
                 entry[name].append(value)
     return [e for e in measured if e["seconds"]]
+
+
+def median_speed(entries: Sequence[dict[str, Any]]) -> dict[str, float]:
+    """The machine's speed over all visits."""
+    names = [f.name for f in fields(Speed)]
+    return timing.median(Speed(*s) for e in entries for s in zip(*(e[n] for n in names), strict=True))
 
 
 def all_shapes(dtypes: Sequence[str]) -> Iterator[Shape]:

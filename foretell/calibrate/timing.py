@@ -2,7 +2,7 @@
 
 A processor that is shared changes its speed from minute to minute, and not in one way. Its clock moves products. Where
 the host has put two virtual processors moves the rest: on neighbouring cores small operators start and end sooner, on
-distant ones there are two caches and two ways to memory (docs/calibration.md has both). So three things of fixed size
+distant ones there are two caches and two ways to memory (docs/calibrate.md has both). So three things of fixed size
 are timed beside each figure: a product bound by arithmetic, a small operator bound by starting and ending it on all
 threads, and a large one bound by memory. A forecast is made for a stated speed (`plan/time.py`).
 """
@@ -11,15 +11,10 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable
-from dataclasses import astuple
-from functools import cache
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterable
+from dataclasses import astuple, fields
 
 from foretell.plan.parts import OPERATOR_NUMBERS, PRODUCT_SIDE, STREAM_NUMBERS, Speed
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 REFERENCE_ROUNDS = 4
 # The speed is measured anew when the last measurement is older than this.
@@ -28,37 +23,37 @@ SPEED_SECONDS = 0.25
 WORK_SECONDS, PAUSE_SECONDS = 0.35, 0.05
 # A call that takes longer than this is timed fewer times. One that takes this share of the call before has not settled.
 LONG_SECONDS, SETTLED = 0.06, 0.9
-
-
 # Small operators that are timed together.
 OPERATORS_AT_ONCE = 12
 
 
-@cache
-def _operands() -> list[Tensor]:
-    import torch
+class References:
+    """The three things of fixed size, with the 55 MB that they work on."""
 
-    sizes = ((PRODUCT_SIDE, PRODUCT_SIDE), (OPERATOR_NUMBERS,), (STREAM_NUMBERS,))
-    return [torch.ones(size) for size in sizes for _ in range(3)]
+    def __init__(self) -> None:
+        import torch
+
+        sizes = ((PRODUCT_SIDE, PRODUCT_SIDE), (OPERATOR_NUMBERS,), (STREAM_NUMBERS,))
+        self._operands = [[torch.ones(size) for _ in range(3)] for size in sizes]
+
+    def speed(self, rounds: int = REFERENCE_ROUNDS) -> Speed:
+        """The machine's speed now, in some 30 ms: medians."""
+        import torch
+
+        (a, b, product), (x, y, small), (c, d, large) = self._operands
+
+        def operators() -> None:
+            for _ in range(OPERATORS_AT_ONCE):
+                torch.mul(x, y, out=small)
+
+        streaming = _typical(lambda: torch.mul(c, d, out=large), rounds)
+        arithmetic = _typical(lambda: torch.mm(a, b, out=product), rounds)
+        return Speed(arithmetic, _typical(operators, rounds) / OPERATORS_AT_ONCE, streaming)
 
 
-def speed(rounds: int = REFERENCE_ROUNDS) -> Speed:
-    """The machine's speed now, in some 30 ms: medians."""
-    import torch
-
-    a, b, product, x, y, out, large, other, stream = _operands()
-
-    def operators() -> None:
-        for _ in range(OPERATORS_AT_ONCE):
-            torch.mul(x, y, out=out)
-
-    def median(work: Callable[[], object]) -> float:
-        work()
-        return statistics.median(_seconds(work) for _ in range(rounds))
-
-    streaming = median(lambda: torch.mul(large, other, out=stream))
-    arithmetic = median(lambda: torch.mm(a, b, out=product))
-    return Speed(arithmetic, median(operators) / OPERATORS_AT_ONCE, streaming)
+def _typical(work: Callable[[], object], rounds: int) -> float:
+    work()
+    return statistics.median(_seconds(work) for _ in range(rounds))
 
 
 def between(a: Speed, b: Speed) -> Speed:
@@ -72,11 +67,18 @@ def _seconds(work: Callable[[], object]) -> float:
     return time.perf_counter() - begin
 
 
+def median(speeds: Iterable[Speed]) -> dict[str, float]:
+    """Of each reference the median, as a record keeps it."""
+    columns = zip(*(astuple(s) for s in speeds), strict=True)
+    return {f.name: statistics.median(c) for f, c in zip(fields(Speed), columns, strict=True)}
+
+
 class Stopwatch:
     """Times one thing after another, and the machine's speed in between."""
 
     def __init__(self) -> None:
-        self._speed, self._at = speed(), time.perf_counter()
+        self._references = References()
+        self._speed, self._at = self._references.speed(), time.perf_counter()
         self._paused = self._at
 
     def beside(self, work: Callable[[], object], least_seconds: float) -> tuple[float, Speed]:
@@ -99,7 +101,7 @@ class Stopwatch:
     def _now(self) -> Speed:
         if time.perf_counter() - self._at > SPEED_SECONDS:
             self._pause()
-            self._speed, self._at = speed(), time.perf_counter()
+            self._speed, self._at = self._references.speed(), time.perf_counter()
         return self._speed
 
     def _pause(self) -> bool:

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from statistics import median
 from typing import Any, NamedTuple
 
@@ -131,7 +131,7 @@ class Parts:
     """The fitted parts of one record, given its `parts`."""
 
     def __init__(self, entries: Sequence[Facts]) -> None:
-        names = list(Speed.__dataclass_fields__)
+        names = [f.name for f in fields(Speed)]
         rows = [
             _Row(entry, seconds, Speed(*speed))
             for entry in entries

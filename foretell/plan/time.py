@@ -48,7 +48,8 @@ OPERATORS_OF_A_ROUTER, OPERATORS_AN_EXPERT = 60, 9
 # What compiling leaves of the seconds of layers and head beside products and attention. An estimate.
 COMPILED_SHARE = 0.5
 
-_fitted: dict[tuple[str, str], Parts] = {}
+# The parts of the record that was last asked for, which are fitted once.
+_fitted: list[tuple[list[dict[str, Any]], Parts]] = []
 
 
 def rate(machine: dict[str, Any], dtype: str = "float32") -> float:
@@ -95,13 +96,12 @@ def roofline_step_seconds(m: ModelConfig, t: TrainConfig, machine: dict[str, Any
 
 def parts(machine: dict[str, Any]) -> Parts | None:
     """The fitted parts of a full record; None where the record is a quick one, or older than parts."""
-    if not machine.get("parts"):
+    entries = machine.get("parts")
+    if not entries:
         return None
-    name = (str(machine.get("key")), str(machine.get("parts_created")))
-    if name not in _fitted:
-        _fitted.clear()
-        _fitted[name] = Parts(machine["parts"])
-    return _fitted[name]
+    if not _fitted or _fitted[0][0] is not entries:
+        _fitted[:] = [(entries, Parts(entries))]
+    return _fitted[0][1]
 
 
 def steps_by_parts(m: ModelConfig, t: TrainConfig, machine: dict[str, Any]) -> list[Step]:
@@ -130,13 +130,13 @@ def untried_step_seconds(
 ) -> tuple[float, float]:
     """Seconds of one optimiser step from the machine record alone, and the half-width of their logarithm.
 
-    speed: of the machine, where it is not the record's own; nothing but parts can answer to it.
+    speed: of the machine; where not given, the record's of late. Nothing but parts can answer to it.
     """
     known = parts(machine)
     steps = [s for s in steps_by_parts(m, t, machine) if known is not None and known.can(s)]
     if known is None or not steps:
         return roofline_step_seconds(m, t, machine), ROOFLINE_SPREAD if is_measured(machine) else UNMEASURED_SPREAD
-    at = speed or known.speed
+    at = speed or (Speed(**machine["speed"]) if machine.get("speed") else known.speed)
     value = min(known.step(s, at, COMPILED_SHARE if t.compile == "on" else 1.0) for s in steps)
     return value, ROUGH_PARTS_SPREAD if m.num_experts or t.compile == "on" else PARTS_SPREAD
 
