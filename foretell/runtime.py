@@ -42,7 +42,7 @@ def tune_process() -> None:
     """Restart this interpreter once with allocator settings that must be in the environment before it starts.
 
     `os.execve` keeps the process id, so a killed parent never leaves a trainer behind. Only the command line calls
-    this, only for `train`, `demo` and `ladder`, and only before torch is imported. Does nothing outside glibc Linux,
+    this, only for what trains or times training, and only before torch is imported. Does nothing outside glibc Linux,
     on a second call, or where the user set the same variables.
     """
     already = _EXECUTED in os.environ or "torch" in sys.modules or any(k in os.environ for k in _ALLOCATOR)

@@ -69,7 +69,7 @@ def main() -> None:
 
 
 def _trains(words: list[str]) -> bool:
-    return words[:1] in (["train"], ["demo"]) or words[:2] == ["ladder", "run"]
+    return words[:1] in (["train"], ["demo"], ["calibrate"]) or words[:2] == ["ladder", "run"]
 
 
 class _Terminated(BaseException):

@@ -139,12 +139,16 @@ def _kept_lessons(pairs: list[tuple[str, dict[str, Any], dict[str, Any]]]) -> di
     return found
 
 
-def calibrate(as_json: Json = False, quiet: Quiet = False) -> None:
-    """Measure this machine anew: product rates, bandwidth, overheads. Forecasts read the record."""
+def calibrate(
+    quick: Annotated[bool, typer.Option("--quick", help="Some seconds, without the parts of a training step.")] = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Measure this machine anew, in at most two minutes: the parts of a training step. Forecasts read the record."""
     from foretell import calibrate as measuring
     from foretell.cli.display import Display
 
     with Display(console(), quiet) as display:
-        display.say("measuring this machine …")
-        record = measuring.record(renew=True)
+        display.say("measuring this machine, some seconds …" if quick else "measuring this machine, two minutes …")
+        record = measuring.record(renew=True, level="quick" if quick else "full")
     emit(record, as_json, measuring.render)

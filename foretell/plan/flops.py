@@ -109,8 +109,10 @@ def optimizer_flops(model: ModelConfig, optimizer: str) -> float:
     """FLOPs of matrix products in one optimiser step: Newton-Schulz over every matrix where the optimiser is Muon."""
     if optimizer != "muon":
         return 0.0
-    flops = 0.0
-    for _, rows, columns in layer_matrices(model):
-        m, n = min(rows, columns), max(rows, columns)
-        flops += NEWTON_SCHULZ_STEPS * (4 * m * m * n + 2 * m**3)
-    return flops * model.sizes[1]
+    return model.sizes.L * sum(newton_schulz_flops(rows, columns) for _, rows, columns in layer_matrices(model))
+
+
+def newton_schulz_flops(rows: int, columns: int) -> float:
+    """FLOPs of the iteration over one matrix."""
+    m, n = min(rows, columns), max(rows, columns)
+    return float(NEWTON_SCHULZ_STEPS * (4 * m * m * n + 2 * m**3))

@@ -1,8 +1,9 @@
 """Seconds of a step and of a run on one machine.
 
-Before anything of this shape was timed, a roofline over the machine record: matrix products at the measured rate,
-elementwise work at the measured bandwidth, a fixed cost an operator. When a trial has timed real steps, its time
-replaces that. A run is its steps, its validations and its checkpoints, counted as the loop's own clock counts them.
+Before anything of this shape was timed, the sum of the step's parts, where the machine record has them measured (a full
+calibration, `plan/parts.py`); else a roofline: matrix products at the measured rate, elementwise work at the measured
+bandwidth, a fixed cost an operator. When a trial has timed real steps, its time replaces either. A run is its steps,
+its validations and its checkpoints, counted as the loop's own clock counts them.
 
 The interval says how far the mean step of a run strays from what was measured before it: machines are shared, warm up
 and slow down. Not handled: more than one device.
@@ -15,6 +16,7 @@ from typing import Any
 
 from foretell.config import ModelConfig, RunConfig, TrainConfig
 from foretell.plan import flops, history, memory
+from foretell.plan.parts import Parts, Speed, Step
 from foretell.plan.scaling import PROBE_CONTEXT, spread
 
 # Where the machine record lacks a figure: round figures of one slow core, not measurements.
@@ -29,6 +31,9 @@ RUN_OVER_TRIAL = 1.06
 # docs/plan.md; the others are judgement.
 TRIAL_SPREAD, MOST_TRIAL_SPREAD = 0.17, 0.24
 ROOFLINE_SPREAD = 0.6
+# Of the sum of parts at a stated speed of the machine, as benchmarks/step_time.py measures it; of experts and compiled
+# steps, which were not calibrated, judgement.
+PARTS_SPREAD, ROUGH_PARTS_SPREAD = 0.10, 0.40
 UNMEASURED_SPREAD = 1.2
 PROBED_SPREAD = 0.35
 
@@ -40,6 +45,11 @@ PRODUCT_EFFICIENCY = 0.85
 OPERATORS_A_LAYER, OPERATORS_BESIDE = 110, 60
 # More of them in a layer with experts, and for each expert: three products forward and six backward.
 OPERATORS_OF_A_ROUTER, OPERATORS_AN_EXPERT = 60, 9
+# What compiling leaves of the seconds of layers and head beside products and attention. An estimate.
+COMPILED_SHARE = 0.5
+
+# The parts of the record that was last asked for, which are fitted once.
+_fitted: list[tuple[list[dict[str, Any]], Parts]] = []
 
 
 def rate(machine: dict[str, Any], dtype: str = "float32") -> float:
@@ -84,6 +94,53 @@ def roofline_step_seconds(m: ModelConfig, t: TrainConfig, machine: dict[str, Any
     return products / speed + traffic / bandwidth + operators * per_op
 
 
+def parts(machine: dict[str, Any]) -> Parts | None:
+    """The fitted parts of a full record; None where the record is a quick one, or older than parts."""
+    entries = machine.get("parts")
+    if not entries:
+        return None
+    if not _fitted or _fitted[0][0] is not entries:
+        _fitted[:] = [(entries, Parts(entries))]
+    return _fitted[0][1]
+
+
+def steps_by_parts(m: ModelConfig, t: TrainConfig, machine: dict[str, Any]) -> list[Step]:
+    """The step of completed tables as its parts see it, for each attention kernel that the config allows."""
+    dtype = working_dtype(t, machine)
+    kernels = ("sdpa", "products") if t.attention == "auto" else (t.attention,)
+    sequences = max(1, (t.global_batch_tokens or t.context) // t.context)
+    micro = t.micro_batch_size or sequences
+    experts = None
+    if m.num_experts:
+        experts = (m.num_experts, m.needed("num_experts_per_tok"), m.needed("moe_intermediate_size"))
+    pieces = math.ceil(sequences / micro)
+    return [
+        Step(
+            *(m.sizes, t.context, micro, pieces, dtype, kernel, t.optimizer),
+            chunk=t.loss_chunk_tokens,
+            dropout=bool(t.dropout),
+            experts=experts,
+        )
+        for kernel in kernels
+    ]
+
+
+def untried_step_seconds(
+    m: ModelConfig, t: TrainConfig, machine: dict[str, Any], speed: Speed | None = None
+) -> tuple[float, float]:
+    """Seconds of one optimiser step from the machine record alone, and the half-width of their logarithm.
+
+    speed: of the machine; where not given, the record's of late. Nothing but parts can answer to it.
+    """
+    known = parts(machine)
+    steps = [s for s in steps_by_parts(m, t, machine) if known is not None and known.can(s)]
+    if known is None or not steps:
+        return roofline_step_seconds(m, t, machine), ROOFLINE_SPREAD if is_measured(machine) else UNMEASURED_SPREAD
+    at = speed or (Speed(**machine["speed"]) if machine.get("speed") else known.speed)
+    value = min(known.step(s, at, COMPILED_SHARE if t.compile == "on" else 1.0) for s in steps)
+    return value, ROUGH_PARTS_SPREAD if m.num_experts or t.compile == "on" else PARTS_SPREAD
+
+
 def step_seconds(
     m: ModelConfig,
     t: TrainConfig,
@@ -91,7 +148,7 @@ def step_seconds(
     trial: dict[str, Any] | None,
     probe: dict[str, Any] | None = None,
 ) -> dict[str, float]:
-    """Seconds of one optimiser step of a run, with its interval: from the trial, else the roofline and the probe.
+    """Seconds of one optimiser step of a run, with its interval: from the trial, else the record and the probe.
 
     Earlier runs on this machine correct either (`history.py`).
     """
@@ -107,10 +164,12 @@ def _untaught_step_seconds(
 ) -> dict[str, float]:
     if trial is not None:
         return spread(RUN_OVER_TRIAL * float(trial["step_seconds"]), _trial_spread(trial))
-    value = roofline_step_seconds(m, t, machine)
+    value, width = untried_step_seconds(m, t, machine)
     if probe is not None and probe.get("step_seconds"):
-        return spread(value * _correction(m, t, machine, probe), PROBED_SPREAD)
-    return spread(value, ROOFLINE_SPREAD if is_measured(machine) else UNMEASURED_SPREAD)
+        return spread(value * _correction(m, t, machine, probe), min(PROBED_SPREAD, math.hypot(width, TRIAL_SPREAD)))
+    if width in (PARTS_SPREAD, ROUGH_PARTS_SPREAD):  # at the record's speed; a run strays from it as from a trial's
+        return spread(RUN_OVER_TRIAL * value, math.hypot(width, TRIAL_SPREAD))
+    return spread(value, width)
 
 
 def _trial_spread(trial: dict[str, Any]) -> float:
@@ -125,7 +184,7 @@ def _correction(m: ModelConfig, t: TrainConfig, machine: dict[str, Any], probe: 
     model = ModelConfig(vocab_size=m.vocab_size, **shape).resolved(m.vocab_size or 1, PROBE_CONTEXT)
     batch = int(probe["tokens"] / probe["steps"])
     small = {"context": PROBE_CONTEXT, "global_batch_tokens": batch, "micro_batch_size": None, "dtype": "float32"}
-    expected = roofline_step_seconds(model, t.model_copy(update=small), machine)
+    expected, _ = untried_step_seconds(model, t.model_copy(update=small), machine)
     return min(max(float(probe["step_seconds"]) / expected, 0.4), 4.0)
 
 

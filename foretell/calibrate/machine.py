@@ -1,32 +1,26 @@
-"""Measures the machine in a few seconds: product rates, bandwidth, cost of an operator, of a process, of a checkpoint.
+"""The machine's figures, in seconds: product rates, bandwidth, cost of an operator, of a process, of a checkpoint.
 
-Forecasts read the record, so a wrong figure here is a wrong forecast. Each measurement grows its problem until it takes
-long enough to be timed and stops after a second at the most: on some processors a dtype runs hundreds of times slower
-than another. The record is keyed by processor, threads and torch version (`runtime.machine_key`), and dated.
+Each measurement grows its problem until it takes long enough to be timed and stops after a second at the most: on some
+processors a dtype runs hundreds of times slower than another.
 """
 
 from __future__ import annotations
 
-import json
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from foretell import runtime
-from foretell.checkpoint import files
-from foretell.errors import ConfigError
+from foretell.calibrate import timing
 
 if TYPE_CHECKING:
     import torch
-    from rich.table import Table
 
-FORMAT_VERSION = 1
 DTYPES = ("float32", "bfloat16")
 # Timing is taken over at least this long, and a dtype never gets more than that.
 LEAST_SECONDS = 0.08
@@ -56,58 +50,21 @@ print(runtime.resident_memory_bytes())
 """
 
 
-def path() -> Path:
-    """Where this machine's record is kept."""
-    return runtime.cache_dir() / f"machine-{runtime.machine_key()}.json"
-
-
-def stored() -> dict[str, Any] | None:
-    """The record of this machine, or None where there is none or it cannot be read."""
-    try:
-        record = json.loads(path().read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    if not isinstance(record, dict):
-        return None
-    version = record.get("format_version")
-    if isinstance(version, int) and version > FORMAT_VERSION:
-        raise ConfigError(f"{path()}: format_version {version} is newer than this Foretell reads ({FORMAT_VERSION})")
-    return record
-
-
-def record(renew: bool = False) -> dict[str, Any]:
-    """The stored record; measured, and stored, where there is none or `renew` is on."""
-    known = None if renew else stored()
-    if known is not None:
-        return known
-    measured = measure()
-    try:
-        path().parent.mkdir(parents=True, exist_ok=True)
-        files.write_atomic(path(), (json.dumps(measured, indent=1) + "\n").encode())
-    except OSError:
-        pass  # a home that cannot be written to costs a few seconds each time, not the run
-    return measured
-
-
 def measure() -> dict[str, Any]:
-    """Measure now. Takes a few seconds."""
-    import torch
-
-    torch.set_num_threads(runtime.threads())
-    started = time.perf_counter()
-    rates = {d: product_rates(d) for d in DTYPES}
-    return {
-        "format_version": FORMAT_VERSION,
-        **runtime.machine_facts(),
-        "key": runtime.machine_key(),
-        "flops_per_second": rates,
-        "memory_bytes_per_second": bandwidth(),
-        "op_seconds": op_seconds(),
-        "process_bytes": process_bytes(),
-        "checkpoint_bytes_per_second": checkpoint_bytes_per_second(),
-        "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        "seconds": time.perf_counter() - started,
-    }
+    """The figures, in a few seconds; `speed` is the median over these seconds (`timing.py`)."""
+    figures: dict[str, Any] = {}
+    references = timing.References()
+    speeds = [references.speed()]
+    for name, measured in {
+        "flops_per_second": lambda: {d: product_rates(d) for d in DTYPES},
+        "memory_bytes_per_second": bandwidth,
+        "op_seconds": op_seconds,
+        "process_bytes": process_bytes,
+        "checkpoint_bytes_per_second": checkpoint_bytes_per_second,
+    }.items():
+        figures[name] = measured()
+        speeds.append(references.speed())
+    return {**figures, "speed": timing.median(speeds)}
 
 
 def timed(work: Callable[[], object], least: float = LEAST_SECONDS) -> float:
@@ -192,17 +149,3 @@ def checkpoint_bytes_per_second() -> float:
         begin = time.perf_counter()
         checkpoint.save(Path(folder), 1, tensors, {}, 1)
         return sum(t.numel() * t.element_size() for t in tensors.values()) / (time.perf_counter() - begin)
-
-
-def render(measured: dict[str, Any]) -> Table:
-    """The record as a table for the terminal."""
-    from rich.table import Table
-
-    table = Table(box=None, show_header=False, padding=(0, 2))
-    table.add_row("processor", f"{measured['processor']}, {measured['threads']} threads")
-    for dtype, rates in measured["flops_per_second"].items():
-        table.add_row(f"{dtype} products", f"{rates['peak'] / 1e9:,.1f} GFLOP/s")
-    speeds = measured["memory_bytes_per_second"]
-    table.add_row("memory", f"copy {speeds['copy'] / 1e9:.1f} GB/s, read {speeds['read'] / 1e9:.1f} GB/s")
-    table.add_row("an operator", f"{1e6 * measured['op_seconds']:.1f} µs")
-    return table
