@@ -122,9 +122,12 @@ def attention_cost(kernel: str, tokens: int, context: int, heads: Heads, speed: 
 
 
 def elementwise_bytes(sizes: Sizes) -> int:
-    """Bytes per token that the operators of one layer beside products and attention read and write, in float32."""
+    """Bytes per token that the operators of one layer beside products and attention read and write, in float32.
+
+    Counted on the built layer, as a test does again: norms, residuals, rotary positions, SwiGLU, and their gradients.
+    """
     D, _, H, K, E, F, _ = sizes
-    return 4 * (58 * D + 50 * (H + K) * E + 4 * K * E + 14 * F)
+    return 4 * (83 * D + 51 * (H + K) * E + 14 * F)
 
 
 class Parts:
@@ -132,21 +135,28 @@ class Parts:
 
     def __init__(self, entries: Sequence[Facts]) -> None:
         names = [f.name for f in fields(Speed)]
+        self._muon: _Fits = {}
         rows = [
             _Row(entry, seconds, Speed(*speed))
             for entry in entries
             for seconds, *speed in zip(entry["seconds"], *(entry[k] for k in names), strict=True)
         ]
         self.speed = Speed(*(median(getattr(r.speed, k) for r in rows) for k in names))
-        # In this order: products and attention are known to layers and heads, AdamW to Muon.
+        # In this order: products and attention are known to layers and heads, AdamW to Muon, all to steps. Where a part
+        # is not there, neither are those that rest on it (`can`).
         self._products = _fits(rows, "product", ("dtype", "kind"), _product)
         self._attention = _fits(rows, "attention", ("dtype", "kernel"), _attention, MISSED_OF_ATTENTION)
-        self._layers = _fits(rows, "layer", ("dtype",), self._layer)
+        whole = {d for d in ITEM if all((d, k) in self._products for k in KINDS)}
+        rows = [r for r in rows if r.facts["dtype"] in whole]
+        attended = [r for r in rows if (r.facts["dtype"], r.facts.get("kernel")) in self._attention]
+        self._layers = _fits(attended, "layer", ("dtype",), self._layer)
         self._heads = _fits(rows, "head", ("dtype",), self._head)
         self._dropout = _fits(rows, "dropout", (), lambda f, s: _dropout_cost(f["numbers"], s))
         self._updates = _fits(rows, "update", ("optimizer",), lambda f, s: _update_cost(_sizes(f), s))
-        self._muon = _fits(rows, "muon", ("dtype",), lambda f, s: self._muon_cost(_sizes(f), s))
-        self._steps = _fits(rows, "step", ("dtype",), lambda f, s: self._step_cost(_step(f), s), MISSED_OF_STEPS)
+        if ("adamw",) in self._updates:
+            self._muon = _fits(rows, "muon", ("dtype",), lambda f, s: self._muon_cost(_sizes(f), s))
+        whole_steps = [r for r in attended if r.facts["part"] == "step" and self._has_parts(_step(r.facts))]
+        self._steps = _fits(whole_steps, "step", ("dtype",), lambda f, s: self._step_cost(_step(f), s), MISSED_OF_STEPS)
 
     def product(self, dtype: str, tokens: int, width: int, out: int, speed: Speed) -> float:
         """The three products of one linear layer."""
@@ -196,12 +206,15 @@ class Parts:
         }
 
     def can(self, step: Step) -> bool:
-        """Whether the record has all parts of such a step."""
-        muon = step.optimizer == "muon"
-        kernels, updates = (step.dtype, step.kernel) in self._attention, ("adamw" if muon else step.optimizer,)
-        parts = all((step.dtype,) in fits for fits in (self._layers, self._heads, self._steps))
-        products = all((step.dtype, k) in self._products for k in KINDS) and bool(self._dropout)
-        return kernels and parts and products and updates in self._updates and (not muon or (step.dtype,) in self._muon)
+        """Whether the record has all parts of such a step, and such steps."""
+        return (step.dtype,) in self._steps and self._has_parts(step)
+
+    def _has_parts(self, step: Step) -> bool:
+        d, updates = (step.dtype,), self._muon if step.optimizer == "muon" else self._updates
+        updated = d if step.optimizer == "muon" else (step.optimizer,)
+        dropped = bool(self._dropout) or not step.dropout
+        attended = (step.dtype, step.kernel) in self._attention
+        return dropped and attended and updated in updates and d in self._layers and d in self._heads
 
     def left_out(self) -> dict[_Key, list[float]]:
         """Errors log(measured / forecast) of all timings, each forecast from the others of its part."""
