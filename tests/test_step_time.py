@@ -47,7 +47,9 @@ class Machine:
     def attention(self, dtype: str, f: dict[str, Any]) -> float:
         keys = f["context"] * (0.5 if f["kernel"] == "sdpa" else 0.625)
         scores = f["tokens"] * f["H"] * keys
-        return HALF[dtype] * 14 * scores * f["E"] * self.flop + self.moved(60 * scores, 0) + 50 * self.call
+        groups = f["tokens"] // f["context"] * f["K"]
+        uneven = 1 + groups % 2 / groups if f["kernel"] == "products" else 1
+        return HALF[dtype] * 14 * scores * f["E"] * self.flop * uneven + self.moved(60 * scores, 0) + 50 * self.call
 
     def layer(self, dtype: str, f: dict[str, Any]) -> float:
         D, H, K, E, F, n = (f[k] for k in ("D", "H", "K", "E", "F", "tokens"))
@@ -108,12 +110,12 @@ def entries() -> list[dict[str, Any]]:
 @pytest.fixture(scope="module")
 def record() -> dict[str, Any]:
     rates = {"float32": {"peak": 2e11}, "bfloat16": {"peak": 4e11}}
-    return {"flops_per_second": rates, "memory_bytes": 16e9, "parts": json.loads(json.dumps(entries()))}
+    return {"flops_per_second": rates, "memory_bytes": 16e9, "threads": 2, "parts": json.loads(json.dumps(entries()))}
 
 
 @pytest.fixture(scope="module")
 def known(record: dict[str, Any]) -> Parts:
-    return Parts(record["parts"])
+    return Parts(record["parts"], 2)
 
 
 def config(

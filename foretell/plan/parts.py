@@ -106,14 +106,20 @@ def product_cost(dtype: str, kind: str, tokens: int, width: int, out: int, speed
     return Cost(terms, [math.log2(tokens), math.log2(width), math.log2(out)])
 
 
-def attention_cost(kernel: str, tokens: int, context: int, heads: Heads, speed: Speed) -> Cost:
-    """Attention, forward and backward, over `tokens` in sequences; heads: query heads, KV heads, head width."""
+def attention_cost(kernel: str, tokens: int, context: int, heads: Heads, threads: int, speed: Speed) -> Cost:
+    """Attention, forward and backward, over `tokens` in sequences; heads: query heads, KV heads, head width.
+
+    The batched products of one kernel are shared out whole: three on two threads take as long as four.
+    """
     H, K, E = heads
+    groups = tokens // context * K
+    uneven = -(-groups // threads) * threads / groups - 1
     blocks = list(memory.attention_blocks(context)) if kernel == "products" else []
     area = sum((b - a) * b for a, b in blocks) if blocks else context * (context + 1) / 2
     scores = tokens / context * H * area
     terms = [
         speed.arithmetic(12 * scores * E),
+        speed.arithmetic(12 * scores * E) * (uneven if blocks else 0),
         speed.traffic(4 * scores, 4 * scores / len(blocks) if blocks else 0),
         speed.traffic(4 * tokens * (H + K) * E, 4 * tokens * H * E if blocks else 0),
         speed.calls(len(blocks) or 1),
@@ -131,9 +137,10 @@ def elementwise_bytes(sizes: Sizes) -> int:
 
 
 class Parts:
-    """The fitted parts of one record, given its `parts`."""
+    """The fitted parts of one record, given its `parts` and threads."""
 
-    def __init__(self, entries: Sequence[Facts]) -> None:
+    def __init__(self, entries: Sequence[Facts], threads: int) -> None:
+        self.threads = threads
         names = [f.name for f in fields(Speed)]
         self._muon: _Fits = {}
         rows = [
@@ -145,7 +152,7 @@ class Parts:
         # In this order: products and attention are known to layers and heads, AdamW to Muon, all to steps. Where a part
         # is not there, neither are those that rest on it (`can`).
         self._products = _fits(rows, "product", ("dtype", "kind"), _product)
-        self._attention = _fits(rows, "attention", ("dtype", "kernel"), _attention, MISSED_OF_ATTENTION)
+        self._attention = _fits(rows, "attention", ("dtype", "kernel"), self._attention_of, MISSED_OF_ATTENTION)
         whole = {d for d in ITEM if all((d, k) in self._products for k in KINDS)}
         rows = [r for r in rows if r.facts["dtype"] in whole]
         attended = [r for r in rows if (r.facts["dtype"], r.facts.get("kernel")) in self._attention]
@@ -165,7 +172,8 @@ class Parts:
 
     def attention(self, dtype: str, kernel: str, tokens: int, context: int, heads: Heads, speed: Speed) -> float:
         """Attention of one layer, forward and backward."""
-        return _seconds(self._attention[dtype, kernel], attention_cost(kernel, tokens, context, heads, speed))
+        cost = attention_cost(kernel, tokens, context, heads, self.threads, speed)
+        return _seconds(self._attention[dtype, kernel], cost)
 
     def layer(self, dtype: str, kernel: str, tokens: int, context: int, sizes: Sizes, speed: Speed) -> float:
         """One dense layer, forward and backward."""
@@ -251,6 +259,10 @@ class Parts:
         router = self.product(step.dtype, n, D, experts, speed) + speed.calls(60 + 9 * experts)
         return dense - part + experts * one + moved + router
 
+    def _attention_of(self, f: Facts, speed: Speed) -> Cost:
+        heads = (f["H"], f["K"], f["E"])
+        return attention_cost(f["kernel"], f["tokens"], f["context"], heads, self.threads, speed)
+
     def _layer(self, f: Facts, speed: Speed) -> Cost:
         return self._layer_cost(f["dtype"], f["kernel"], f["tokens"], f["context"], _sizes(f), speed)
 
@@ -302,10 +314,6 @@ def _step(f: Facts) -> Step:
 
 def _product(f: Facts, speed: Speed) -> Cost:
     return product_cost(f["dtype"], f["kind"], f["tokens"], f["in"], f["out"], speed)
-
-
-def _attention(f: Facts, speed: Speed) -> Cost:
-    return attention_cost(f["kernel"], f["tokens"], f["context"], (f["H"], f["K"], f["E"]), speed)
 
 
 def _dropout_cost(numbers: int, speed: Speed) -> Cost:
