@@ -9,6 +9,7 @@ import torch
 
 from foretell import calibrate, plan, runtime
 from foretell import config as run_config
+from foretell.calibrate import machine, timing
 from foretell.errors import ConfigError
 
 
@@ -23,9 +24,10 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
     """Measuring replaced by a counter: for the tests of storing."""
     calls = {"n": 0}
 
-    def measure() -> dict[str, object]:
+    def measure(level: str) -> dict[str, object]:
         calls["n"] += 1
-        return {"format_version": 1, "n": calls["n"]}
+        parts = {"parts": [{"part": "layer"}], "parts_created": "then"} if level == "full" else {}
+        return {"format_version": 2, "level": level, "n": calls["n"], **parts}
 
     monkeypatch.setattr(calibrate, "measure", measure)
     return calls
@@ -36,9 +38,16 @@ def test_a_record_is_measured_once_and_renewed_on_demand(home: Path, quick: dict
     assert calibrate.record()["n"] == 1
     assert calibrate.record()["n"] == 1
     assert calibrate.record(renew=True)["n"] == 2
-    assert calibrate.stored() == {"format_version": 1, "n": 2}
+    assert calibrate.stored() == {"format_version": 2, "level": "quick", "n": 2}
     assert calibrate.path().is_relative_to(home)
     assert runtime.machine_key() in calibrate.path().name
+
+
+def test_a_quick_record_keeps_the_parts_of_a_full_one(home: Path, quick: dict[str, int]) -> None:
+    calibrate.record(level="full")
+    kept = {"level": "full", "parts": [{"part": "layer"}], "parts_created": "then"}
+    assert calibrate.record(renew=True) == {"format_version": 2, "n": 2, **kept}
+    assert calibrate.stored() == {"format_version": 2, "n": 2, **kept}
 
 
 def test_a_damaged_record_is_measured_again_and_a_newer_one_refused(home: Path, quick: dict[str, int]) -> None:
@@ -71,9 +80,9 @@ def test_a_slow_dtype_takes_no_longer_than_it_may(monkeypatch: pytest.MonkeyPatc
         return seconds
 
     clock = {"now": 0.0}
-    monkeypatch.setattr(calibrate, "_product_seconds", slow)
+    monkeypatch.setattr(machine, "_product_seconds", slow)
     monkeypatch.setattr(time, "perf_counter", lambda: clock["now"])
-    rates = calibrate.product_rates("bfloat16")
+    rates = machine.product_rates("bfloat16")
     assert rates["peak"] == pytest.approx(rate)
     assert max(sides) <= 512
     assert clock["now"] < 1.0
@@ -87,7 +96,7 @@ def test_the_measured_rate_is_that_of_a_long_product() -> None:
     for _ in range(4):
         a @ a
     plain = 4 * 2 * 512**3 / (time.perf_counter() - began)
-    rates = calibrate.product_rates("float32")
+    rates = machine.product_rates("float32")
     assert plain / 3 < rates["peak"] < 3 * plain
     assert rates["peak"] == max(rates.values())
 
@@ -110,6 +119,31 @@ def test_a_whole_record_serves_the_forecast(home: Path) -> None:
     assert forecast["peak_flops_per_second"] == max(r["peak"] for r in record["flops_per_second"].values())
     assert forecast["memory_bytes"]["peak"]["value"] > record["process_bytes"]
     assert "GFLOP/s" in _text(record)
+    assert record["level"] == "quick"
+    assert all(1e-7 < s < 10 for s in record["speed"].values())
+
+
+def test_a_timing_is_the_median_of_calls_that_have_settled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a clock of our own: of three calls to settle each is quicker, of three that count one is disturbed."""
+    clock = {"now": 0.0}
+    lasting = iter([0.4, 0.2, 0.01, 0.01, 0.07, 0.012])
+
+    def work() -> None:
+        clock["now"] += next(lasting)
+
+    speeds = iter([timing.Speed(1.0, 2.0, 3.0), timing.Speed(3.0, 4.0, 5.0)])
+    monkeypatch.setattr(timing, "References", lambda: type("R", (), {"speed": lambda self: next(speeds)})())
+    monkeypatch.setattr(time, "perf_counter", lambda: clock["now"])
+    monkeypatch.setattr(time, "sleep", lambda seconds: None)
+    monkeypatch.setattr(timing, "WORK_SECONDS", 100.0)
+    seconds, speed = timing.Stopwatch().beside(work, 0.05)
+    assert seconds == pytest.approx(0.012)
+    assert speed == timing.Speed(2.0, 3.0, 4.0)
+    assert timing.median([timing.Speed(1, 5, 9), timing.Speed(2, 6, 7), timing.Speed(3, 4, 8)]) == {
+        "product_seconds": 2,
+        "operator_seconds": 5,
+        "stream_seconds": 8,
+    }
 
 
 def _text(record: dict) -> str:

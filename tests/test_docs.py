@@ -250,7 +250,7 @@ def test_the_objects_that_are_shown_are_those_that_come(tmp_path: Path) -> None:
     made = {}
     for verb, arguments in {
         "prepare": ["text.txt", "blank.jsonl", "--out", "data"],
-        "calibrate": [],
+        "calibrate": ["--quick"],
         "plan": ["--data", "data", *SHAPE],
         "train": ["--data", "data", "--name", "tiny", *SHAPE],
         "verify": ["runs/tiny"],

@@ -84,16 +84,17 @@ class Stopwatch:
     def beside(self, work: Callable[[], object], least_seconds: float) -> tuple[float, Speed]:
         """Median seconds of a call, of several that take so long together, and the speed around them.
 
-        The first calls, up to three, do not count as long as each is quicker than the one before: they meet cold caches
-        and memory that the allocator has not got yet.
+        The first call does not count, nor another two as long as each is quicker than the one before: they meet cold
+        caches and memory that the allocator has not got yet.
         """
-        before, first = self._now(), _seconds(work)
-        second = first if first > 2 * LONG_SECONDS else _seconds(work)
-        if second < SETTLED * first:
-            second = _seconds(work)
-        least, seconds = 3 if second < LONG_SECONDS else 2 if second < 8 * LONG_SECONDS else 1, list[float]()
+        before, last = self._now(), _seconds(work)
+        for _ in range(2 if last < 8 * LONG_SECONDS else 0):
+            previous, last = last, _seconds(work)
+            if last > SETTLED * previous:
+                break
+        least, seconds = 3 if last < LONG_SECONDS else 2 if last < 8 * LONG_SECONDS else 1, list[float]()
         while sum(seconds) < least_seconds or len(seconds) < least:
-            if self._pause() and second < LONG_SECONDS:
+            if self._pause() and last < LONG_SECONDS:
                 work()
             seconds.append(_seconds(work))
         return statistics.median(seconds), between(before, self._now())

@@ -106,14 +106,20 @@ def product_cost(dtype: str, kind: str, tokens: int, width: int, out: int, speed
     return Cost(terms, [math.log2(tokens), math.log2(width), math.log2(out)])
 
 
-def attention_cost(kernel: str, tokens: int, context: int, heads: Heads, speed: Speed) -> Cost:
-    """Attention, forward and backward, over `tokens` in sequences; heads: query heads, KV heads, head width."""
+def attention_cost(kernel: str, tokens: int, context: int, heads: Heads, threads: int, speed: Speed) -> Cost:
+    """Attention, forward and backward, over `tokens` in sequences; heads: query heads, KV heads, head width.
+
+    The batched products of one kernel are shared out whole: three on two threads take as long as four.
+    """
     H, K, E = heads
+    groups = tokens // context * K
+    uneven = -(-groups // threads) * threads / groups - 1
     blocks = list(memory.attention_blocks(context)) if kernel == "products" else []
     area = sum((b - a) * b for a, b in blocks) if blocks else context * (context + 1) / 2
     scores = tokens / context * H * area
     terms = [
         speed.arithmetic(12 * scores * E),
+        speed.arithmetic(12 * scores * E) * (uneven if blocks else 0),
         speed.traffic(4 * scores, 4 * scores / len(blocks) if blocks else 0),
         speed.traffic(4 * tokens * (H + K) * E, 4 * tokens * H * E if blocks else 0),
         speed.calls(len(blocks) or 1),
@@ -122,31 +128,42 @@ def attention_cost(kernel: str, tokens: int, context: int, heads: Heads, speed: 
 
 
 def elementwise_bytes(sizes: Sizes) -> int:
-    """Bytes per token that the operators of one layer beside products and attention read and write, in float32."""
+    """Bytes per token that the operators of one layer beside products and attention read and write, in float32.
+
+    Counted on the built layer, as a test does again: norms, residuals, rotary positions, SwiGLU, and their gradients.
+    """
     D, _, H, K, E, F, _ = sizes
-    return 4 * (58 * D + 50 * (H + K) * E + 4 * K * E + 14 * F)
+    return 4 * (83 * D + 51 * (H + K) * E + 14 * F)
 
 
 class Parts:
-    """The fitted parts of one record, given its `parts`."""
+    """The fitted parts of one record, given its `parts` and threads."""
 
-    def __init__(self, entries: Sequence[Facts]) -> None:
+    def __init__(self, entries: Sequence[Facts], threads: int) -> None:
+        self.threads = threads
         names = [f.name for f in fields(Speed)]
+        self._muon: _Fits = {}
         rows = [
             _Row(entry, seconds, Speed(*speed))
             for entry in entries
             for seconds, *speed in zip(entry["seconds"], *(entry[k] for k in names), strict=True)
         ]
         self.speed = Speed(*(median(getattr(r.speed, k) for r in rows) for k in names))
-        # In this order: products and attention are known to layers and heads, AdamW to Muon.
+        # In this order: products and attention are known to layers and heads, AdamW to Muon, all to steps. Where a part
+        # is not there, neither are those that rest on it (`can`).
         self._products = _fits(rows, "product", ("dtype", "kind"), _product)
-        self._attention = _fits(rows, "attention", ("dtype", "kernel"), _attention, MISSED_OF_ATTENTION)
-        self._layers = _fits(rows, "layer", ("dtype",), self._layer)
+        self._attention = _fits(rows, "attention", ("dtype", "kernel"), self._attention_of, MISSED_OF_ATTENTION)
+        whole = {d for d in ITEM if all((d, k) in self._products for k in KINDS)}
+        rows = [r for r in rows if r.facts["dtype"] in whole]
+        attended = [r for r in rows if (r.facts["dtype"], r.facts.get("kernel")) in self._attention]
+        self._layers = _fits(attended, "layer", ("dtype",), self._layer)
         self._heads = _fits(rows, "head", ("dtype",), self._head)
         self._dropout = _fits(rows, "dropout", (), lambda f, s: _dropout_cost(f["numbers"], s))
         self._updates = _fits(rows, "update", ("optimizer",), lambda f, s: _update_cost(_sizes(f), s))
-        self._muon = _fits(rows, "muon", ("dtype",), lambda f, s: self._muon_cost(_sizes(f), s))
-        self._steps = _fits(rows, "step", ("dtype",), lambda f, s: self._step_cost(_step(f), s), MISSED_OF_STEPS)
+        if ("adamw",) in self._updates:
+            self._muon = _fits(rows, "muon", ("dtype",), lambda f, s: self._muon_cost(_sizes(f), s))
+        whole_steps = [r for r in attended if r.facts["part"] == "step" and self._has_parts(_step(r.facts))]
+        self._steps = _fits(whole_steps, "step", ("dtype",), lambda f, s: self._step_cost(_step(f), s), MISSED_OF_STEPS)
 
     def product(self, dtype: str, tokens: int, width: int, out: int, speed: Speed) -> float:
         """The three products of one linear layer."""
@@ -155,7 +172,8 @@ class Parts:
 
     def attention(self, dtype: str, kernel: str, tokens: int, context: int, heads: Heads, speed: Speed) -> float:
         """Attention of one layer, forward and backward."""
-        return _seconds(self._attention[dtype, kernel], attention_cost(kernel, tokens, context, heads, speed))
+        cost = attention_cost(kernel, tokens, context, heads, self.threads, speed)
+        return _seconds(self._attention[dtype, kernel], cost)
 
     def layer(self, dtype: str, kernel: str, tokens: int, context: int, sizes: Sizes, speed: Speed) -> float:
         """One dense layer, forward and backward."""
@@ -196,12 +214,15 @@ class Parts:
         }
 
     def can(self, step: Step) -> bool:
-        """Whether the record has all parts of such a step."""
-        muon = step.optimizer == "muon"
-        kernels, updates = (step.dtype, step.kernel) in self._attention, ("adamw" if muon else step.optimizer,)
-        parts = all((step.dtype,) in fits for fits in (self._layers, self._heads, self._steps))
-        products = all((step.dtype, k) in self._products for k in KINDS) and bool(self._dropout)
-        return kernels and parts and products and updates in self._updates and (not muon or (step.dtype,) in self._muon)
+        """Whether the record has all parts of such a step, and such steps."""
+        return (step.dtype,) in self._steps and self._has_parts(step)
+
+    def _has_parts(self, step: Step) -> bool:
+        d, updates = (step.dtype,), self._muon if step.optimizer == "muon" else self._updates
+        updated = d if step.optimizer == "muon" else (step.optimizer,)
+        dropped = bool(self._dropout) or not step.dropout
+        attended = (step.dtype, step.kernel) in self._attention
+        return dropped and attended and updated in updates and d in self._layers and d in self._heads
 
     def left_out(self) -> dict[_Key, list[float]]:
         """Errors log(measured / forecast) of all timings, each forecast from the others of its part."""
@@ -237,6 +258,10 @@ class Parts:
         moved = speed.traffic(copies, 4 * chosen * n * D) + speed.traffic(12 * experts * D * width, 4 * D * width)
         router = self.product(step.dtype, n, D, experts, speed) + speed.calls(60 + 9 * experts)
         return dense - part + experts * one + moved + router
+
+    def _attention_of(self, f: Facts, speed: Speed) -> Cost:
+        heads = (f["H"], f["K"], f["E"])
+        return attention_cost(f["kernel"], f["tokens"], f["context"], heads, self.threads, speed)
 
     def _layer(self, f: Facts, speed: Speed) -> Cost:
         return self._layer_cost(f["dtype"], f["kernel"], f["tokens"], f["context"], _sizes(f), speed)
@@ -289,10 +314,6 @@ def _step(f: Facts) -> Step:
 
 def _product(f: Facts, speed: Speed) -> Cost:
     return product_cost(f["dtype"], f["kind"], f["tokens"], f["in"], f["out"], speed)
-
-
-def _attention(f: Facts, speed: Speed) -> Cost:
-    return attention_cost(f["kernel"], f["tokens"], f["context"], (f["H"], f["K"], f["E"]), speed)
 
 
 def _dropout_cost(numbers: int, speed: Speed) -> Cost:

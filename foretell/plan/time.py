@@ -100,7 +100,7 @@ def parts(machine: dict[str, Any]) -> Parts | None:
     if not entries:
         return None
     if not _fitted or _fitted[0][0] is not entries:
-        _fitted[:] = [(entries, Parts(entries))]
+        _fitted[:] = [(entries, Parts(entries, int(machine.get("threads") or 1)))]
     return _fitted[0][1]
 
 
