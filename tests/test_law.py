@@ -314,6 +314,23 @@ def test_what_cannot_be_fitted_is_told(rows: list[Row], form: str, why: str) -> 
         law.fit(rows, form=form)
 
 
+@pytest.mark.parametrize("kind", ["one size", "equal losses", "wild losses", "huge losses", "repeated text"])
+def test_any_table_has_an_interval(kind: str) -> None:
+    """Tables that tell little: no warning, no infinity, the value inside."""
+    rng = np.random.default_rng(len(kind))
+    for _ in range(8):
+        count = int(rng.integers(5, 20))
+        size = np.full(count, 1e8) if kind == "one size" else 10 ** rng.uniform(5, 10, count)
+        tokens = 10 ** rng.uniform(6, 12, count)
+        spread = {"equal losses": 0.0, "wild losses": 0.6, "huge losses": 2.0}.get(kind, 0.02)
+        loss = np.exp(rng.normal(8 if kind == "huge losses" else 1, spread, count))
+        share = 10 ** rng.uniform(0, 2, count) if kind in {"repeated text", "one size"} else np.ones(count)
+        rows = [Row(*map(float, r)) for r in zip(size, tokens, loss, tokens / share, strict=True)]
+        for target in ((1e11, 2e13, 1e9), (1e4, 1e5, None)):
+            found = law.forecast(rows, *target)
+            assert 0 < found["low"] <= found["value"] <= found["high"] < math.inf
+
+
 def test_what_cannot_be_forecast_is_told() -> None:
     with pytest.raises(PlanError, match="3 rows are too few for a forecast: it needs at least 5"):
         law.forecast(made()[:3], 1e9, 1e10)

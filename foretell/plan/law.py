@@ -121,8 +121,7 @@ def forecast(
         raise PlanError("a forecast needs runs of at least 3 different amounts of compute")
     constant = None
     if repeats(rows) or (unique_tokens is not None and tokens > unique_tokens):
-        enough = repeats(rows) and len(rows) >= needed(rows, "tied")
-        constant = _repeat_constant(rows) if enough else REPEAT
+        constant = _repeat_constant(rows)
     table = np.array([[r.parameters, worth(r.tokens, r.unique_tokens, constant), r.loss] for r in rows])
     mixture = posterior.average(table, parameters, worth(tokens, unique_tokens, constant), seed_spread(rows))
     value, low, high = (math.exp(posterior.quantile(mixture, q)) for q in (0.5, 0.05, 0.95))
@@ -130,7 +129,10 @@ def forecast(
 
 
 def _repeat_constant(rows: Sequence[Row]) -> float:
-    """R_D* as the tied law finds it, held near the published one: tables seldom determine it well."""
+    """R_D* as the tied law finds it, held near the published one: tables seldom determine it well, or at all."""
+    apart = min(len({r.parameters for r in rows}), len({r.tokens for r in rows}))
+    if not repeats(rows) or len(rows) < needed(rows, "tied") or apart < 2:
+        return REPEAT
     found = fit(rows, form="tied").repeat or REPEAT
     return min(max(found, REPEAT / 4), REPEAT * 4)
 
