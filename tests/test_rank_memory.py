@@ -1,7 +1,7 @@
 """Memory of a process in closed form, against the peak of live tensors of a traced step of our own code.
 
 The step runs on fake tensors as one rank of a cluster that is not there (`train/rehearsal.py`); what the formula says
-must be within 3% of it (4% with recomputation), within 6% in pipelines, whose schedules keep some micro-batches more or less.
+must be within 3% of it (4% with recomputation), within 6% in pipelines, whose schedules keep some more or less.
 """
 
 from typing import Any
