@@ -1,0 +1,102 @@
+"""Writes docs/forecast-accuracy.md from the records in docs/records: every forecast that was on file before its run.
+
+    python benchmarks/forecast_accuracy.py [--runs FOLDER ...]
+
+--runs: run folders, or folders that hold some; their plan.json and measured.json are added as the record
+`runs.json`, so that the page can be made again without them. The peer of a ladder's forecast is the guess that needs no
+law: the lowest loss of a rung.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+from pathlib import Path
+from typing import Any
+
+from foretell import plan
+
+ROOT = Path(__file__).parent.parent
+RECORDS, PAGE = ROOT / "docs" / "records", ROOT / "docs" / "forecast-accuracy.md"
+HEAD = """# forecast accuracy
+
+Made by `benchmarks/forecast_accuracy.py` from the records in `docs/records/`: forecasts that were on file before what
+they forecast began, and what came out. Errors are measured over forecast, minus one; intervals are central 90%. Nothing
+is left out because it missed. How step times of published runs compare stands in [cluster.md](cluster.md), back-tests
+of the scaling law on public tables in [scaling-laws.md](scaling-laws.md), the loss law of `foretell train` on texts
+left out in [plan.md](plan.md#final-loss).
+"""
+COLUMNS = (
+    ("target", "parameters", "tokens", "times the largest rung", "forecast", "interval"),
+    ("measured", "error", "held", "best rung"),
+)
+
+
+def added(folders: list[Path]) -> None:
+    """Put what `verify` says of the finished runs in the folders on record."""
+    every = [p.parent for f in folders for p in sorted(f.rglob("measured.json")) if (p.parent / "plan.json").exists()]
+    pairs = [(r.name, plan.stored(r / "plan.json"), plan.stored(r / "measured.json")) for r in every]
+    if pairs:
+        text = json.dumps({"format_version": 1, **plan.gathered(pairs)}, indent=1)
+        (RECORDS / "runs.json").write_text(text + "\n", encoding="utf-8")
+
+
+def runs(record: dict[str, Any]) -> str:
+    """The history of whole runs."""
+    share = record["held_share"]
+    lines = [
+        f"## Whole runs on one machine\n\n{len(record['runs'])} runs; {100 * share:.0f}% of all intervals held.",
+        "",
+        "| quantity | runs | held | median error | worst error |",
+        "| --- | ---: | ---: | ---: | ---: |",
+    ]
+    for q in record["quantities"]:
+        held = f"{100 * q['held_share']:.0f}%" if q["held_share"] is not None else ""
+        errors = " | ".join(f"{q[k]:+.1f}%" for k in ("median_error_percent", "worst_error_percent"))
+        lines.append(f"| {q['name']} | {q['runs']} | {held} | {errors} |")
+    return "\n".join(lines) + "\n"
+
+
+def ladder(name: str, record: dict[str, Any]) -> str:
+    """The targets of one ladder."""
+    lines = [
+        f"## Ladder {name}\n\n{record['rungs']} rungs. Target: width x layers.",
+        "",
+        f"| {' | '.join(COLUMNS[0] + COLUMNS[1])} |",
+        "| --- | ---: | ---: | ---: | ---: | --- | ---: | ---: | --- | ---: |",
+    ]
+    errors = []
+    for t in record["targets"]:
+        shape, f = t["target"], t["forecast"]
+        target = f"{shape['hidden_size']} x {shape['num_hidden_layers']}"
+        cells = [target, f"{shape['parameters']:,}", f"{shape['tokens']:,}", f"{t['compute_ratio']:.0f}"]
+        cells += [f"{f['value']:.3f}", f"{f['low']:.3f} to {f['high']:.3f}"]
+        if t["measured"] is None:
+            cells += ["not trained yet", "", "", ""]
+        else:
+            errors.append(abs(t["error_percent"]))
+            held = "yes" if t["held"] else "no"
+            best = f"{t['error_percent_of_best_rung']:+.1f}%"
+            cells += [f"{t['measured']:.3f}", f"{t['error_percent']:+.2f}%", held, best]
+        lines.append(f"| {' | '.join(cells)} |")
+    if errors:
+        lines += ["", f"Median error {statistics.median(errors):.2f}%, worst {max(errors):.2f}%."]
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--runs", type=Path, nargs="*", default=[])
+    added(parser.parse_args().runs)
+    parts = [HEAD]
+    for file in sorted(RECORDS.glob("*/targets.json")):
+        parts.append(ladder(file.parent.name.removeprefix("ladder-"), json.loads(file.read_text(encoding="utf-8"))))
+    if (RECORDS / "runs.json").exists():
+        parts.append(runs(json.loads((RECORDS / "runs.json").read_text(encoding="utf-8"))))
+    PAGE.write_text("\n".join(parts), encoding="utf-8")
+    print(PAGE.read_text(encoding="utf-8"))
+
+
+if __target_ == "__main__":
+    main()
