@@ -98,5 +98,5 @@ def main() -> None:
     print(PAGE.read_text(encoding="utf-8"))
 
 
-if __target_ == "__main__":
+if __name__ == "__main__":
     main()
