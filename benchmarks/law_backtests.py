@@ -38,7 +38,7 @@ MOST_EPOCHS = 16  # beyond, runs learn their text by heart, which no law here de
 # Validation sets of running English text. The others of Gadre's table: code, Penn Treebank, German beside English.
 RUNNING_TEXT = ("c4_val", "paloma_c4", "falcon", "openlm", "redpajama")
 HOLDS = 0.9
-MARK = "<!-- {} of benchmarks/law_backtests.py -->"
+MARK = "<!-- {} of benchmarks -->"
 
 
 @dataclass(frozen=True)
