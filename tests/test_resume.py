@@ -175,6 +175,9 @@ def test_stopped_behind_every_file_operation(tmp_path: Path, data: Path, monkeyp
     origin = tmp_path / "origin"
     with pytest.raises(Stop):
         train_in(origin, data, stop_at=3)
+    until = time.monotonic() + 20  # what was being saved when it stopped goes on in this process
+    while any((origin / "checkpoints").glob(".*")) and time.monotonic() < until:
+        time.sleep(0.01)
     counter = [0]
     shutil.copytree(origin, tmp_path / "counted")
     with intercepted(dying_after(10**9, counter)):
