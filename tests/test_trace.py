@@ -49,6 +49,17 @@ CASES: dict[str, tuple[int, RunConfig]] = {
         16,
         config(8, *EXPERTS, "model.num_hidden_layers=4", pp=2, dp_shard=4, ep=2, tp=2, schedule="zero-bubble"),
     ),
+    "outer step in buckets": (
+        4,
+        config(
+            4,
+            *("model.hidden_size=1536", "model.intermediate_size=6000", "model.num_hidden_layers=3"),
+            *("model.vocab_size=30000", "model.tie_word_embeddings=false"),
+            dp_replicate=2,
+            dp_shard=2,
+            local_steps=2,
+        ),
+    ),
     "interleaved": (16, config(16, "model.num_hidden_layers=8", pp=4, dp_shard=4, schedule="interleaved")),
     "muon": (8, config(8, "train.optimizer=muon", dp_shard=4, tp=2)),
     "gathered keys": (8, config(4, *HALF, "data.packing=within", cp=4, dp_shard=2, context_exchange="gather")),
