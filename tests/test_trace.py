@@ -7,6 +7,8 @@ import pytest
 import torch
 import torch.distributed as dist
 from counted import foretold, resolved, seen
+from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import strategies as st
 from ranks import on
 from torch.distributed._tools.mem_tracker import MemTracker
 
@@ -16,6 +18,7 @@ from foretell.distributed.placed import Placed
 from foretell.distributed.trace import Trace
 from foretell.errors import ConfigError
 from foretell.models.decoder import Decoder
+from foretell.plan import layout
 from foretell.plan.communication import collectives
 from foretell.train import optim
 from foretell.train.alone import Alone
@@ -45,6 +48,17 @@ CASES: dict[str, tuple[int, RunConfig]] = {
     "zero bubble": (
         16,
         config(8, *EXPERTS, "model.num_hidden_layers=4", pp=2, dp_shard=4, ep=2, tp=2, schedule="zero-bubble"),
+    ),
+    "outer step in buckets": (
+        4,
+        config(
+            4,
+            *("model.hidden_size=1536", "model.intermediate_size=6000", "model.num_hidden_layers=3"),
+            *("model.vocab_size=30000", "model.tie_word_embeddings=false"),
+            dp_replicate=2,
+            dp_shard=2,
+            local_steps=2,
+        ),
     ),
     "interleaved": (16, config(16, "model.num_hidden_layers=8", pp=4, dp_shard=4, schedule="interleaved")),
     "muon": (8, config(8, "train.optimizer=muon", dp_shard=4, tp=2)),
@@ -79,6 +93,55 @@ def test_a_traced_step_issues_what_is_foretold(name: str) -> None:
 def test_every_stage(place: int) -> None:
     c = config(6, "model.num_hidden_layers=7", pp=3, schedule="1f1b", dp_shard=2, tp=2)
     agrees(c, 12, rehearse(c, 12, pp_place=place), place)
+
+
+@st.composite
+def planned(draw: st.DrawFn) -> tuple[RunConfig, int, int]:
+    """A config that can be divided as it says, its processes, and a place on the pipeline's axis."""
+
+    def one_of(*values: Any) -> Any:
+        return draw(st.sampled_from(values))
+
+    pp, tp, cp, shard, copies = (
+        one_of(1, 1, 2, 3),
+        one_of(1, 2, 4),
+        one_of(1, 1, 2, 4),
+        one_of(1, 2, 3, 64),
+        one_of(1, 2),
+    )
+    mixture = draw(st.booleans())
+    p = {"pp": pp, "tp": tp, "cp": cp, "dp_shard": shard, "dp_replicate": copies}
+    p["ep"] = one_of(*(e for e in (1, 2, 4) if shard % e == 0)) if mixture else 1
+    p["schedule"] = one_of("1f1b", "gpipe", "interleaved", "zero-bubble")
+    p["recompute"], p["context_exchange"] = one_of("none", "selective", "full"), one_of("auto", "gather", "ring")
+    p["reduce"], p["local_steps"] = one_of("float32", "bfloat16", "int8"), one_of(1, copies)
+    heads = one_of(2, 4)
+    keys = [
+        *(f"model.num_key_value_heads={heads}", f"model.num_attention_heads={heads * one_of(1, 2)}"),
+        *(f"model.head_dim={one_of(8, 10)}", f"model.intermediate_size={one_of(40, 52)}"),
+        *(f"model.num_hidden_layers={one_of(1, 3, 7)}", f"model.vocab_size={one_of(96, 108)}"),
+        *(f"model.tie_word_embeddings={one_of('true', 'false')}", f"train.dtype={one_of('float32', 'bfloat16')}"),
+        *(f"train.optimizer={one_of('adamw', 'muon', 'sgd')}", f"train.dropout={one_of(0, 0.1)}"),
+        *(f"train.attention={one_of('sdpa', 'products')}", f"data.packing={one_of('across', 'within')}"),
+        *(f"train.loss_chunk_tokens={one_of(16, 24, 4096)}", *(EXPERTS if mixture else ())),
+    ]
+    c = config(copies * shard * (pp if pp > 1 else one_of(1, 2)), *keys, **p)
+    ranks = pp * tp * cp * shard * copies
+    try:
+        sequences = c.train.needed("global_batch_tokens") // 32
+        layout.check(layout.degrees(c.parallel, ranks), c.parallel, c.model, 32, sequences, 1)
+    except ConfigError:
+        assume(False)
+    return c, ranks, draw(st.integers(0, pp - 1))
+
+
+@pytest.mark.slow
+@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.filter_too_much, HealthCheck.too_slow])
+@given(planned())
+def test_any_layout(plan: tuple[RunConfig, int, int]) -> None:
+    c, ranks, place = plan
+    steps = max(c.parallel.local_steps, 1 + (c.parallel.pp > 1))  # DiLoCo's meeting is in the last
+    agrees(c, ranks, rehearse(c, ranks, pp_place=place, steps=steps), place)
 
 
 @pytest.mark.slow
@@ -129,9 +192,9 @@ def peak_on_a_rank(c: RunConfig) -> dict[str, int]:
 @pytest.mark.parametrize(
     ("ranks", "c", "within"),
     [
-        (2, config(4, dp_shard=2), 0.0),
-        pytest.param(4, config(4, *HALF, dp_shard=2, tp=2), 0.0, marks=pytest.mark.slow),
-        # Where tensors wait for a neighbour, it depends on when that comes.
+        # Equal to the byte, often: gloo's threads let go of a tensor when they come to it.
+        (2, config(4, dp_shard=2), 0.01),
+        pytest.param(4, config(4, *HALF, dp_shard=2, tp=2), 0.01, marks=pytest.mark.slow),
         pytest.param(2, config(4, pp=2), 0.01, marks=pytest.mark.slow),
         pytest.param(2, config(4, *HALF, cp=2, context_exchange="ring"), 0.03, marks=pytest.mark.slow),
     ],
@@ -142,8 +205,9 @@ def test_fake_tensors_take_what_real_ones_take(ranks: int, c: RunConfig, within:
     assert traced.pop("copies") == 0
     assert sum(traced.values()) == 2 * traced["peak"]
     assert traced["peak"] == pytest.approx(real["peak"], rel=within)
-    if not within:
-        assert traced == real
+    assert [traced[k] for k in ("parameters", "optimizer", "tables")] == [
+        real[k] for k in ("parameters", "optimizer", "tables")
+    ]
     assert real["optimizer"] == pytest.approx(2 * real["parameters"], rel=0.001)
 
 

@@ -26,12 +26,9 @@ from torch.distributed.tensor import DTensor
 
 from foretell.distributed.collectives import Collectives
 from foretell.errors import CheckpointError, ConfigError
+from foretell.plan.layout import BLOCK, BUCKET
 
 METHODS = ("float32", "bfloat16", "int8")
-# Numbers that share a scale in int8: 4 bytes of scale on 256 of payload.
-BLOCK = 256
-# Numbers an outer step sends at once: 64 MB in float32.
-_BUCKET = 2**24
 
 
 def quantised(x: Tensor) -> Tensor:
@@ -180,7 +177,7 @@ class OuterOptimizer:
         names: list[str] = []
         size = 0
         for name, p in self._parameters.items():
-            if names and size + p.numel() > _BUCKET:
+            if names and size + p.numel() > BUCKET:
                 yield names
                 names, size = [], 0
             names.append(name)

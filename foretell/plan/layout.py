@@ -26,6 +26,9 @@ AXES = ("pp", "dp_replicate", "dp_outer", "ep", "cp", "tp")
 
 
 _SEVERAL = ("interleaved", "zero-bubble")
+# Between copies: numbers that share a scale in int8, 4 bytes of scale on 256 of payload; and those that an outer step
+# sends at once, 64 MB in float32.
+BLOCK, BUCKET = 256, 2**24
 Box = tuple[tuple[int, ...], tuple[int, ...]]  # offset and shape of a part in the whole
 
 

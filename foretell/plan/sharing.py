@@ -15,10 +15,6 @@ from foretell.plan import layout
 from foretell.plan.collective import BYTE, DOUBLE, FLOAT, HALF, LONG, Chunk, Collective, Rank
 from foretell.plan.weights import Weight, layer_weights, outer_weights
 
-# As in distributed/replicate.py: numbers that share a scale, and numbers that an outer step sends at once.
-BLOCK, SCALE_BYTES = 256, 4
-BUCKET = 2**24
-
 
 def _shape_here(r: Rank, weight: Weight) -> tuple[int, ...]:
     """What tensor and expert parallelism leave of a weight, which FSDP2 divides."""
@@ -65,15 +61,11 @@ def weights_and_gradients(r: Rank, evaluated: bool) -> Iterator[Collective]:
             if r.d.pp > 1:
                 gathers = 0 if evaluated else 1
             else:
-                gathers = r.micro_batches - evaluated if unit == "root" else _gathers_of_a_layer(r, unit)
+                gathers = r.micro_batches - evaluated if unit == "root" else 2 * r.micro_batches
             yield Collective("weights", "all_gather", axis, ranks, alike * gathers, numbers, item)
             yield Collective("gradients", "reduce_scatter", axis, ranks, alike, numbers, FLOAT)
         if r.parallel.local_steps == 1:
             yield from over_copies(r, numbers // ranks, alike)
-
-
-def _gathers_of_a_layer(r: Rank, unit: str) -> int:
-    return 2 * r.micro_batches
 
 
 def over_copies(
@@ -92,8 +84,8 @@ def over_copies(
     elif r.parallel.reduce == "bfloat16":
         item = HALF
     else:
-        blocks = -(-numbers // (n * BLOCK))
-        part, item = blocks * (BLOCK + SCALE_BYTES), BYTE
+        blocks = -(-numbers // (n * layout.BLOCK))
+        part, item = blocks * (layout.BLOCK + FLOAT), BYTE
     for kind in ("all_to_all", "all_gather"):
         yield Collective(purpose, kind, "dp_replicate", n, calls, n * part, item, every)
 
@@ -167,7 +159,7 @@ def meetings(r: Rank) -> Iterator[Collective]:
     size, begun = 0, False
     for weight in _all_weights(r):
         held = _held(r, weight)
-        if begun and size + held > BUCKET:
+        if begun and size + held > layout.BUCKET:
             yield from over_copies(r, size, purpose="outer step", every=r.parallel.local_steps)
             size = 0
         size, begun = size + held, True
