@@ -143,6 +143,7 @@ class Parts:
         self.threads = threads
         names = [f.name for f in fields(Speed)]
         self._muon: _Fits = {}
+        self._known_layers: dict[tuple[Any, ...], float] = {}
         rows = [
             _Row(entry, seconds, Speed(*speed))
             for entry in entries
@@ -177,7 +178,12 @@ class Parts:
 
     def layer(self, dtype: str, kernel: str, tokens: int, context: int, sizes: Sizes, speed: Speed) -> float:
         """One dense layer, forward and backward."""
-        return _seconds(self._layers[dtype,], self._layer_cost(dtype, kernel, tokens, context, sizes, speed))
+        alike = sizes._replace(L=1, V=1)
+        key = (dtype, kernel, tokens, context, alike, speed)
+        if key not in self._known_layers:  # a search for a size asks for each layer at many depths
+            cost = self._layer_cost(dtype, kernel, tokens, context, alike, speed)
+            self._known_layers[key] = _seconds(self._layers[dtype,], cost)
+        return self._known_layers[key]
 
     def head(self, dtype: str, tokens: int, width: int, vocabulary: int, chunk: int | None, speed: Speed) -> float:
         """Embedding, last norm, head and loss, forward and backward."""
