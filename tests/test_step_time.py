@@ -384,7 +384,8 @@ def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("tiny")
-def test_all_parts_are_measured_and_serve_a_forecast() -> None:
+def test_all_parts_are_measured_and_serve_a_forecast(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(measured, "MOST_SECONDS", 1e9)  # however slow the machine is at the moment
     found = measured.measure(("float32",))
     assert {e["part"] for e in found} == {
         *("product", "attention", "layer", "head", "dropout", "update", "muon", "step")
