@@ -38,6 +38,13 @@ SCALES: dict[str, tuple[list[str], list[tuple[int, int, int]]]] = {
         ],
         [(64, 2, 13_800_000), (48, 2, 20_900_000), (96, 3, 5_500_000)],
     ),
+    "middle": (
+        [
+            *("ladder.widths=[24, 32, 48, 64]", "ladder.rung_flops=8e11"),
+            *("train.dtype=float32", "train.attention=sdpa"),
+        ],
+        [(64, 2, 21_300_000), (96, 3, 8_900_000), (128, 4, 4_700_000)],
+    ),
     "large": (
         ["ladder.widths=[32, 48, 64, 80, 96]", "ladder.rung_flops=3e12"],
         [(96, 3, 33_000_000), (128, 4, 16_200_000), (160, 5, 9_000_000)],
