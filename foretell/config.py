@@ -275,6 +275,7 @@ class LadderConfig(Table):
     widths: list[int] | None = Field(None, min_length=3, description="hidden sizes of the rungs; unset: by the target")
     horizons: int = Field(3, ge=3, description="lengths of each size, each twice the one before")
     repeats: int = Field(2, ge=0, description="further seeds of the size in the middle")
+    seeds: int = Field(1, ge=1, description="seeds of every size")
     decay_fraction: float = Field(0.2, gt=0, le=0.5, description="share of every run, and of the target, that decays")
 
 

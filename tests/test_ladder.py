@@ -304,6 +304,15 @@ def test_the_design_follows_the_target() -> None:
         assert design.cost(c) == r.flops
 
 
+def test_seeds_of_every_size_and_repeats_of_the_middle() -> None:
+    asked = ["model.hidden_size=512", "model.num_hidden_layers=8", "train.tokens=1000000000"]
+    c = run_config.load(None, [*asked, "ladder.seeds=2", "ladder.repeats=1", "ladder.widths=[64, 96, 128]"])
+    found = design.rungs(design.settled(c, CORPUS, {}), c.train)
+    trunks = {(r.hidden_size, r.seed) for r in found}
+    assert trunks == {(w, s) for w in (64, 96, 128) for s in (0, 1)} | {(96, 2)}
+    assert len(found) == 3 * len(trunks)
+
+
 def test_a_target_too_small_for_a_ladder_is_said_so() -> None:
     c = run_config.load(None, ["model.hidden_size=16", "model.num_hidden_layers=2", "train.tokens=200000"])
     with pytest.raises(ConfigError, match=r"rungs of [12] sizes only"):

@@ -93,11 +93,10 @@ def rungs(target: RunConfig, given: TrainConfig) -> list[Rung]:
     widths = target.ladder.widths or _widths(target)
     if min(widths) < WIDTH_STEP or len(set(widths)) < 3:
         raise ConfigError(f"ladder.widths ({widths}) must be at least 3 different ones of {WIDTH_STEP} or more")
-    found = [r for width in widths for r in _trunk(target, given, width, target.train.seed, most)]
-    middle = widths[len(widths) // 2]
-    for repeat in range(target.ladder.repeats):
-        found += _trunk(target, given, middle, target.train.seed + 1 + repeat, most)
-    return found
+    first, seeds, middle = target.train.seed, target.ladder.seeds, widths[len(widths) // 2]
+    trunks = [(width, first + n) for n in range(seeds) for width in widths]
+    trunks += [(middle, first + seeds + n) for n in range(target.ladder.repeats)]
+    return [r for width, seed in trunks for r in _trunk(target, given, width, seed, most)]
 
 
 def tokens_of(config: RunConfig) -> int:
