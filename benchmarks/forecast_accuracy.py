@@ -58,6 +58,35 @@ def runs(record: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def steps(record: dict[str, Any]) -> str:
+    """Step times of configs that calibrated nothing (`benchmarks/step_time.py`)."""
+    machine, by_speed = record["machine"], record["summary"]["error_percent"]
+    plain = {n: 100 * (r["forecast_seconds"] / r["measured_seconds"] - 1) for n, r in record["configs"].items()}
+    lines = [
+        f"## Step time\n\n{len(record['configs'])} configs that no calibration has seen, chosen before they were measured; "
+        f"{machine['processor']}, {machine['threads']} threads, torch {machine['torch']}; {record['created'][:10]}. Three "
+        "repeats of each, minutes apart. *Error*: the forecast for the speed that the machine was measured to have beside "
+        "the steps. *Record alone*: the forecast from the machine record, whose speed is that of the moment when it was "
+        "made, against the steps as they were; on a shared machine the two moments differ.",
+        "",
+        "| config | parameters | measured | forecast | error | record alone | repeats |",
+        "| --- | ---: | ---: | ---: | ---: | ---: | --- |",
+    ]
+    for name, r in record["configs"].items():
+        repeats = ", ".join(f"{e:+.1f}" for e in r["repeats_percent"])
+        times = f"{1e3 * r['measured_seconds']:,.0f} ms | {1e3 * r['forecast_seconds']:,.0f} ms"
+        lines.append(
+            f"| {name} | {r['parameters']:,} | {times} | {r['error_percent']:+.1f}% | {plain[name]:+.1f}% | {repeats} |"
+        )
+    sizes = sorted(abs(e) for e in plain.values())
+    lines += [
+        "",
+        f"Median error {by_speed['median']:.1f}%, worst {by_speed['worst']:.1f}%; of the record alone "
+        f"{statistics.median(sizes):.1f}% and {sizes[-1]:.1f}%.",
+    ]
+    return "\n".join(lines) + "\n"
+
+
 def ladder(name: str, record: dict[str, Any]) -> str:
     """The targets of one ladder."""
     lines = [
@@ -92,6 +121,8 @@ def main() -> None:
     parts = [HEAD]
     for file in sorted(RECORDS.glob("*/targets.json")):
         parts.append(ladder(file.parent.name.removeprefix("ladder-"), json.loads(file.read_text(encoding="utf-8"))))
+    if (RECORDS / "step-time.json").exists():
+        parts.append(steps(json.loads((RECORDS / "step-time.json").read_text(encoding="utf-8"))))
     if (RECORDS / "runs.json").exists():
         parts.append(runs(json.loads((RECORDS / "runs.json").read_text(encoding="utf-8"))))
     PAGE.write_text("\n".join(parts), encoding="utf-8")
