@@ -27,6 +27,11 @@ is left out because it missed. How step times of published runs compare stands i
 of the scaling law on public tables in [scaling-laws.md](scaling-laws.md), the loss law of `foretell train` on texts
 left out in [plan.md](plan.md#final-loss).
 """
+STEPS = (
+    "Three repeats of each, minutes apart. *Error*: the forecast for the speed that the machine was measured to have "
+    "beside the steps. *Record alone*: the forecast from the machine record, whose speed is that of the moment when it "
+    "was made, against the steps as they were; on a shared machine the two moments differ."
+)
 COLUMNS = (
     ("target", "parameters", "tokens", "times the largest rung", "forecast", "interval"),
     ("measured", "error", "held", "best rung"),
@@ -61,13 +66,12 @@ def runs(record: dict[str, Any]) -> str:
 def steps(record: dict[str, Any]) -> str:
     """Step times of configs that calibrated nothing (`benchmarks/step_time.py`)."""
     machine, by_speed = record["machine"], record["summary"]["error_percent"]
+    where = f"{machine['processor']}, {machine['threads']} threads, torch {machine['torch']}; {record['created'][:10]}."
     plain = {n: 100 * (r["forecast_seconds"] / r["measured_seconds"] - 1) for n, r in record["configs"].items()}
     lines = [
-        f"## Step time\n\n{len(record['configs'])} configs that no calibration has seen, chosen before they were measured; "
-        f"{machine['processor']}, {machine['threads']} threads, torch {machine['torch']}; {record['created'][:10]}. Three "
-        "repeats of each, minutes apart. *Error*: the forecast for the speed that the machine was measured to have beside "
-        "the steps. *Record alone*: the forecast from the machine record, whose speed is that of the moment when it was "
-        "made, against the steps as they were; on a shared machine the two moments differ.",
+        f"## Step time\n\n{len(record['configs'])} configs that no calibration has seen, chosen beforehand; {where}",
+        "",
+        STEPS,
         "",
         "| config | parameters | measured | forecast | error | record alone | repeats |",
         "| --- | ---: | ---: | ---: | ---: | ---: | --- |",
