@@ -47,11 +47,10 @@ SCALES: dict[str, tuple[list[str], list[tuple[int, int, int]]]] = {
     ),
     "seeds": (
         [
-            *("ladder.widths=[16, 24, 32, 48, 64, 96]", "ladder.horizons=4", "ladder.seeds=3", "ladder.repeats=0"),
-            "ladder.rung_flops=1.2e12",
+            *("ladder.widths=[16, 24, 32, 48, 64]", "ladder.seeds=3", "ladder.repeats=0", "ladder.rung_flops=1.2e12"),
             *("train.dtype=float32", "train.attention=sdpa"),
         ],
-        [(64, 2, 31_600_000), (96, 3, 13_100_000), (128, 4, 6_000_000)],
+        [(64, 4, 19_600_000), (96, 4, 10_400_000), (128, 4, 6_100_000)],
     ),
     "large": (
         ["ladder.widths=[32, 48, 64, 80, 96]", "ladder.repeats=1", "ladder.rung_flops=3e12"],
