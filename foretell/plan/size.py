@@ -9,7 +9,7 @@ from typing import Any
 from foretell import config as run_config
 from foretell.config import ModelConfig, RunConfig, TrainConfig
 from foretell.errors import ConfigError, PlanError
-from foretell.plan import flops, memory, scaling, time
+from foretell.plan import flops, memory, rungs, scaling, time
 from foretell.plan.budget import Budget
 
 # A forecast aims a little under the budget, so that half the error of the forecast still ends inside it.
@@ -22,6 +22,8 @@ NARROWEST, WIDEST = 24, 128
 # Forecasts this close in the logarithm are alike: then the larger model, better in both measured pairs (docs/log.md).
 ALIKE = 0.01
 LEAST_STEPS = 40
+# Candidates have batches that are powers of two; with a ladder only those near its rule, in the logarithm to base two.
+NEAR_THE_RULE = 0.75
 SHARE_OF_MEMORY = 0.7
 USUAL_MEMORY_BYTES = 4e9
 MOST_LOGIT_BYTES = 1e9
@@ -154,9 +156,10 @@ def size_for_budget(
 ) -> RunConfig:
     """The width, depth, batch and steps of lowest forecast loss for a budget. What the config sets is kept.
 
-    The optimum is flat: of the forecasts that are `ALIKE` the largest model's is taken. A budget of time is not spent
-    on reading a text more than `MOST_EPOCHS` times; one of FLOPs is kept. A config that says how long to train is left
-    as it is, so that a finished run's config repeats the run. Raises PlanError when nothing fits.
+    By the law that ships the optimum is flat: of the forecasts that are `ALIKE` the largest model's is taken. Where
+    `train.ladder` names a ladder its own law decides, among models of its shape with batches of its rule. A budget of
+    time is not spent on reading a text more than `MOST_EPOCHS` times; one of FLOPs is kept. A config that says how long
+    to train is left as it is, so that a finished run's config repeats the run. Raises PlanError when nothing fits.
     """
     if config.train.steps or config.train.tokens:
         return config
@@ -165,6 +168,7 @@ def size_for_budget(
             "a budget chooses the size of dense models only; with model.num_experts give model.hidden_size and "
             "model.num_hidden_layers"
         )
+    ladder = rungs.read(config.train.ladder) if config.train.ladder else None
     found: list[tuple[float, int, ModelConfig, TrainConfig]] = []
     for model, train in _candidates(config, corpus, machine):
         steps = _steps_within(budget, model, train, machine, probe)
@@ -173,20 +177,34 @@ def size_for_budget(
             steps = _at_most(steps, batch, corpus)
         if steps < LEAST_STEPS:
             continue
-        n = flops.parameters(model)["non_embedding"]
-        loss = scaling.bits_per_byte(n, steps * batch, batch, corpus or {}, probe)["value"]
+        count = flops.parameters(model)
+        n = count["non_embedding"]
+        if ladder is None:
+            loss = scaling.bits_per_byte(n, steps * batch, batch, corpus or {}, probe)["value"]
+        elif _is_of_ladder(ladder, config, model, steps * batch, batch):
+            loss = ladder.loss(count["total"], steps * batch, (corpus or {}).get("tokens") or math.inf)
+        else:
+            continue
         found.append((math.log(loss), -n, model, train.model_copy(update={"steps": steps})))
     if not found:
         told = f"{budget.seconds:g} s" if budget.seconds is not None else f"{budget.flops:g} FLOPs"
         raise PlanError(f"nothing that learns fits {told} on this machine; give a larger budget, or a smaller model")
     lowest = min(loss for loss, *_ in found)
-    alike = (f for f in found if f[0] <= lowest + ALIKE)
+    alike = (f for f in found if f[0] <= lowest + (ALIKE if ladder is None else 0.0))
     _, _, model, train = min(alike, key=lambda f: (f[1], f[0]))
     return run_config.updated(
         config,
         model={"hidden_size": model.hidden_size, "num_hidden_layers": model.num_hidden_layers},
         train={"global_batch_tokens": train.global_batch_tokens, "steps": train.steps},
     )
+
+
+def _is_of_ladder(ladder: rungs.Rungs, config: RunConfig, model: ModelConfig, tokens: float, batch: int) -> bool:
+    """Whether the ladder's law speaks of a candidate: its shape, and the batch of its rule, where they are not set."""
+    D, L = model.sizes.D, model.sizes.L
+    shaped = config.model.num_hidden_layers is not None or ladder.layers(D) == L
+    rule = batch_tokens(tokens, config.train.context)
+    return shaped and (config.train.global_batch_tokens is not None or abs(math.log2(batch / rule)) <= NEAR_THE_RULE)
 
 
 def _candidates(
