@@ -170,7 +170,7 @@ def size_for_budget(
         )
     ladder = rungs.read(config.train.ladder) if config.train.ladder else None
     found: list[tuple[float, int, ModelConfig, TrainConfig]] = []
-    for model, train in _candidates(config, corpus, machine):
+    for model, train in _candidates(config, corpus, machine, ladder):
         steps = _steps_within(budget, model, train, machine, probe)
         batch = train.global_batch_tokens or train.context
         if budget.seconds is not None:
@@ -181,7 +181,7 @@ def size_for_budget(
         n = count["non_embedding"]
         if ladder is None:
             loss = scaling.bits_per_byte(n, steps * batch, batch, corpus or {}, probe)["value"]
-        elif _is_of_ladder(ladder, config, model, steps * batch, batch):
+        elif config.train.global_batch_tokens or _is_near_the_rule(batch, steps * batch, config.train.context):
             loss = ladder.loss(count["total"], steps * batch, (corpus or {}).get("tokens") or math.inf)
         else:
             continue
@@ -199,26 +199,27 @@ def size_for_budget(
     )
 
 
-def _is_of_ladder(ladder: rungs.Rungs, config: RunConfig, model: ModelConfig, tokens: float, batch: int) -> bool:
-    """Whether the ladder's law speaks of a candidate: its shape, and the batch of its rule, where they are not set."""
-    D, L = model.sizes.D, model.sizes.L
-    shaped = config.model.num_hidden_layers is not None or ladder.layers(D) == L
-    rule = batch_tokens(tokens, config.train.context)
-    return shaped and (config.train.global_batch_tokens is not None or abs(math.log2(batch / rule)) <= NEAR_THE_RULE)
+def _is_near_the_rule(batch: int, tokens: float, context: int) -> bool:
+    """Whether a batch is about what the rule has for so many tokens; a ladder's law knows of no other."""
+    return abs(math.log2(batch / batch_tokens(tokens, context))) <= NEAR_THE_RULE
 
 
 def _candidates(
-    config: RunConfig, corpus: dict[str, Any] | None, machine: dict[str, Any]
+    config: RunConfig, corpus: dict[str, Any] | None, machine: dict[str, Any], ladder: rungs.Rungs | None
 ) -> Iterator[tuple[ModelConfig, TrainConfig]]:
-    """Every shape worth a look that fits in memory: a resolved model, and a train table with its batches."""
+    """Every shape worth a look that fits in memory: a resolved model, and a train table with its batches.
+
+    With a ladder the shapes are the ladder's.
+    """
     m, t = config.model, config.train
     widths = [m.hidden_size] if m.hidden_size else WIDTHS
     depths = [m.num_hidden_layers] if m.num_hidden_layers else LAYERS
-    free = not (m.hidden_size or m.num_hidden_layers)
+    free = ladder is None and not (m.hidden_size or m.num_hidden_layers)
     batches = [t.global_batch_tokens] if t.global_batch_tokens else [SMALLEST_BATCH << i for i in range(6)]
     room = SHARE_OF_MEMORY * float(machine.get("memory_bytes") or USUAL_MEMORY_BYTES)
     for width in widths:
-        for depth in depths:
+        of_ladder = [ladder.layers(width)] if ladder is not None and not m.num_hidden_layers else None
+        for depth in of_ladder or depths:
             if free and not NARROWEST <= width / depth <= WIDEST:
                 continue
             sizes = {"hidden_size": width, "num_hidden_layers": depth}
