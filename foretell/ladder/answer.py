@@ -65,7 +65,7 @@ def fit_table(
     forecasts = []
     for parameters, tokens, unique in targets:
         found: dict[str, Any] = {"parameters": parameters, "tokens": tokens, "unique_tokens": unique}
-        found.update(law.forecast(read.rows, parameters, tokens, unique))
+        found.update(law.forecast(read.rows, parameters, tokens, unique, bit=read.bit))
         found["law"] = law.loss(fitted, parameters, tokens, unique)
         found["compute_ratio"] = 6 * parameters * tokens / largest
         if curve is not None:

@@ -21,6 +21,7 @@ from foretell.config import ModelConfig, RunConfig, TrainConfig
 from foretell.errors import ConfigError
 from foretell.ladder.transfer import hyperparameters
 from foretell.plan import flops, size
+from foretell.plan import rungs as rungs_law
 
 # The smallest and the largest size over the one with the target's tokens a parameter.
 SPAN = (0.33, 2.7)
@@ -33,9 +34,6 @@ GLANCE_TOKENS = 8192
 # Text on which every rung and the target are scored at the end, where the validation text is longer.
 SCORED_BYTES = 2e6
 FEWEST_STEPS = 20
-# What takes two layers or three to be learned at all is no matter of size: rungs of two layers say nothing of a target
-# of three (docs/log.md: 13% better than they foretold).
-FEWEST_LAYERS = 4
 
 
 @dataclass(frozen=True)
@@ -113,14 +111,11 @@ def cost(config: RunConfig) -> float:
 
 
 def scaled(model: ModelConfig, width: int) -> ModelConfig:
-    """The model of that width with the same ratio of width to depth, and of the feed-forward part to the width.
-
-    Never less deep than `FEWEST_LAYERS`, or than the target where that has fewer.
-    """
+    """The model of that width with the same ratio of the feed-forward part to it; depth as `plan/rungs.py` says."""
     sizes = model.sizes
     changes: dict[str, Any] = {
         "hidden_size": width,
-        "num_hidden_layers": max(min(FEWEST_LAYERS, sizes.L), round(sizes.L * width / sizes.D)),
+        "num_hidden_layers": rungs_law.layers(sizes, width),
         "head_dim": None,
         "intermediate_size": max(16, 16 * round(sizes.F * width / sizes.D / 16)),
     }

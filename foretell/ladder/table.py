@@ -28,6 +28,7 @@ NAMES = {
     "unique_tokens": ("uniquetokens", "u", "unique", "ntokensunique"),
     "seed": ("seed",),
     "accuracy": ("accuracy", "acc"),
+    "bits_per_byte": ("bitsperbyte", "bpb"),
 }
 NEEDED = ("parameters", "tokens", "loss")
 UNITS = {"": 1.0, "K": 1e3, "M": 1e6, "B": 1e9, "G": 1e9, "T": 1e12}
@@ -38,7 +39,8 @@ _MOST_NAMED = 30  # columns listed in an error
 class Table:
     """The runs of a file. `accuracies`: of each row, None where it has none; `columns`: which were read as what.
 
-    `left_out`: lines without a loss; `passed_over`: lines that a condition did not want.
+    `left_out`: lines without a loss; `passed_over`: lines that a condition did not want. `bit`: one bit a byte in the
+    unit of the losses, None where the table does not tell.
     """
 
     rows: list[Row]
@@ -46,6 +48,7 @@ class Table:
     columns: dict[str, str]
     left_out: int
     passed_over: int
+    bit: float | None = None
 
 
 def read(path: Path, columns: Mapping[str, str] | None = None, where: Mapping[str, str] | None = None) -> Table:
@@ -61,6 +64,7 @@ def read(path: Path, columns: Mapping[str, str] | None = None, where: Mapping[st
     rows: list[Row] = []
     accuracies: list[float | None] = []
     left_out = passed_over = 0
+    bit = 1.0 if _plain(chosen["loss"]) in NAMES["bits_per_byte"] else None
     for number, cells in lines:
         if not all(_same(cells.get(c, ""), v) for c, v in (where or {}).items()):
             passed_over += 1
@@ -80,7 +84,10 @@ def read(path: Path, columns: Mapping[str, str] | None = None, where: Mapping[st
             )
         )
         accuracies.append(values.get("accuracy"))
-    return Table(rows, accuracies, chosen, left_out, passed_over)
+        bits = values.get("bits_per_byte")
+        if bits and bit is None:
+            bit = rows[-1].loss / bits
+    return Table(rows, accuracies, chosen, left_out, passed_over, bit)
 
 
 def _lines(path: Path) -> tuple[list[str], list[tuple[int, dict[str, str]]]]:

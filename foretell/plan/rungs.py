@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from foretell import config as run_config
-from foretell.config import RunConfig
+from foretell.config import RunConfig, Sizes
 from foretell.errors import ConfigError
 from foretell.plan import law
 
@@ -36,6 +36,19 @@ _OWN |= {
 # Of [model], what follows from a size.
 _SIZES = {"hidden_size", "num_hidden_layers", "intermediate_size", "head_dim", "num_attention_heads"}
 _SIZES |= {"num_key_value_heads", "moe_intermediate_size", "vocab_size", "max_position_embeddings"}
+
+
+# What takes two layers or three to be learned at all is no matter of size: rungs of two layers say nothing of a target
+# of three (docs/log.md: 13% better than they foretold).
+FEWEST_LAYERS = 4
+
+
+def layers(target: Sizes, width: int) -> int:
+    """Layers of a rung of that width: the target's ratio of width to depth, and not less deep than `FEWEST_LAYERS`.
+
+    A target of fewer layers has rungs of as many.
+    """
+    return max(min(FEWEST_LAYERS, target.L), round(target.L * width / target.D))
 
 
 @dataclass(frozen=True)
@@ -65,8 +78,7 @@ class Rungs:
 
     def layers(self, width: int) -> int:
         """Layers of a model of that width in the ladder's shape."""
-        sizes = self.base.model.sizes
-        return max(2, round(sizes.L * width / sizes.D))
+        return layers(self.base.model.sizes, width)
 
 
 def read(folder: str) -> Rungs:
