@@ -34,6 +34,13 @@ def values(field: FieldInfo) -> st.SearchStrategy[Any]:
     def one(kind: Any) -> st.SearchStrategy[Any]:
         if get_origin(kind) is Literal:
             return st.sampled_from(get_args(kind))
+        if get_origin(kind) is tuple:
+            return st.lists(one(get_args(kind)[0]), max_size=3)
+        if isinstance(kind, type) and issubclass(kind, Table):
+            needed = {n for n, f in kind.model_fields.items() if f.is_required()}
+            found = _fields(kind)
+            own = {n: s for n, s in found.items() if n not in needed}
+            return st.fixed_dictionaries({n: found[n] for n in needed}, optional=own)
         if kind is int:
             return st.integers(low if low is None or "ge" in bounds else low + 1, 2**62)
         if kind is float:

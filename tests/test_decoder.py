@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from foretell.models.decoder import Dropout
+from foretell.models.core import Dropout
 
 
 @pytest.mark.parametrize("p", [0.1, 0.5, 0.9])

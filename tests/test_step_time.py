@@ -22,7 +22,8 @@ from foretell import calibrate, plan
 from foretell import config as run_config
 from foretell.calibrate import parts as measured
 from foretell.config import ModelConfig, RunConfig
-from foretell.models.decoder import Layer, rotary_tables
+from foretell.models import families
+from foretell.models.rope import rotary_tables
 from foretell.plan import fitted, time
 from foretell.plan.parts import Parts, Speed, Step, elementwise_bytes
 
@@ -353,13 +354,13 @@ def test_elementwise_bytes_are_those_of_the_operators(over: dict[str, int]) -> N
     counts = []
     for layers in (1, 2):
         c = ModelConfig(hidden_size=128, num_hidden_layers=layers, **over).resolved(512, 32)
-        stack = [Layer(c, i, 0.0, "sdpa").train() for i in range(layers)]
-        cos, sin = rotary_tables(32, c.sizes.E, 1e4)
+        stack = [layer.train() for layer in families.parts(c, 0.0, "sdpa").layers]
+        angles = rotary_tables(32, c.sizes.E, 1e4)
         x = torch.randn(16, 32, 128, requires_grad=True)
         with Counted() as counted:
             y: torch.Tensor = x
             for one in stack:
-                y = one(y, cos, sin, None, None)
+                y = one(y, angles, None, None)
             y.backward(torch.ones_like(y))
         counts.append(counted.bytes)
     assert (counts[1] - counts[0]) / 512 == pytest.approx(elementwise_bytes(c.sizes), rel=0.01)

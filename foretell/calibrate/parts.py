@@ -22,8 +22,11 @@ from torch import Tensor, nn
 from foretell import runtime
 from foretell.calibrate import timing
 from foretell.config import ModelConfig, TrainConfig
+from foretell.models import families
 from foretell.models.attention import attend
-from foretell.models.decoder import Decoder, Dropout, Layer, rotary_tables
+from foretell.models.core import Dropout
+from foretell.models.decoder import Decoder
+from foretell.models.rope import rotary_tables
 from foretell.plan.parts import Speed
 from foretell.train import optim
 from foretell.train.alone import Alone
@@ -158,8 +161,8 @@ def layer(model: ModelConfig, tokens: int, context: int, dtype: str, kernel: str
 
 
 def _layers(model: ModelConfig, tokens: int, context: int, dtype: str, kernel: str) -> Work:
-    stack = nn.ModuleList(Layer(model, i, 0.0, kernel) for i in range(model.sizes.L)).train()
-    cos, sin = rotary_tables(context, model.sizes.E, model.rope_theta)
+    stack = nn.ModuleList(families.parts(model, 0.0, kernel).layers).train()
+    angles = rotary_tables(context, model.sizes.E, model.rope_theta)
     x = torch.randn(tokens // context, context, model.sizes.D, requires_grad=True)
     g = torch.randn(x.shape)
 
@@ -167,7 +170,7 @@ def _layers(model: ModelConfig, tokens: int, context: int, dtype: str, kernel: s
         with autocast(runtime.dtype(dtype)):
             y: Tensor = x
             for one in stack:
-                y = one(y, cos, sin, None, None)
+                y = one(y, angles, None, None)
         y.backward(g)
         x.grad = None
         stack.zero_grad(set_to_none=True)

@@ -46,19 +46,47 @@ def mask(context: int, rank: int, ranks: int, method: str, segments: Tensor | No
     return (seen & (segments[:, own, None] == segments[:, None, keys])).unsqueeze(1)
 
 
+def nearing(context: int, rank: int, ranks: int, method: str, device: torch.device) -> Callable[..., Tensor | None]:
+    """`models.core.near` for what `mask` gives: of this rank's queries over all keys of the sequence."""
+
+    def near(seen: Tensor | None, window: int, queries: int, keys: int) -> Tensor | None:
+        if context <= window:
+            return seen
+        if seen is None:
+            seen = mask(context, rank, ranks, method, torch.zeros(1, context, dtype=torch.int64))
+            assert seen is not None
+            seen = seen.to(device)
+        own = torch.arange(context) if method == "ulysses" else positions(context, rank, ranks, method)
+        order = torch.cat([positions(context, r, ranks, method) for r in range(ranks)])
+        return seen & (own[:, None] - order[None, :] < window).to(device)
+
+    return near
+
+
 def attending(group: dist.ProcessGroup, method: str) -> Callable[..., Tensor]:
     """`models.attention.attend` for q, k, v that are this rank's part of the sequence."""
 
-    def ulysses(q: Tensor, k: Tensor, v: Tensor, kernel: str = "sdpa", mask: Tensor | None = None) -> Tensor:
+    def ulysses(
+        q: Tensor, k: Tensor, v: Tensor, kernel: str = "sdpa", mask: Tensor | None = None, **how: Any
+    ) -> Tensor:
         q, k, v = (_Exchange.apply(t, 1, 2, group) for t in (q, k, v))
-        return _Exchange.apply(attend(q, k, v, kernel, mask), 2, 1, group)
+        return _Exchange.apply(attend(q, k, v, kernel, mask, **how), 2, 1, group)
 
-    def gather(q: Tensor, k: Tensor, v: Tensor, kernel: str = "sdpa", mask: Tensor | None = None) -> Tensor:
+    def gather(q: Tensor, k: Tensor, v: Tensor, kernel: str = "sdpa", mask: Tensor | None = None, **how: Any) -> Tensor:
         both = _GatherKeys.apply(torch.stack([k, v]), group)
-        return attend(q, both[0], both[1], "sdpa", mask)
+        return attend(q, both[0], both[1], "sdpa", mask, **how)
 
-    def ring(q: Tensor, k: Tensor, v: Tensor, kernel: str = "sdpa", mask: Tensor | None = None) -> Tensor:
-        return ring_attention(q, k, v, mask, group)
+    def ring(
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        kernel: str = "sdpa",
+        mask: Tensor | None = None,
+        *,
+        causal: bool = True,
+        scale: float | None = None,
+    ) -> Tensor:
+        return ring_attention(q if scale is None else q * (scale * q.shape[-1] ** 0.5), k, v, mask, group)
 
     return {"ulysses": ulysses, "gather": gather, "ring": ring}[method]
 

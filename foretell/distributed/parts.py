@@ -26,7 +26,7 @@ from foretell import runtime
 from foretell.config import ModelConfig
 from foretell.distributed.mesh import Mesh
 from foretell.models import initial
-from foretell.models.decoder import Decoder, rotary_tables
+from foretell.models.decoder import Decoder
 from foretell.plan import layout
 from foretell.plan.layout import Split, before_fsdp, box
 
@@ -74,9 +74,7 @@ def narrow(model: Decoder, mesh: Mesh) -> dict[str, tuple[int, ...]]:
 @torch.no_grad()
 def fill(model: Decoder, config: ModelConfig, mesh: Mesh, shapes: dict[str, tuple[int, ...]], seed: int | None) -> None:
     """The tables of positions and, where there is a seed, the initial weights of a narrowed model."""
-    length, E = config.needed("max_position_embeddings"), config.sizes.E
-    cos, sin = rotary_tables(length, E, config.rope_theta)
-    model.model.cos, model.model.sin = cos.to(runtime.device()), sin.to(runtime.device())
+    model.model.fill_tables(config.needed("max_position_embeddings"), runtime.device())
     if seed is None:
         return
     for name, p in model.named_parameters():

@@ -40,6 +40,7 @@ def prune(model: Decoder, stage: int, stages: int) -> None:
         del inner.layers._modules[n]
     if stage > 0:
         inner.embed_tokens = inner.dropout = nn.Identity()  # type: ignore[assignment]
+        inner.embed_positions, inner.embed_scale = None, 1.0
     if stage < stages - 1:
         inner.norm = model.lm_head = nn.Identity()  # type: ignore[assignment]
 

@@ -28,7 +28,8 @@ from foretell.distributed.mesh import Mesh
 from foretell.distributed.parts import Part
 from foretell.distributed.pipeline import Pipeline
 from foretell.distributed.whole import WholeMatrices
-from foretell.models.decoder import Decoder, Layer
+from foretell.models.core import Layer
+from foretell.models.decoder import Decoder
 from foretell.models.moe import MoE
 from foretell.plan import layout
 from foretell.plan.layout import Box
@@ -98,6 +99,9 @@ class Placed:
     def _connect(self, chunk: Decoder, parallel: ParallelConfig) -> None:
         if self.degrees.tp > 1:
             tensor.connect(chunk, self.mesh.group("tp"))
+        if self.degrees.cp > 1:
+            cp_rank = self.mesh.place["cp"]
+            chunk.model.near = context.nearing(self.length, cp_rank, self.degrees.cp, self.exchange, runtime.device())
         for layer in chunk.model.layers:
             assert isinstance(layer, Layer)
             if self.degrees.cp > 1:
@@ -109,7 +113,7 @@ class Placed:
             if parallel.recompute == "full":
                 layer.forward = partial(checkpoint, layer.forward, use_reentrant=False)  # type: ignore
             elif parallel.recompute == "selective":  # what is between the products of the feed-forward part
-                layer.mlp.forward = partial(checkpoint, layer.mlp.forward, use_reentrant=False)  # type: ignore
+                layer.mlp.forward = partial(checkpoint, layer.mlp.forward, use_reentrant=False)
 
     def rows(self, sequences: int, micro_batch_size: int) -> list[int]:
         """Which of the global batch's sequences are this process's, micro-batch after micro-batch.

@@ -6,11 +6,13 @@ gathered before each of the two and their partial outputs are summed and scatter
 each way. The embedding holds a part of the vocabulary, and so does the head, whose logits never meet (`cross_entropy`).
 
 The model's files know nothing of it: hooks gather and scatter, and weights are smaller (see `parts.py`). Weights that
-are whole on every rank get partial gradients, which are summed once a step.
+are whole on every rank get partial gradients, which are summed once a step. A bias behind a sum over the ranks is added
+by each of them in equal shares.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -18,7 +20,8 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from foretell.models.decoder import Decoder, Layer
+from foretell.models.core import Layer
+from foretell.models.decoder import Decoder
 
 
 def gathered(x: Tensor, group: dist.ProcessGroup) -> Tensor:
@@ -72,7 +75,7 @@ def scatter(x: Tensor, group: dist.ProcessGroup) -> Tensor:
 
 def connect(model: Decoder, group: dist.ProcessGroup) -> None:
     """Make the layers and the embedding of `model`, whose weights are this rank's parts, work with those of `group`."""
-    rank = dist.get_rank(group)
+    rank, ranks = dist.get_rank(group), dist.get_world_size(group)
 
     def before(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
         return gather(args[0], group), *args[1:]
@@ -85,6 +88,11 @@ def connect(model: Decoder, group: dist.ProcessGroup) -> None:
         for part in (layer.self_attn, layer.mlp):
             part.register_forward_pre_hook(before)
             part.register_forward_hook(behind)
+        for last in (layer.self_attn.o_proj, getattr(layer.mlp, "down_proj", None)):
+            if isinstance(last, nn.Linear) and last.bias is not None:
+                last.forward = _sharing_bias(last, ranks)  # type: ignore
+    if model.model.embed_positions is not None:
+        model.model.embed_positions.register_forward_hook(lambda module, args, rows: rows.chunk(ranks, -2)[rank])
     table = model.model.embed_tokens
     if not isinstance(table, nn.Embedding):  # a stage behind the first
         return
@@ -97,6 +105,10 @@ def connect(model: Decoder, group: dist.ProcessGroup) -> None:
         return scatter(found * here.unsqueeze(-1), group)
 
     table.forward = looked_up  # type: ignore
+
+
+def _sharing_bias(linear: nn.Linear, ranks: int) -> Callable[[Tensor], Tensor]:
+    return lambda x: F.linear(x, linear.weight, linear.bias / ranks)
 
 
 def cross_entropy(

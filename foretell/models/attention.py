@@ -20,21 +20,32 @@ from torch import Tensor
 from foretell.plan.memory import attention_blocks
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, kernel: str = "sdpa", mask: Tensor | None = None) -> Tensor:
-    """Attention (B, H, T, E) of q (B, H, T, E) over k and v (B, K, S, E) where `mask` allows, or causal without one.
+def attend(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    kernel: str = "sdpa",
+    mask: Tensor | None = None,
+    *,
+    causal: bool = True,
+    scale: float | None = None,
+) -> Tensor:
+    """Attention (B, H, T, E) of q (B, H, T, E) over k and v (B, K, S, E).
 
-    kernel: `products` for `causal_attention`, which wants S = T and no mask; else torch's own.
+    kernel: `products` for `causal_attention`, which wants S = T and no mask; else torch's own. mask: (B or 1, 1 or H, T
+    or 1, S), boolean, True where a query may look, or float and added to the products; it says all. Without one, causal
+    says whether a query sees only the keys up to its own place. scale: of the products; E^-0.5 unless given.
     """
-    if kernel == "products" and mask is None:
-        return causal_attention(q, k, v)
-    causal = mask is None and q.shape[2] > 1
+    if kernel == "products" and causal and mask is None:
+        return causal_attention(q, k, v, scale)
+    only_before = causal and mask is None and q.shape[2] > 1
     return F.scaled_dot_product_attention(
-        q, k, v, attn_mask=mask, is_causal=causal, enable_gqa=k.shape[1] != q.shape[1]
+        q, k, v, attn_mask=mask, is_causal=only_before, scale=scale, enable_gqa=k.shape[1] != q.shape[1]
     )
 
 
-def causal_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """softmax(q k^T / sqrt(E)) v over the keys up to each query: (B, H, T, E).
+def causal_attention(q: Tensor, k: Tensor, v: Tensor, scale: float | None = None) -> Tensor:
+    """softmax(scale q k^T) v over the keys up to each query: (B, H, T, E). scale: E^-0.5 unless given.
 
     q is (B, H, T, E), k and v are (B, K, T, E), and H is a multiple of K: queries are grouped. The gradient is formed
     by hand. All products are in the dtype of v: under autocast it comes straight from a product, but q and k from their
@@ -44,7 +55,7 @@ def causal_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     K = k.shape[1]
     q, k = q.to(v.dtype), k.to(v.dtype)
     grouped = q.reshape(B * K, H // K, T, E)
-    y = _CausalAttention.apply(grouped, k.reshape(B * K, T, E), v.reshape(B * K, T, E))
+    y = _CausalAttention.apply(grouped, k.reshape(B * K, T, E), v.reshape(B * K, T, E), scale or E**-0.5)
     return y.view(B, H, T, E)
 
 
@@ -52,19 +63,20 @@ class _CausalAttention(torch.autograd.Function):
     """q (N, G, T, E), k and v (N, T, E), where N counts KV heads of the batch and G the query heads of each."""
 
     @staticmethod
-    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
+        ctx.scale = scale
         T, E = q.shape[-2:]
         outputs, kept = [], []
         for start, end in attention_blocks(T):
             scores = _rows(q, start, end) @ _keys(k, end).mT
-            p = _probabilities(scores, start, end, E**-0.5)
+            p = _probabilities(scores, start, end, scale)
             kept.append(p)
             outputs.append((p @ _keys(v, end)).view(*q.shape[:2], end - start, E))
         ctx.save_for_backward(q, k, v, *kept)
         return torch.cat(outputs, 2)
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
         q, k, v, *kept = ctx.saved_tensors
         T, E = q.shape[-2:]
         grad_q, grad_k, grad_v = [], torch.zeros_like(k), torch.zeros_like(v)
@@ -74,10 +86,10 @@ class _CausalAttention(torch.autograd.Function):
             grad_p = (grad_y @ _keys(v, end).mT).float()
             wide = p.float()
             mean = (wide * grad_p).sum(-1, keepdim=True)
-            grad_scores = grad_p.sub_(mean).mul_(wide).mul_(E**-0.5).to(q.dtype)
+            grad_scores = grad_p.sub_(mean).mul_(wide).mul_(ctx.scale).to(q.dtype)
             grad_q.append((grad_scores @ _keys(k, end)).view(*q.shape[:2], end - start, E))
             grad_k[:, :end] += grad_scores.mT @ _rows(q, start, end)
-        return torch.cat(grad_q, 2), grad_k, grad_v
+        return torch.cat(grad_q, 2), grad_k, grad_v, None
 
 
 def _rows(x: Tensor, start: int, end: int) -> Tensor:

@@ -3,9 +3,9 @@
 So a process that holds a part of a matrix draws that part alone, and a model is the same on every layout, whatever part
 is drawn where and in what order. Rows are drawn a block at a time, from a generator of the block's own.
 
-Embeddings and routers are normal(initializer_range), matrices normal(1 / sqrt(fan in)), and those that write to the
-residual 0: all layers start as the identity, so the first steps may be large (Zhang et al., 2019, Fixup; Yang et al.,
-2022, muP).
+Embeddings and routers are normal(initializer_range), matrices normal(1 / sqrt(fan in)), biases and the matrices that
+write to the residual 0: all layers start as the identity, so the first steps may be large (Zhang et al., 2019, Fixup;
+Yang et al., 2022, muP).
 """
 
 from __future__ import annotations
@@ -18,6 +18,8 @@ from torch import Tensor, nn
 from foretell.config import ModelConfig
 
 _BLOCK_NUMBERS = 1 << 16
+_ZERO, _TO_RESIDUAL = (".bias", "expert_bias"), ("o_proj.weight", "down_proj.weight", "experts.down_proj")
+_TABLES = ("embed_tokens.weight", "embed_positions.weight", "lm_head.weight", "mlp.gate.weight")
 
 
 def initialise(model: nn.Module, config: ModelConfig, seed: int) -> None:
@@ -31,15 +33,17 @@ def fill(
     part: Tensor, name: str, offset: tuple[int, ...], shape: tuple[int, ...], config: ModelConfig, seed: int
 ) -> None:
     """Fill the `part` of the parameter `name` of that `shape` that begins at `offset`, in place."""
-    if name.endswith(("o_proj.weight", "down_proj.weight", "experts.down_proj", "expert_bias")):
+    gemma = config.model_type == "gemma3_text"
+    # A norm behind a branch, as Gemma has it, wants no zeros: its gradient there is 1 / sqrt(eps).
+    if name.endswith(_ZERO) or (name.endswith(_TO_RESIDUAL) and not gemma):
         part.zero_()
     elif len(shape) < 2:
-        part.fill_(1.0)
+        part.fill_(0.0 if gemma else 1.0)  # Gemma's norms multiply by 1 + weight
     elif len(shape) == 3:  # a stack of matrices, each by its own name
         for n in range(part.shape[0]):
             fill(part[n], f"{name}.{offset[0] + n}", offset[1:], shape[1:], config, seed)
     else:
-        table = name.endswith(("embed_tokens.weight", "lm_head.weight", "mlp.gate.weight"))
+        table = name.endswith(_TABLES)
         _fill_rows(part, f"{seed} {name}", offset, shape[1], config.initializer_range if table else shape[1] ** -0.5)
 
 

@@ -21,7 +21,7 @@ share, groups of experts, dense layers among sparse ones.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -176,15 +176,6 @@ def split(name: str, tensor: Tensor) -> Iterator[tuple[str, Tensor]]:
     place, _, kind = name.rpartition(".")
     for e, matrix in enumerate(tensor.unbind(0)):
         yield f"{place}.{e}.{kind}.weight", matrix
-
-
-def stack(parameters: Mapping[str, Tensor], stored: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The inverse of `split` for all of `parameters`, whose values do not count; the parts are taken from `stored`."""
-    whole = {}
-    for name, p in parameters.items():
-        parts = [stored.pop(n) for n, _ in split(name, p)]
-        whole[name] = torch.stack(parts) if _is_stack(name) else parts[0]
-    return whole
 
 
 def _is_stack(name: str) -> bool:

@@ -49,15 +49,17 @@ COLUMN, ROW, WHOLE = Split(tp=0), Split(tp=1), Split(tp=None, summed=True)
 # The first pattern that matches a parameter's name decides.
 TABLE: tuple[tuple[str, Split], ...] = (
     (r"model\.embed_tokens\.weight|lm_head\.weight", COLUMN),
-    (r".*\.self_attn\.[qkv]_proj\.weight", COLUMN),
+    (r"model\.embed_positions\.weight", WHOLE),
+    (r".*\.self_attn\.[qkv]_proj\.(weight|bias)", COLUMN),
     (r".*\.self_attn\.o_proj\.weight", ROW),
-    (r".*\.mlp\.(gate|up)_proj\.weight", COLUMN),
+    (r".*\.mlp\.(gate|up)_proj\.(weight|bias)", COLUMN),
+    (r".*\.(o|down)_proj\.bias", WHOLE),
     (r".*\.mlp\.down_proj\.weight", ROW),
     (r".*\.mlp\.experts\.(gate|up)_proj", Split(tp=1, ep=0)),
     (r".*\.mlp\.experts\.down_proj", Split(tp=2, ep=0)),
     (r".*\.mlp\.gate\.weight", WHOLE),
     (r".*\.mlp\.expert_bias", Split(tp=None)),  # every rank sees all tokens that are routed
-    (r".*norm\.weight", WHOLE),
+    (r".*norm\.(weight|bias)", WHOLE),
 )
 
 

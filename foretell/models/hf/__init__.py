@@ -1,20 +1,19 @@
 """Hugging Face model folders, in and out: config.json, model.safetensors, tokenizer.json.
 
-`save` writes what transformers, vLLM and llama.cpp load as Qwen3 or Qwen3-MoE without conversion; `load` reads such a
-folder, from us or from others: one safetensors file or several with an index, tied or untied, float32 from float32,
-bfloat16, float16 or float64. Formats: https://github.com/huggingface/safetensors and the Qwen3 models of transformers.
+`save` writes what transformers, vLLM and llama.cpp load without conversion; `load` reads such a folder, from us or from
+others: one safetensors file or several with an index, tied or untied, float32 from float32, bfloat16, float16 or
+float64. Formats: https://github.com/huggingface/safetensors and the models of transformers (`configs.py`, `names.py`).
 A mixture of experts whose choice is biased is none of theirs; it has a `model_type` of its own, so that nobody computes
 it wrongly.
 
 Nothing of a folder is executed and nothing is allocated because a file says so: the shapes that config.json implies are
 compared with the headers of the weight files, which the safetensors library has compared with the files' sizes, before
-a tensor is made. Not handled: other families, RoPE scaling, sliding windows, quantised weights, pickled weights.
+a tensor is made. Not handled: quantised weights, pickled weights.
 """
 
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -22,33 +21,23 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from foretell import tokenizer as tokenizers
 from foretell.config import ModelConfig
 from foretell.errors import ConfigError, ModelError
-from foretell.models import folders, moe
-from foretell.models.decoder import Decoder, rotary_tables
+from foretell.models import folders
+from foretell.models.decoder import Decoder
+from foretell.models.hf import configs, names
 from foretell.tokenizer import Tokenizer
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 # As transformers cuts by default: above this a model is written in several files.
 SHARD_BYTES = 5_000_000_000
-# A longer context than any published model has; its rotary tables take 1 GB at head_dim 128.
-_LONGEST_CONTEXT = 1 << 20
-_TENSORS_OF_A_LAYER = 11
-# By model_type, the class in transformers, and how experts are balanced.
-_FAMILIES = {
-    "qwen3": ("Qwen3ForCausalLM", None),
-    "qwen3_moe": ("Qwen3MoeForCausalLM", "loss"),
-    "foretell_biased_moe": ("BiasedQwen3MoeForCausalLM", "bias"),
-}
-_JSON_BYTES = 1 << 28  # an index of a million tensors is a fraction of it
-_SIZES = (
-    *("hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "intermediate_size"),
-    *("vocab_size", "max_position_embeddings"),
-)
+_TENSORS_OF_A_LAYER = 9  # at least
+# Buffers that some folders hold and no model needs.
+_SPARE = ("rotary_emb.inv_freq", ".attn.bias", ".attn.masked_bias")
 
 
 def load(folder: Path) -> tuple[Decoder, Tokenizer]:
@@ -56,7 +45,7 @@ def load(folder: Path) -> tuple[Decoder, Tokenizer]:
     folder = Path(folder)
     if not (folder / "config.json").is_file():
         raise ModelError(f"{folder}: no config.json; give a run folder or a Hugging Face folder")
-    config = read_config(folder / "config.json")
+    config = configs.read(folder / "config.json")
     try:
         own = tokenizers.load(folder)
     except ConfigError as e:
@@ -83,41 +72,37 @@ def _built(folder: Path, config: ModelConfig) -> Decoder:
     except (RuntimeError, OverflowError) as e:  # sides whose product overflows
         raise ModelError(f"{folder}/config.json: sizes that cannot be: {str(e).splitlines()[0]}") from None
     parameters = dict(model.named_parameters())
-    wanted = _folder_shapes(parameters)
+    wanted = names.shapes(config.model_type, parameters)
     _check_shapes(folder, wanted, place, tied=config.tie_word_embeddings)
     tensors: dict[str, Tensor] = {}
     for file in sorted({place[name][0] for name in wanted}):
         with safe_open(file, framework="pt") as opened:
             tensors |= {n: opened.get_tensor(n).float() for n in wanted if place[n][0] == file}
-    model.load_state_dict(moe.stack(parameters, tensors), strict=False, assign=True)
+    state = names.back(config.model_type, parameters, tensors.__getitem__)
+    model.load_state_dict(state, strict=False, assign=True)
     if config.tie_word_embeddings:
         model.lm_head.weight = model.model.embed_tokens.weight
     model.config = config
-    length, E = config.max_position_embeddings or 1, config.head_dim or 2
-    model.model.cos, model.model.sin = rotary_tables(length, E, config.rope_theta)
+    model.model.fill_tables(config.max_position_embeddings or 1)
     return model.requires_grad_(True)
 
 
 def _unmade(config: ModelConfig) -> Decoder:
     """The decoder without memory for its weights."""
     with torch.device("meta"):
-        return Decoder(config.model_copy(update={"max_position_embeddings": 1}))
+        return Decoder(config)
 
 
 def _shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
     """The weights of a folder by name; a tied table is there once."""
-    return _folder_shapes(dict(_unmade(config).named_parameters()))
-
-
-def _folder_shapes(parameters: dict[str, nn.Parameter]) -> dict[str, tuple[int, ...]]:
-    return {name: tuple(t.shape) for whole, p in parameters.items() for name, t in moe.split(whole, p)}
+    return names.shapes(config.model_type, dict(_unmade(config).named_parameters()))
 
 
 def _check_shapes(
     folder: Path, wanted: dict[str, tuple[int, ...]], place: dict[str, tuple[Path, tuple[int, ...]]], tied: bool
 ) -> None:
     spare = {"lm_head.weight"} if tied else set[str]()  # some save the tied table twice
-    unknown = [n for n in place if n not in wanted and n not in spare and not n.endswith("rotary_emb.inv_freq")]
+    unknown = [n for n in place if n not in wanted and n not in spare and not n.endswith(_SPARE)]
     missing = [n for n in wanted if n not in place]
     if missing or unknown:
         parts = [f"{len(m):,} {what} ({m[0]})" for m, what in ((missing, "missing"), (unknown, "unknown")) if m]
@@ -155,7 +140,7 @@ def _weight_files(folder: Path) -> list[Path]:
         pickled = sorted(p.name for p in folder.glob("*.bin"))
         also = f"; {pickled[0]} is a pickle, which Foretell never opens: convert it to safetensors" if pickled else ""
         raise ModelError(f"{folder}: no {WEIGHTS} and no {INDEX}{also}")
-    listed = _read_json(folder / INDEX).get("weight_map")
+    listed = configs.read_json(folder / INDEX).get("weight_map")
     if not isinstance(listed, dict) or not all(isinstance(n, str) for n in listed.values()):
         raise ModelError(f"{folder / INDEX}: no weight_map of tensor and file names")
     names = sorted(set(listed.values()))
@@ -165,99 +150,6 @@ def _weight_files(folder: Path) -> list[Path]:
         if not (folder / name).is_file():
             raise ModelError(f"{folder}: {name} is missing; {INDEX} names {len(names)} files")
     return [folder / name for name in names]
-
-
-def read_config(path: Path) -> ModelConfig:
-    """The `[model]` table of a Qwen3 or Qwen3-MoE config.json. ModelError for what the decoder does not do."""
-    raw = _read_json(path)
-    if raw.get("model_type") not in list(_FAMILIES):  # which, unlike a dict, may be asked for any JSON value
-        known = ", ".join(repr(k) for k in _FAMILIES)
-        raise ModelError(f"{path}: model_type {raw.get('model_type')!r} cannot be read; only {known} can")
-    _refuse_what_differs(raw, path)
-    sizes: dict[str, Any] = {}
-    for key in _SIZES:
-        sizes[key] = _count(raw.get(key), key, path)
-    sizes["head_dim"] = _count(raw.get("head_dim") or 128, "head_dim", path)
-    if sizes["max_position_embeddings"] > _LONGEST_CONTEXT:
-        raise ModelError(
-            f"{path}: max_position_embeddings is {sizes['max_position_embeddings']:,}; at most {_LONGEST_CONTEXT:,}"
-        )
-    H, K, E = (sizes[k] for k in ("num_attention_heads", "num_key_value_heads", "head_dim"))
-    if H % K or E % 2:
-        raise ModelError(f"{path}: {H} heads must be a multiple of {K} KV heads, and head_dim ({E}) even")
-    rope = raw.get("rope_parameters") or {}
-    return ModelConfig(
-        **sizes,
-        rope_theta=_number(rope.get("rope_theta") or raw.get("rope_theta", 10_000.0), "rope_theta", path),
-        rms_norm_eps=_number(raw.get("rms_norm_eps", 1e-6), "rms_norm_eps", path),
-        tie_word_embeddings=raw.get("tie_word_embeddings", False) is True,
-        initializer_range=_number(raw.get("initializer_range", 0.02), "initializer_range", path),
-        **_experts(raw, path),
-    )
-
-
-def _experts(raw: dict[str, Any], path: Path) -> dict[str, Any]:
-    """The keys of a mixture of experts; none in a dense model. What a file leaves out has transformers' default."""
-    balance = _FAMILIES[raw["model_type"]][1]
-    if balance is None:
-        return {}
-    N = _count(raw.get("num_experts", raw.get("num_local_experts")), "num_experts", path)
-    k = _count(raw.get("num_experts_per_tok", 8), "num_experts_per_tok", path)
-    if k > N:
-        raise ModelError(f"{path}: num_experts_per_tok ({k:,}) exceeds num_experts ({N:,})")
-    coefficient = raw.get("router_aux_loss_coef", 0.001)
-    return {
-        "num_experts": N,
-        "num_experts_per_tok": k,
-        "moe_intermediate_size": _count(raw.get("moe_intermediate_size", 768), "moe_intermediate_size", path),
-        "norm_topk_prob": raw.get("norm_topk_prob", False) is True,
-        "balance": balance,
-        "router_aux_loss_coef": _number(coefficient, "router_aux_loss_coef", path) if coefficient else 0.0,
-    }
-
-
-def _refuse_what_differs(raw: dict[str, Any], path: Path) -> None:
-    rope = raw.get("rope_parameters") or raw.get("rope_scaling") or {}
-    kind = rope.get("rope_type", rope.get("type", "default")) if isinstance(rope, dict) else rope
-    layers = raw.get("layer_types") or []
-    refused = {
-        "hidden_act": raw.get("hidden_act", "silu") != "silu",
-        "attention_bias": bool(raw.get("attention_bias")),
-        "use_sliding_window": bool(raw.get("use_sliding_window")),
-        "layer_types": not isinstance(layers, list) or any(t != "full_attention" for t in layers),
-        "rope_parameters": not isinstance(rope, dict) or kind != "default",
-        "quantization_config": raw.get("quantization_config") is not None,
-        "decoder_sparse_step": raw.get("decoder_sparse_step", 1) != 1,
-        "mlp_only_layers": bool(raw.get("mlp_only_layers")),
-    }
-    for key, differs in refused.items():
-        if differs:
-            value = json.dumps(rope if key == "rope_parameters" else raw.get(key))[:100]
-            raise ModelError(f"{path}: {key} = {value} is not supported by the decoder")
-
-
-def _count(value: Any, key: str, path: Path) -> int:
-    if type(value) is not int or not 0 < value < 1 << 31:
-        raise ModelError(f"{path}: {key} is {value!r}, not a count")
-    return value
-
-
-def _number(value: Any, key: str, path: Path) -> float:
-    if type(value) not in (int, float) or not 0 < value < math.inf:
-        raise ModelError(f"{path}: {key} is {value!r}, not a positive number")
-    return float(value)
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        if path.stat().st_size > _JSON_BYTES:
-            raise ModelError(f"{path}: {path.stat().st_size:,} bytes are too many for a JSON file of a model")
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, OSError, RecursionError) as e:
-        raise ModelError(f"{path}: not readable JSON: {e}") from None
-    if not isinstance(value, dict):
-        raise ModelError(f"{path}: not a JSON object")
-    return value
 
 
 def save(model: Decoder, tokenizer: Tokenizer, folder: Path) -> None:
@@ -281,7 +173,7 @@ def write(
     `shard_bytes` on, in several with an index. Raises ModelError where names or shapes are not the config's.
     """
     wanted = _shapes(config)
-    parts = (part for name, tensor in tensors for part in moe.split(name, tensor))
+    parts = names.out(config.model_type, tensors)
     with folders.replaced(Path(folder)) as partial:
         written = _write_weights(parts, wanted, partial, shard_bytes)
         if missing := [n for n in wanted if n not in written]:
@@ -330,29 +222,8 @@ def _descriptions(c: ModelConfig, tokenizer: Tokenizer) -> dict[str, dict[str, A
     known = {"bos_token_id": tokenizer.bos_id, "eos_token_id": tokenizer.eot_id, "pad_token_id": tokenizer.eot_id}
     ends = {k: v for k, v in known.items() if v is not None}
     of_id = {v: k for k, v in tokenizer.inner.get_vocab(with_added_tokens=True).items()}
-    family = next(k for k, (_, balance) in _FAMILIES.items() if balance == c.balance)
-    config = {
-        "architectures": [_FAMILIES[family][0]],
-        "model_type": family,
-        **{k: getattr(c, k) for k in _SIZES},
-        "head_dim": c.head_dim,
-        "hidden_act": "silu",
-        "attention_bias": False,
-        "attention_dropout": 0.0,
-        "use_sliding_window": False,
-        "rms_norm_eps": c.rms_norm_eps,
-        # transformers 5 reads the first, everything older the second
-        "rope_parameters": {"rope_theta": c.rope_theta, "rope_type": "default"},
-        "rope_theta": c.rope_theta,
-        "tie_word_embeddings": c.tie_word_embeddings,
-        "initializer_range": c.initializer_range,
-        **_descriptions_of_experts(c),
-        "torch_dtype": "float32",
-        "use_cache": True,
-        **ends,
-    }
     return {
-        "config.json": config,
+        "config.json": {**configs.described(c), **ends},
         "generation_config.json": {"_from_model_config": True, **ends},
         "tokenizer_config.json": {
             "tokenizer_class": "PreTrainedTokenizerFast",
@@ -361,10 +232,3 @@ def _descriptions(c: ModelConfig, tokenizer: Tokenizer) -> dict[str, dict[str, A
             **{k.removesuffix("_id"): of_id[v] for k, v in ends.items()},
         },
     }
-
-
-def _descriptions_of_experts(c: ModelConfig) -> dict[str, Any]:
-    if not c.num_experts:
-        return {}
-    keys = ("num_experts", "num_experts_per_tok", "moe_intermediate_size", "norm_topk_prob", "router_aux_loss_coef")
-    return {**{k: getattr(c, k) for k in keys}, "decoder_sparse_step": 1, "mlp_only_layers": []}

@@ -9,137 +9,20 @@ from __future__ import annotations
 
 import difflib
 import json
-import math
 import tomllib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field, ValidationError
 
+from foretell.config.model import ModelConfig as ModelConfig
+from foretell.config.model import RopeScaling as RopeScaling
+from foretell.config.model import Sizes as Sizes
+from foretell.config.table import Table as Table
 from foretell.errors import ConfigError
 
 FORMAT_VERSION = 1
-
-
-class Table(BaseModel):
-    """One table of the file: frozen, and without unknown keys."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=(), allow_inf_nan=False)
-
-    def needed(self, name: str) -> int:
-        """A size that must be decided by now. Raises ConfigError when it is not."""
-        value = getattr(self, name)
-        if value is None:
-            raise ConfigError(f"{name} is not set, and nothing has derived it; give it, or a --budget")
-        return int(value)
-
-
-class Sizes(NamedTuple):
-    """The sizes of a resolved model, by the letters that the shapes are written in."""
-
-    D: int
-    L: int
-    H: int
-    K: int
-    E: int
-    F: int
-    V: int
-
-
-class ModelConfig(Table):
-    """`[model]`: Hugging Face key names. Unset sizes derive from `hidden_size` (see `resolved`)."""
-
-    preset: str | None = Field(None, description="plan only: a published model, such as llama3-405b, or a config.json")
-    hidden_size: int | None = Field(None, gt=0, description="width D; chosen by the forecast when unset")
-    num_hidden_layers: int | None = Field(None, gt=0, description="layers; chosen by the forecast when unset")
-    num_attention_heads: int | None = Field(None, gt=0, description="query heads H; hidden_size / 64, at least 4")
-    num_key_value_heads: int | None = Field(None, gt=0, description="key and value heads K; about half of H")
-    head_dim: int | None = Field(None, gt=0, description="head width E; hidden_size / H")
-    intermediate_size: int | None = Field(None, gt=0, description="feed-forward width F; 8/3 hidden_size")
-    vocab_size: int | None = Field(None, gt=0, description="vocabulary V; the tokenizer's when unset")
-    max_position_embeddings: int | None = Field(None, gt=0, description="longest context; train.context when unset")
-    rope_theta: float = Field(10_000.0, gt=0, description="base of the rotary position embedding")
-    rms_norm_eps: float = Field(1e-6, gt=0, description="epsilon of RMSNorm")
-    tie_word_embeddings: bool = Field(True, description="input and output embedding share one table")
-    initializer_range: float = Field(0.02, gt=0, description="standard deviation of the initial embedding table")
-    num_experts: int | None = Field(None, gt=0, description="experts N of a layer; unset: one dense feed-forward part")
-    num_experts_per_tok: int | None = Field(None, gt=0, description="experts of one token, k; 2, or the one there is")
-    moe_intermediate_size: int | None = Field(None, gt=0, description="width of an expert; F / num_experts_per_tok")
-    norm_topk_prob: bool | None = Field(None, description="weights of a token's experts are made to sum to one; true")
-    balance: Literal["loss", "bias"] | None = Field(None, description="how experts are kept equally busy; loss")
-    router_aux_loss_coef: float | None = Field(None, ge=0, description="weight of the balance loss; 0.01, bias: 0")
-
-    @property
-    def sizes(self) -> Sizes:
-        """The sizes by their letters. Raises ConfigError where one is unset."""
-        names = ("hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "head_dim")
-        return Sizes(*(self.needed(n) for n in (*names, "intermediate_size", "vocab_size")))
-
-    def resolved(self, vocab_size: int, context: int) -> ModelConfig:
-        """Every size filled in. Raises ConfigError when they do not fit together."""
-        if self.hidden_size is None or self.num_hidden_layers is None:
-            raise ConfigError("model.hidden_size and model.num_hidden_layers are not set; give both, or a --budget")
-        D = self.hidden_size
-        H = self.num_attention_heads or _default_heads(D)
-        E = self.head_dim or D // H
-        if self.head_dim is None and D % H:
-            raise ConfigError(
-                f"model.hidden_size ({D}) must be a multiple of model.num_attention_heads ({H}), or set model.head_dim"
-            )
-        if E % 2:
-            raise ConfigError(f"model.head_dim ({E}) must be even for rotary embeddings; use a hidden_size of {2 * H}n")
-        K = self.num_key_value_heads or max(d for d in range(1, max(1, H // 2) + 1) if H % d == 0)
-        if H % K:
-            raise ConfigError(f"model.num_attention_heads ({H}) must be a multiple of num_key_value_heads ({K})")
-        if self.vocab_size is not None and self.vocab_size < vocab_size:
-            raise ConfigError(f"model.vocab_size ({self.vocab_size}) is smaller than the tokenizer's ({vocab_size})")
-        longest = self.max_position_embeddings or context
-        if longest < context:
-            raise ConfigError(f"train.context ({context}) exceeds model.max_position_embeddings ({longest})")
-        F = self.intermediate_size or 64 * math.ceil(8 * D / 3 / 64)
-        return self.model_copy(
-            update={
-                "num_attention_heads": H,
-                "num_key_value_heads": K,
-                "head_dim": E,
-                "intermediate_size": F,
-                "vocab_size": self.vocab_size or vocab_size,
-                "max_position_embeddings": longest,
-                **self._resolved_experts(F),
-            }
-        )
-
-    def _resolved_experts(self, F: int) -> dict[str, Any]:
-        """The keys of a mixture of experts filled in; all stay unset in a dense model."""
-        N = self.num_experts
-        if N is None:
-            alone = [k for k in _OF_EXPERTS if getattr(self, k) is not None]
-            if alone:
-                raise ConfigError(f"model.{alone[0]} is set, but model.num_experts is not; set it, or leave both out")
-            return {}
-        k = self.num_experts_per_tok or min(2, N)
-        if k > N:
-            raise ConfigError(f"model.num_experts_per_tok ({k}) exceeds model.num_experts ({N})")
-        balance = self.balance or "loss"
-        usual = 0.01 if balance == "loss" else 0.0
-        return {
-            "num_experts_per_tok": k,
-            "moe_intermediate_size": self.moe_intermediate_size or 64 * math.ceil(F / k / 64),
-            "norm_topk_prob": self.norm_topk_prob is not False,
-            "balance": balance,
-            "router_aux_loss_coef": usual if self.router_aux_loss_coef is None else self.router_aux_loss_coef,
-        }
-
-
-_OF_EXPERTS = ("num_experts_per_tok", "moe_intermediate_size", "norm_topk_prob", "balance", "router_aux_loss_coef")
-
-
-def _default_heads(hidden_size: int) -> int:
-    """About 64 wide, at least 4, an even width each. 64 -> 4, 256 -> 4, 384 -> 6."""
-    wanted = max(4, hidden_size // 64)
-    fitting = [h for h in range(1, wanted + 1) if hidden_size % h == 0 and (hidden_size // h) % 2 == 0]
-    return max(fitting, default=1)
 
 
 class TokenizerConfig(Table):
@@ -352,6 +235,8 @@ def dumps(config: RunConfig) -> str:
 def _toml(value: object) -> str:
     if isinstance(value, float) and value.is_integer() and abs(value) < 1e15:
         return f"{value:.1f}"
+    if isinstance(value, Table | dict):
+        return "{" + ", ".join(f"{k} = {_toml(v)}" for k, v in dict(value).items() if v is not None) + "}"
     # JSON strings, numbers, booleans and lists are TOML too, but TOML wants DEL escaped.
     return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
 
