@@ -12,14 +12,16 @@ from foretell.cli.options import Json, Quiet, console, emit
 if TYPE_CHECKING:
     from rich.console import Group
 
-vectors_app = typer.Typer(no_args_is_help=True, help="Word vectors: Word2Vec and GloVe, their neighbours and their map.")
+vectors_app = typer.Typer(
+    no_args_is_help=True, help="Word vectors: Word2Vec and GloVe, their neighbours and their map."
+)
 
 Made = Annotated[Path, typer.Argument(metavar="FOLDER", help="A folder of vectors, or a .bin or .txt file of them.")]
 
 
 @vectors_app.command()
 def train(
-    sources: Annotated[list[str], typer.Argument(metavar="SOURCE...", help="Text as for prepare; or a prepared folder.")],
+    sources: Annotated[list[str], typer.Argument(metavar="SOURCE...", help="Text as for prepare; prepared text.")],
     out: Annotated[Path, typer.Option("--out", help="The folder to make.")],
     kind: Annotated[Literal["word2vec", "glove"], typer.Option(help="What learns them.")] = "word2vec",
     architecture: Annotated[Literal["skip-gram", "cbow"], typer.Option(help="Of word2vec.")] = "skip-gram",
@@ -32,7 +34,8 @@ def train(
     seed: Annotated[int, typer.Option(help="Same seed, same vectors; word2vec: with one thread.")] = 0,
     threads: Annotated[int | None, typer.Option(help="One a core when not given.")] = None,
     units: Annotated[
-        Literal["words", "characters", "tokens"], typer.Option(help="Chinese by words (extra zh) or characters; tokens.")
+        Literal["words", "characters", "tokens"],
+        typer.Option(help="Words (Chinese: extra zh), Chinese characters, tokens."),
     ] = "words",
     tokenizer: Annotated[Path | None, typer.Option(help="With --units tokens: whose.")] = None,
     keep_case: Annotated[bool, typer.Option("--keep-case", help="Do not make letters lower case.")] = False,
@@ -63,9 +66,7 @@ def train(
     )
     chosen = tuple(formats or FORMATS)
     with Display(console(), quiet) as display:
-        result = vectors.train(
-            sources, out, settings, tokenizer=tokenizer, formats=chosen, progress=display.progress
-        )
+        result = vectors.train(sources, out, settings, tokenizer=tokenizer, formats=chosen, progress=display.progress)
     emit(result, as_json, _trained)
 
 

@@ -1,8 +1,8 @@
 """The map: one self-contained HTML page of the most frequent words in two dimensions, to look through and search.
 
-Made like the report's page: a skeleton, a style sheet and a script from files beside this one, by plain replacement, and
-a content security policy that names the digests of the two and forbids everything else. The words stand in a block of
-JSON that the script reads; it puts them on the page as text, never as markup.
+Made like the report's page: a skeleton, a style sheet and a script from files beside this one, by plain replacement,
+and a content security policy that names the digests of the two and forbids everything else. The words stand in a block
+of JSON that the script reads; it puts them on the page as text, never as markup.
 """
 
 from __future__ import annotations
@@ -20,7 +20,6 @@ from typing import Any, Literal
 import numpy as np
 
 from foretell import __version__
-from foretell.checkpoint import files
 from foretell.errors import ConfigError, DataError
 from foretell.vectors.folder import Folder
 
@@ -35,9 +34,10 @@ def chart(
 ) -> dict[str, Any]:
     """Write the map of the `count` most frequent words to `out`; the fields of `foretell vectors map --json`.
 
-    The page shows them by t-SNE, and by their two principal components at a click. Raises ConfigError for a count below 2
-    or above 5,000, DataError where the page cannot be written.
+    The page shows them by t-SNE, and by two principal components at a click. Raises ConfigError for a count below 2 or
+    above 5,000, DataError where the page cannot be written.
     """
+    from foretell.checkpoint import files
     from foretell.vectors import projection
 
     if not 2 <= count <= projection.MOST_WORDS:

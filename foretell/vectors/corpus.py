@@ -116,7 +116,7 @@ def build(
     """Read and count `sources`; the numbers go into the folder `work`.
 
     own: the tokenizer where units are tokens. Sources are those of `foretell prepare`; of a prepared folder (tokens
-    only, and its tokenizer must be `own`) the training split is read. Raises DataError where nothing is frequent enough.
+    only, and its tokenizer must be `own`) the training split is read. DataError where nothing is frequent enough.
     """
     counter, numbers = _Counter(work / "ids"), _Numbers()
     facts: dict[str, Any]

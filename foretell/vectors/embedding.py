@@ -38,7 +38,7 @@ class Start:
 
 
 def start(folder: str | None, tokenizer: Tokenizer, model: ModelConfig) -> Start | None:
-    """The beginning of the table of `model`, whose tokenizer is `tokenizer`, from the vectors in `folder`, if one is named.
+    """The beginning of the table of `model` with `tokenizer` from the vectors in `folder`, if one is named.
 
     Raises ConfigError where they are not of this tokenizer's tokens or not as wide as the model, DataError where the
     folder cannot be read.

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 from foretell import tokenizer
-from foretell.checkpoint import files
 from foretell.errors import ConfigError, DataError
 from foretell.tokenizer import Tokenizer
 from foretell.vectors import formats
@@ -25,6 +24,9 @@ FORMAT_VERSION = 1
 FORMATS = ("binary", "text", "glove")
 _NAMES = ("vectors.bin", "vectors.txt", "vectors.glove.txt")
 _META: dict[str, type] = {"kind": str, "units": str, "dim": int, "words": int}
+
+
+Finish = Callable[[Vectors, dict[str, Any], Tokenizer | None, Iterable[str]], None]
 
 
 @dataclass(frozen=True)
@@ -58,7 +60,7 @@ class Folder:
 
 
 def load(path: Path) -> Vectors:
-    """The vectors of a folder that `foretell vectors train` made, or of one file: `.bin`, or text with or without header.
+    """The vectors of a folder that `foretell vectors train` made, or of one file: `.bin`, or text (header or not).
 
     Raises DataError where it is missing or damaged.
     """
@@ -76,10 +78,12 @@ def open_folder(path: Path) -> Folder:
         vectors = formats.read(file)
         found = (len(vectors.words), vectors.matrix.shape[1])
         if found != (meta["words"], meta["dim"]):
-            raise DataError(f"{file} has {found[0]:,} x {found[1]:,}, meta.json says {meta['words']:,} x {meta['dim']:,}")
+            raise DataError(
+                f"{file} has {found[0]:,} x {found[1]:,}, meta.json says {meta['words']:,} x {meta['dim']:,}"
+            )
         own = tokenizer.load(path) if meta["units"] == "tokens" else None
         if own is not None and own.digest != meta.get("tokenizer"):
-            raise DataError(f"{path}/tokenizer.json is not the tokenizer these vectors were made with; train them again")
+            raise DataError(f"{path}/tokenizer.json is not the tokenizer of these vectors; train them again")
         return Folder(path, vectors, meta, own)
     if not path.exists():
         raise DataError(f"{path}: no such folder or file; make one with foretell vectors train")
@@ -96,7 +100,9 @@ def _meta(path: Path) -> dict[str, Any]:
         if type(version) is not int or version < 1:
             raise ValueError(f"format_version {version!r}")
     except FileNotFoundError:
-        raise DataError(f"{path}: not a folder of vectors (no meta.json); make one with foretell vectors train") from None
+        raise DataError(
+            f"{path}: not a folder of vectors (no meta.json); make one with foretell vectors train"
+        ) from None
     except (ValueError, KeyError, TypeError, RecursionError) as e:
         raise DataError(f"{file}: not the description of a folder of vectors: {e}") from None
     if version > FORMAT_VERSION:
@@ -108,11 +114,15 @@ def _meta(path: Path) -> dict[str, Any]:
 
 
 @contextmanager
-def making(out: Path) -> Iterator[tuple[Path, Callable[[Vectors, dict[str, Any], Tokenizer | None, Iterable[str]], None]]]:
+def making(
+    out: Path,
+) -> Iterator[tuple[Path, Finish]]:
     """A folder to work in beside `out`, and what writes the result and renames it. Gone again when anything fails.
 
     Raises ConfigError where `out` is there already and not empty.
     """
+    from foretell.checkpoint import files  # which brings torch; reading does without
+
     out = Path(out)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ConfigError(f"{out} exists already; choose another --out, or remove it")

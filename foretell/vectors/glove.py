@@ -3,9 +3,9 @@
     J = 1/2 sum_ij f(X_ij) (w_i . c_j + b_i + b'_j - log X_ij)^2,  f(x) = min(1, (x / x_max)^0.75)
 
 over both directions of every pair, by AdaGrad. The word's vector is w_i + c_i. As the authors' program: weights begin
-uniform in +-0.5 / dim, the sums of squares at 1, the rate is 0.05. Unlike it, a step takes a batch of pairs at once: the
-gradients of a row are summed before the square is taken, and rows are updated without races, so that the same seed gives
-the same vectors. Large parts of a step are products of whole arrays, in torch.
+uniform in +-0.5 / dim, the sums of squares at 1, the rate is 0.05. Unlike it, a step takes a batch of pairs at once:
+the gradients of a row are summed before the square is taken, and rows are updated without races, so that the same seed
+gives the same vectors. Large parts of a step are products of whole arrays, in torch.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def directed(i: Tensor, j: Tensor, x: Tensor, size: int, x_max: float) -> tuple[
 def gradients(
     vectors: Tensor, biases: Tensor, rows: Tensor, contexts: Tensor, log: Tensor, weight: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The loss of some entries and its gradient: (loss, rows met (n,), by their vectors (n, dim), by their biases (n,)).
+    """The loss of some entries and its gradient: (loss, rows met (n,), by vectors (n, dim), by biases (n,)).
 
     vectors: (2 V, dim); biases: (2 V,); rows, contexts: (m,) rows of both; log, weight: (m,).
     """

@@ -103,7 +103,8 @@ def _ranks(x: np.ndarray) -> np.ndarray:
 
 def read_pairs(path: Path) -> list[tuple[str, str, float]]:
     """Lines of two words and a score, between them tabs, or commas where there is no tab."""
-    found = []
+    found: list[tuple[str, str, float]] = []
+    may_be_names = True
     for number, line in enumerate(_lines(path), 1):
         if not line.strip() or line.startswith("#"):
             continue
@@ -113,9 +114,11 @@ def read_pairs(path: Path) -> list[tuple[str, str, float]]:
             if not (a and b and math.isfinite(score)):
                 raise ValueError("empty, or not a number")
         except (ValueError, IndexError):
-            if not found:  # a line of names
+            if may_be_names:
+                may_be_names = False
                 continue
             raise DataError(f"{path}: line {number} is not `word<TAB>word<TAB>score`: {line.strip()[:60]!r}") from None
+        may_be_names = False
         found.append((a, b, score))
     if not found:
         raise DataError(f"{path}: no line is `word<TAB>word<TAB>score`")

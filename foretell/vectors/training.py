@@ -59,13 +59,13 @@ class Settings:
 def train(
     sources: list[str],
     out: Path,
-    settings: Settings = Settings(),  # noqa: B008: frozen
+    settings: Settings = Settings(),
     *,
     tokenizer: Path | None = None,
     formats: tuple[str, ...] = folder.FORMATS,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
-    """Learn vectors of the units of `sources` and write the folder `out`; the fields of `foretell vectors train --json`.
+    """Learn vectors of the units of `sources`, write the folder `out`; the fields of `foretell vectors train --json`.
 
     tokenizer: where units are tokens, whatever has a tokenizer.json; of one prepared folder as source, its own.
     progress gets {"stage", "done", "total", "of", "seconds"} and, once, {"forecast_seconds"}. Raises ConfigError for
@@ -173,6 +173,8 @@ class _Clock:
         self.seconds = time.monotonic() - self._began
 
     def __call__(self, share: float) -> None:
+        if share == 0:
+            self.begin()
         gone = time.monotonic() - self._began
         if self.forecast is None and share > _FORECAST_SHARE and gone > _FORECAST_SECONDS:
             self.forecast = gone / share

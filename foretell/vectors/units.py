@@ -28,7 +28,10 @@ _HAN = "\u3005\u3007\u3021-\u3029\u3038-\u303b\u3400-\u4dbf\u4e00-\u9fff\uf900-\
 _HIRAGANA = "\u3041-\u3096\u309d-\u309f"
 _KATAKANA = "\u30a1-\u30fa\u30fc-\u30ff\u31f0-\u31ff\u3031-\u3035\u309b\u309c\uff66-\uff9f"
 _BETWEEN_LETTERS = r"'.:\u2018\u2019\u2024\u00b7\u0387\u055f\u05f4\u2027\ufe13\ufe52\ufe55\uff07\uff0e\uff1a"
-_BETWEEN_DIGITS = r"'.,;\u2018\u2019\u2024\u037e\u0589\u060c\u060d\u066c\u07f8\u2044\ufe10\ufe14\ufe50\ufe52\ufe54\uff07\uff0c\uff0e\uff1b"
+_BETWEEN_DIGITS = (
+    r"'.,;\u2018\u2019\u2024\u037e\u0589\u060c\u060d\u066c\u07f8\u2044"
+    r"\ufe10\ufe14\ufe50\ufe52\ufe54\uff07\uff0c\uff0e\uff1b"
+)
 _CONNECTORS = "\u203f\u2040\u2054\ufe33\ufe34\ufe4d-\ufe4f\uff3f"  # and the underscore, which \w has
 _SINGLE_PIECE = 1 << 16  # characters that jieba is given at once
 
@@ -51,11 +54,6 @@ def words_of(units: Units, lower: bool = True) -> Callable[[str], list[str]]:
         return found
 
     return cut
-
-
-def has_han(text: str) -> bool:
-    """Whether there is a Chinese character in the text."""
-    return re.search(f"[{_HAN}]", text) is not None
 
 
 @functools.cache

@@ -75,6 +75,7 @@ def word2vec(
         workers=threads,
     )
     model.build_vocab_from_freq(dict(zip(corpus.words, corpus.counts.tolist(), strict=True)))
+    told(0.0)
     model.train(_Sentences(corpus, tell), total_words=corpus.size, epochs=epochs)
     places = [model.wv.key_to_index[w] for w in corpus.words]
     return np.ascontiguousarray(model.wv.vectors[places], dtype=np.float32)
