@@ -1,9 +1,9 @@
 """Does an embedding table begun from word vectors help a small model? Validation loss with and without, several seeds.
 
-    FORETELL_DATA=... python benchmarks/init_embedding.py [--steps 400] [--seeds 3] [--text NAME] [--out init.json]
+    FORETELL_DATA=... python benchmarks/init_embedding.py [--steps 160] [--seeds 3] [--text NAME] [--out init.json]
 
 The text is prepared, vectors of its tokens are learned from its training split (GloVe and Word2Vec), and the same model
-of about a million parameters is trained from the drawn table and from either. Loss: nats a token on 65,536 tokens of
+of about a million parameters is trained from the drawn table and from either. Loss: nats a token on 16,384 tokens of
 the validation split, at several steps; mean and standard deviation over seeds of weights and data order together.
 """
 
@@ -41,8 +41,8 @@ def curve(text: data.Data, steps: int, seed: int, start: Path | None, run: Path)
         "dtype": "float32",
         "compile": "off",
         "attention": "sdpa",
-        "eval_every": max(1, steps // 16),
-        "eval_tokens": 65_536,
+        "eval_every": max(1, steps // 8),
+        "eval_tokens": 16_384,
         "save_every": steps,
         "dropout": 0.0,
         "seed": seed,
@@ -83,7 +83,7 @@ def compare(name: str, steps: int, seeds: int, folder: Path, work: Path) -> dict
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=400)
+    parser.add_argument("--steps", type=int, default=160)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--text", choices=TEXTS, action="append")
     parser.add_argument("--out", type=Path)

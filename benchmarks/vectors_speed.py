@@ -4,7 +4,8 @@
 
 Text: WikiText-2 and C4 pages (lm-en), and the Chinese novels by characters. Both learn 100 dimensions with window 5:
 Word2Vec five rounds over the text, GloVe its counts and 25 rounds over them. Reading and cutting the text is the same
-for both and told apart. The ratio is that of words of text a second of the whole training, rounds and counting included.
+for both and told apart. The ratio is that of words of text a second of the whole training, rounds and counting
+included.
 """
 
 from __future__ import annotations

@@ -71,7 +71,7 @@ def main() -> None:
 
 
 def _trains(words: list[str]) -> bool:
-    return words[:1] in (["train"], ["demo"], ["calibrate"]) or words[:2] == ["ladder", "run"]
+    return words[:1] in (["train"], ["demo"], ["calibrate"]) or words[:2] in (["ladder", "run"], ["vectors", "train"])
 
 
 class _Terminated(BaseException):

@@ -55,7 +55,7 @@ def gradients(
 
     vectors: (2 V, dim); biases: (2 V,); rows, contexts: (m,) rows of both; log, weight: (m,).
     """
-    w, c = vectors[rows], vectors[contexts]
+    w, c = vectors.index_select(0, rows), vectors.index_select(0, contexts)
     difference = (w * c).sum(1) + biases[rows] + biases[contexts] - log
     slope = weight * difference
     met, place = torch.unique(torch.cat([rows, contexts]), return_inverse=True)
@@ -74,8 +74,8 @@ def step(tables: Tables, entries: tuple[Tensor, Tensor, Tensor, Tensor], rate: f
         (tables.vectors, tables.vector_squares, by_vector),
         (tables.biases, tables.bias_squares, by_bias),
     ):
-        total = squares[met].addcmul_(by, by)
-        squares[met] = total
+        total = squares.index_select(0, met).addcmul_(by, by)
+        squares.index_copy_(0, met, total)
         table.index_add_(0, met, by.mul_(total.rsqrt_()), alpha=-rate)
     return float(loss)
 
