@@ -1,9 +1,9 @@
 """Does an embedding table begun from word vectors help a small model? Validation loss with and without, several seeds.
 
-    FORETELL_DATA=... python benchmarks/init_embedding.py [--steps 160] [--seeds 3] [--text NAME] [--out init.json]
+    FORETELL_DATA=... python benchmarks/init_embedding.py [--steps 96] [--seeds 3] [--text NAME] [--out init.json]
 
 The text is prepared, vectors of its tokens are learned from its training split (GloVe and Word2Vec), and the same model
-of about a million parameters is trained from the drawn table and from either. Loss: nats a token on 16,384 tokens of
+of about a million parameters is trained from the drawn table and from either. Loss: nats a token on 8,192 tokens of
 the validation split, at several steps; mean and standard deviation over seeds of weights and data order together.
 """
 
@@ -29,6 +29,7 @@ TEXTS = {
     "hongloumeng": ["lm-zh/hongloumeng/train.txt.gz"],
 }
 VOCABULARY, WIDTH = 2048, 128
+MODEL = {"hidden_size": WIDTH, "num_hidden_layers": 3}
 
 
 def curve(text: data.Data, steps: int, seed: int, start: Path | None, run: Path) -> dict[int, float]:
@@ -36,20 +37,20 @@ def curve(text: data.Data, steps: int, seed: int, start: Path | None, run: Path)
     table: dict[str, Any] = {
         "steps": steps,
         "context": 128,
-        "micro_batch_size": 16,
-        "global_batch_tokens": 2048,
+        "micro_batch_size": 8,
+        "global_batch_tokens": 1024,
         "dtype": "float32",
         "compile": "off",
         "attention": "sdpa",
-        "eval_every": max(1, steps // 8),
-        "eval_tokens": 16_384,
+        "eval_every": max(1, steps // 6),
+        "eval_tokens": 8_192,
         "save_every": steps,
         "dropout": 0.0,
         "seed": seed,
     }
     if start is not None:
         table["init_embedding"] = str(start)
-    c = config.validate({"model": {"hidden_size": WIDTH, "num_hidden_layers": 3}, "train": table})
+    c = config.validate({"model": MODEL, "train": table, "evaluate": {"max_tokens": 4096}})
     train.begin(c, text, run, 1, machine=calibrate.record(), trials=False)
     train.go_on(run, text, resume=False)
     return {e["step"]: e["loss"] for e in log.read(run / "log.jsonl") if e["event"] == "eval"}
@@ -83,7 +84,7 @@ def compare(name: str, steps: int, seeds: int, folder: Path, work: Path) -> dict
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=160)
+    parser.add_argument("--steps", type=int, default=96)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--text", choices=TEXTS, action="append")
     parser.add_argument("--out", type=Path)

@@ -44,16 +44,25 @@ def words_of(units: Units, lower: bool = True) -> Callable[[str], list[str]]:
     alone = units == "characters"
 
     def cut(text: str) -> list[str]:
+        text = text.lower() if lower else text
+        words: list[str] = _pattern().findall(text)
+        han = _han().search(text) is not None
+        if not han and "_" not in text:
+            return words
         found: list[str] = []
-        for match in _pattern().finditer(text.lower() if lower else text):
-            word, kind = match[0], match.lastgroup
-            if kind == "han":
+        for word in words:
+            if han and _han().match(word):
                 found += word if alone else _jieba(word)
-            elif kind != "word" or not word.startswith("_") or any(c.isalnum() for c in word):
+            elif "_" not in word or any(c.isalnum() for c in word):
                 found.append(word)
         return found
 
     return cut
+
+
+@functools.cache
+def _han() -> re.Pattern[str]:
+    return re.compile(f"[{_HAN}]")
 
 
 @functools.cache
@@ -66,8 +75,8 @@ def _pattern() -> re.Pattern[str]:
     joint = rf"(?:{after_letter}[{_BETWEEN_LETTERS}](?={letter})|(?<={digit})[{_BETWEEN_DIGITS}](?={digit}))"
     hebrew = r"(?<=[\u05d0-\u05ea])[\"](?=[\u05d0-\u05ea])"
     return re.compile(
-        rf"(?P<han>[{_HAN}]+)|(?P<word>{piece}(?:(?:{joint}|{hebrew})?{piece})*)"
-        rf"|(?P<kana>[{_HIRAGANA}][{marks}]*|(?:[{_KATAKANA}][{marks}]*)+)"
+        rf"{piece}(?:(?:{joint}|{hebrew})?{piece})*|[{_HAN}]+"
+        rf"|[{_HIRAGANA}][{marks}]*|(?:[{_KATAKANA}][{marks}]*)+"
     )
 
 
