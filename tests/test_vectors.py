@@ -34,7 +34,7 @@ MIXED = "曹操 said “don't”, 3.14 and __init__; 刘备不信。"
 
 @pytest.fixture(scope="module")
 def english(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """757 kB of documentation that every Python carries."""
+    """Half a megabyte of documentation that every Python carries."""
     import pydoc_data.topics
 
     path = tmp_path_factory.mktemp("english") / "topics.txt"
