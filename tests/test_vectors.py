@@ -625,6 +625,12 @@ def test_only_the_training_split_is_read(tokens: tuple[Path, Path]) -> None:
     assert meta["units_total"] == int((train[:] != open_data(tokens[0]).tokenizer.eot_id).sum())
 
 
+def test_a_prepared_folder_is_no_text(tokens: tuple[Path, Path], tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="prepared folder, not text"):
+        vectors.train([str(tokens[0])], tmp_path / "out", vectors.Settings(kind="glove"))
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_near_tokens_are_shown_as_text(tokens: tuple[Path, Path]) -> None:
     opened = open_folder(tokens[1])
     near = vectors.nearest(opened, ["the"], 5)["words"][0]["nearest"]

@@ -30,10 +30,8 @@ def count(
 ) -> np.ndarray:
     """All pairs with i <= j and X_ij > 0, each once, in random order: a memory-mapped array of `PAIR`, in `work`.
 
-    blocks: (ids, number of the document of each), both (n,); size: words. Raises ConfigError for a window above 255.
+    blocks: (ids, number of the document of each), both (n,); size: words; window: at most LONGEST_WINDOW.
     """
-    if not 0 < window <= LONGEST_WINDOW:
-        raise ConfigError(f"--window ({window}) must be from 1 to {LONGEST_WINDOW}")
     scramble = Scramble(size, seed)
     waiting: list[Run] = []
     spilled: list[Run] = []

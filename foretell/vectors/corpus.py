@@ -172,6 +172,12 @@ def _of_text(
     counter: _Counter,
     progress: Progress | None,
 ) -> dict[str, Any]:
+    for source in sources:
+        if is_prepared(Path(source)):
+            raise DataError(
+                f"{source} is a prepared folder, not text; give the text it was prepared from, or it alone with "
+                "--units tokens"
+            )
     inputs = readers.expand(sources, work / "stdin")
     total, done, quarantined, read_bytes, began = sum(e.size for e in inputs.entries), 0, 0, 0, time.monotonic()
     for entry in inputs.entries:

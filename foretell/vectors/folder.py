@@ -85,7 +85,7 @@ def open_folder(path: Path) -> Folder:
         if own is not None and own.digest != meta.get("tokenizer"):
             raise DataError(f"{path}/tokenizer.json is not the tokenizer of these vectors; train them again")
         return Folder(path, vectors, meta, own)
-    if not path.exists():
+    if not path.is_file():
         raise DataError(f"{path}: no such folder or file; make one with foretell vectors train")
     vectors = formats.read(path)
     meta = {"kind": "unknown", "units": "words", "words": len(vectors.words), "dim": vectors.matrix.shape[1]}

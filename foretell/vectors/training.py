@@ -14,6 +14,7 @@ from foretell import runtime
 from foretell.errors import ConfigError
 from foretell.tokenizer import Tokenizer
 from foretell.vectors import corpus, folder
+from foretell.vectors.cooccurrence import LONGEST_WINDOW
 from foretell.vectors.corpus import Corpus, Progress
 from foretell.vectors.formats import Vectors
 from foretell.vectors.units import Units
@@ -50,6 +51,8 @@ class Settings:
         for name, low in least.items():
             if given[name] < low:
                 raise ConfigError(f"--{name.replace('_', '-')} ({given[name]}) must be at least {low}")
+        if self.kind == "glove" and self.window > LONGEST_WINDOW:
+            raise ConfigError(f"--window ({self.window}) must be at most {LONGEST_WINDOW} for glove")
         if not self.x_max > 0:
             raise ConfigError(f"--x-max ({self.x_max}) must be above 0")
         given |= {"epochs": self.epochs or EPOCHS[self.kind], "threads": self.threads or runtime.threads()}
