@@ -221,6 +221,15 @@ def test_a_step_is_torchs_adagrad() -> None:
     torch.testing.assert_close(tables.biases, bias.detach(), rtol=1e-4, atol=1e-6)
 
 
+def test_pairs_may_lie_in_a_file_that_is_only_read() -> None:
+    """One pair alone is a contiguous piece of the file's memory; torch warns of arrays that may not be written."""
+    pairs = np.array([(0, 1, 2.5)], cooccurrence.PAIR)
+    pairs.flags.writeable = False
+    matrix, losses = glove.glove(pairs, 2, dim=3, epochs=2, x_max=10.0, seed=0, told=lambda share: None)
+    assert matrix.shape == (2, 3)
+    assert losses[1] < losses[0]
+
+
 def test_glove_learns_and_repeats(english: Path, made: Path, tmp_path: Path) -> None:
     meta = json.loads((made / "meta.json").read_text(encoding="utf-8"))
     assert meta["losses"] == sorted(meta["losses"], reverse=True)

@@ -102,7 +102,7 @@ def glove(
         total = 0.0
         for batch in _batches(pairs, order):
             i, j = (torch.from_numpy(batch[k].astype(np.int64)) for k in ("i", "j"))
-            x = torch.from_numpy(np.ascontiguousarray(batch["x"]))
+            x = torch.from_numpy(batch["x"].astype(np.float32))
             total += step(tables, directed(i, j, x, size, x_max))
             done += 1
             if time.monotonic() - last > 0.2:
