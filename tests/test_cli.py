@@ -19,7 +19,19 @@ from foretell.errors import ConfigError
 from foretell.models import hf
 
 ROOT = Path(__file__).parent.parent
-VERBS = ["demo", "prepare", "plan", "train", "verify", "evaluate", "generate", "report", "calibrate", "ladder"]
+VERBS = [
+    "demo",
+    "prepare",
+    "plan",
+    "train",
+    "verify",
+    "evaluate",
+    "generate",
+    "report",
+    "calibrate",
+    "ladder",
+    "vectors",
+]
 
 
 def foretell(*arguments: str, cwd: Path, stdin: str = "", **environment: str) -> subprocess.CompletedProcess[str]:

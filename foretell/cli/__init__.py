@@ -20,6 +20,7 @@ from foretell import __version__, errors
 from foretell.cli import forecasting
 from foretell.cli.ladder import ladder_app
 from foretell.cli.options import Json, Out, Quiet, RunToml, console, emit, fail, read_config, with_options
+from foretell.cli.vectors import vectors_app
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -30,6 +31,7 @@ app = typer.Typer(
 )
 
 app.add_typer(ladder_app, name="ladder")
+app.add_typer(vectors_app, name="vectors")
 
 
 def main() -> None:
@@ -69,7 +71,7 @@ def main() -> None:
 
 
 def _trains(words: list[str]) -> bool:
-    return words[:1] in (["train"], ["demo"], ["calibrate"]) or words[:2] == ["ladder", "run"]
+    return words[:1] in (["train"], ["demo"], ["calibrate"]) or words[:2] in (["ladder", "run"], ["vectors", "train"])
 
 
 class _Terminated(BaseException):

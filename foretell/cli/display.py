@@ -74,6 +74,23 @@ class Display:
             self.last_line = time.monotonic()
             self.console.print(line, highlight=False, soft_wrap=True)
 
+    def progress(self, event: dict[str, Any]) -> None:
+        """Progress of `vectors`: stage, done of total (bytes, or a share), seconds; or a forecast."""
+        if self.quiet:
+            return
+        if "forecast_seconds" in event:
+            self.say(f"  training will take about {clock(event['forecast_seconds'])}")
+            return
+        done, total = event["done"], event["total"]
+        left = event["seconds"] * (total - done) / done if done else None
+        of = f" {size(done)} of {size(total)}," if event["of"] == "bytes" else ""
+        line = f"  {event['stage']}:{of} {100 * done / (total or 1):.0f}%, {clock(left)} left"
+        if self.console.is_terminal:
+            self._show(Group(Text(line, style="dim"), ProgressBar(total=total or None, completed=done, width=60)))
+        elif time.monotonic() - self.last_line > _PLAIN_EVERY_SECONDS:
+            self.last_line = time.monotonic()
+            self.console.print(line, highlight=False, soft_wrap=True)
+
     def _on_probing(self, event: dict[str, Any]) -> None:
         self.say("  [dim]probe: a small model reads a little of this text …[/]")
 

@@ -29,6 +29,7 @@ from foretell.models import initial
 from foretell.models.decoder import Decoder
 from foretell.plan import layout
 from foretell.plan.layout import Split, before_fsdp, box
+from foretell.vectors.embedding import EMBEDDING, Start
 
 
 @dataclass(frozen=True)
@@ -72,14 +73,27 @@ def narrow(model: Decoder, mesh: Mesh) -> dict[str, tuple[int, ...]]:
 
 
 @torch.no_grad()
-def fill(model: Decoder, config: ModelConfig, mesh: Mesh, shapes: dict[str, tuple[int, ...]], seed: int | None) -> None:
-    """The tables of positions and, where there is a seed, the initial weights of a narrowed model."""
+def fill(
+    model: Decoder,
+    config: ModelConfig,
+    mesh: Mesh,
+    shapes: dict[str, tuple[int, ...]],
+    seed: int | None,
+    start: Start | None = None,
+) -> None:
+    """The tables of positions and, where there is a seed, the initial weights of a narrowed model.
+
+    start: what the embedding table begins from instead, on every process that has a part of it.
+    """
     model.model.fill_tables(config.needed("max_position_embeddings"), runtime.device())
     if seed is None:
         return
     for name, p in model.named_parameters():
         offset, _ = before_fsdp(name, shapes[name], mesh.degrees, mesh.place)
-        initial.fill(p, whole_name(name, config.tie_word_embeddings), offset, shapes[name], config, seed)
+        known = whole_name(name, config.tie_word_embeddings)
+        initial.fill(p, known, offset, shapes[name], config, seed)
+        if start is not None and known == EMBEDDING:
+            start.fill(p, offset)
 
 
 def shard(model: Decoder, mesh: Mesh, dtype: torch.dtype, reshard: bool, offload: bool) -> None:

@@ -33,13 +33,15 @@ from foretell.models.decoder import Decoder
 from foretell.models.moe import MoE
 from foretell.plan import layout
 from foretell.plan.layout import Box
+from foretell.vectors.embedding import Start
 
 
 class Placed:
     """This process's part of a model, and what it takes to train it together with the others.
 
     config must be resolved, and `layout.check` must have passed it. An initialised process group is needed.
-    mesh: of that group, where it has been made already. drawn: whether weights get initial values.
+    mesh: of that group, where it has been made already. drawn: whether weights get initial values. start: what the
+    embedding table begins from.
     """
 
     def __init__(
@@ -54,6 +56,7 @@ class Placed:
         dtype: torch.dtype = torch.float32,
         mesh: Mesh | None = None,
         drawn: bool = True,
+        start: Start | None = None,
     ) -> None:
         self.degrees = layout.degrees(parallel, dist.get_world_size())
         self.mesh, self.length = mesh or Mesh(self.degrees), length
@@ -73,7 +76,7 @@ class Placed:
                 chunk = Decoder(config, dropout, kernel)
             pipeline.prune(chunk, stage, parallel.pp * len(stages))
             whole.append(parts.narrow(chunk, self.mesh))
-            parts.fill(chunk, config, self.mesh, whole[-1], seed if drawn else None)
+            parts.fill(chunk, config, self.mesh, whole[-1], seed if drawn else None, start)
             self._connect(chunk, parallel)
             chunks.append(chunk)
         self.pipeline = Pipeline(self, chunks, stages, parallel.schedule) if parallel.pp > 1 else None

@@ -31,6 +31,7 @@ from foretell.train import log as run_log
 from foretell.train import loop, trial
 from foretell.train.alone import Alone, Team
 from foretell.train.loop import Display, Job
+from foretell.vectors import embedding
 
 GUARD = 1.25
 # Below this many seconds a run is not worth a probe or a trial.
@@ -87,6 +88,7 @@ def begin(
         forecast = json.loads((run / "plan.json").read_text(encoding="utf-8"))
     else:
         config, forecast = decide(_divided(config, processes), data, machine, show, processes, trials)
+        embedding.start(config.train.init_embedding, data.tokenizer, config.model)  # what is wrong is said here
         _write_folder(run, config, forecast, data, {**machine, "processes": processes})
     show({"event": "plan", "plan": forecast, "config": config})
 
@@ -102,7 +104,7 @@ def go_on(run: Path, data: Data, *, resume: bool, display: Display | None = None
     if runtime.world_size() == 1 and not _is_plain(config, 1):
         join_alone()
     forecast, machine = (json.loads((run / n).read_text(encoding="utf-8")) for n in ("plan.json", "machine.json"))
-    team = _team(config)
+    team = _team(config, embedding.start(config.train.init_embedding, data.tokenizer, config.model))
     job = _job(config, data, run, machine, forecast, team.told(secrets.token_hex(8)))
     runtime.reset_peak_memory()
     outcome = loop.run(team, job, resume=resume, display=show)
@@ -146,10 +148,10 @@ def _check_layout(config: RunConfig, processes: int) -> None:
     layout.check(d, config.parallel, config.model, c.context, sequences, c.needed("micro_batch_size"))
 
 
-def _team(config: RunConfig) -> Team:
+def _team(config: RunConfig, start: embedding.Start | None) -> Team:
     c = config.train
     if _is_plain(config, runtime.world_size()):
-        return Alone(trial.built(config.model, c.dropout or 0.0, c.seed, c.attention))
+        return Alone(trial.built(config.model, c.dropout or 0.0, c.seed, c.attention, start))
     return Placed(
         config.model,
         config.parallel,
@@ -158,6 +160,7 @@ def _team(config: RunConfig) -> Team:
         dropout=c.dropout or 0.0,
         kernel=c.attention,
         dtype=runtime.dtype(c.dtype),
+        start=start,
     )
 
 

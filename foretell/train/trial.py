@@ -27,6 +27,7 @@ from foretell.train import optim
 from foretell.train.alone import Alone
 from foretell.train.loop import Job, loss_function, take_step
 from foretell.train.saved import State
+from foretell.vectors.embedding import Start
 
 # The probe is part of the loss law's definition: change it and the prior must be recorded again.
 PROBE_MODEL = ModelConfig(hidden_size=128, num_hidden_layers=2)
@@ -41,10 +42,17 @@ TRIAL_SECONDS = 6.0
 ATTENTION_ROUNDS = 6
 
 
-def built(model: ModelConfig, dropout: float, seed: int, attention: str = "sdpa") -> Decoder:
-    """A model with its initial weights on this run's device: a pure function of (config, seed)."""
+def built(
+    model: ModelConfig, dropout: float, seed: int, attention: str = "sdpa", start: Start | None = None
+) -> Decoder:
+    """A model with its initial weights on this run's device: a pure function of (config, seed, start).
+
+    start: what the embedding table begins from instead.
+    """
     decoder = Decoder(model, dropout, attention)
     decoder.initialise(seed)
+    if start is not None:
+        start.fill(decoder.model.embed_tokens.weight, (0, 0))
     runtime.seed_all(seed)
     return decoder.to(runtime.device())
 
