@@ -44,6 +44,7 @@ _PIECE_CHARACTERS = 2_000
 _BATCH_CHARACTERS = 1 << 18  # a token costs the library some 150 bytes until it is copied out
 _ENDS = (END_OF_TEXT, "<|end_of_text|>", "</s>", "<eos>", "<|im_end|>", "[SEP]")
 _FILES = ("tokenizer.json", "tokenizer.model", "spiece.model", "vocab.txt")
+Kind = Literal["bpe", "bytes", "wordpiece", "word", "other"]
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,7 @@ class Tokenizer:
     """A `tokenizers.Tokenizer` and the few questions Foretell asks of one. `kind`: one that is trained here, or other."""
 
     inner: tokenizers.Tokenizer
-    kind: Literal["bpe", "bytes", "wordpiece", "word", "other"]
+    kind: Kind
     eot_id: int | None
     bos_id: int | None
 
@@ -230,19 +231,21 @@ def check_encodable(text: str) -> None:
         raise DataError(f"lone surrogate U+{ord(text[e.start]):04X} at character {e.start}: not Unicode text") from None
 
 
-def wrap(inner: tokenizers.Tokenizer, eot: int | None = None) -> Tokenizer:
-    """The library's tokenizer as ours. `eot`: the id that ends a text, looked for by name where it is not given."""
+def wrap(inner: tokenizers.Tokenizer, eot: int | None = None, kind: Kind | None = None) -> Tokenizer:
+    """The library's tokenizer as ours.
+
+    `eot`: the id that ends a text, looked for by name where it is not given; `kind`: found out where it is not given.
+    """
     inner.no_truncation()
     inner.no_padding()
     inner.encode_special_tokens = True  # special tokens inside user text stay text
-    spec = json.loads(inner.to_str())
-    kind = _kind(spec, inner)
+    kind = kind or _kind(json.loads(inner.to_str()), inner)
     ends = (inner.token_to_id(t) for t in _ENDS)
     eot = eot if eot is not None else next((i for i in ends if i is not None), None)
     return Tokenizer(inner, kind, eot, eot if kind in ("bpe", "bytes", "word") else _leading_id(inner))
 
 
-def _kind(spec: dict[str, Any], inner: tokenizers.Tokenizer) -> Literal["bpe", "bytes", "wordpiece", "word", "other"]:
+def _kind(spec: dict[str, Any], inner: tokenizers.Tokenizer) -> Kind:
     model = spec["model"]["type"]
     if model == "WordPiece":
         return "wordpiece"

@@ -34,7 +34,7 @@ def tokenizer(file: Gguf) -> Tokenizer:
             raise ModelError(f"{file.path}: the tokenizer is of the kind {kind!r}; gpt2 and llama are read")
     except ConfigError as e:
         raise ModelError(str(e)) from None
-    return wrap(inner, _id(file, "eos_token_id", len(tokens)))
+    return wrap(inner, _id(file, "eos_token_id", len(tokens)), "other")
 
 
 def _byte_level(file: Gguf, tokens: list[str], types: list[int]) -> Any:
