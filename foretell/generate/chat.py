@@ -1,8 +1,9 @@
 """Chat templates: messages to the text a model was tuned on, and where in it the assistant's answers are.
 
 A model's own template is a program in a template language. It is never run: it comes with the model, from anywhere.
-`recognise` compares it with a fixed list by the pieces of text it must and must not have, and `render` is a few lines of
-our own for each. A template that is not on the list is an error that names those that are, and one can be chosen by name.
+`recognise` compares it with a fixed list by the pieces of text it must and must not have, and `render` is a few lines
+of our own for each. A template that is not on the list is an error that names those that are; one can be chosen by
+name.
 
 A message is {"role": "system" | "user" | "assistant", "content": text}. What a message says cannot end it: `encode`
 makes special tokens only of the template's own marks, and spells those inside a content as ordinary text.
@@ -35,7 +36,7 @@ class Template:
 
 @dataclass(frozen=True)
 class Rendered:
-    """A conversation as text. `answers`: character spans [start, end) of what the assistant says, its end mark included.
+    """A conversation as text. `answers`: character spans [start, end) of what the assistant says, with its end mark.
 
     `parts`: the same text in pieces, each with whether a message says it (True) or the template (False).
     """

@@ -9,8 +9,9 @@ A special token such as <|endoftext|> inside user text stays text: it is spelled
 the special id. Long texts are encoded in pieces, cut only where the pre-tokenizer cuts anyhow (`_CUT`), because the
 library slows down tenfold on one long string.
 
-Other kinds in: SentencePiece `.model` files (`spm`), tiktoken rank files (`bytelevel`), vocab.txt of BERT (`wordpiece`),
-words (`words`). All become a `tokenizers.Tokenizer`, so all are saved as a tokenizer.json, and read again from it.
+Other kinds in: SentencePiece `.model` files (`spm`), tiktoken rank files (`bytelevel`), vocab.txt of BERT
+(`wordpiece`), words (`words`). All become a `tokenizers.Tokenizer`, so all are saved as a tokenizer.json, and read
+again from it.
 """
 
 from __future__ import annotations
@@ -49,7 +50,7 @@ Kind = Literal["bpe", "bytes", "wordpiece", "word", "other"]
 
 @dataclass(frozen=True)
 class Tokenizer:
-    """A `tokenizers.Tokenizer` and the few questions Foretell asks of one. `kind`: one that is trained here, or other."""
+    """A `tokenizers.Tokenizer` and the few questions Foretell asks of one. `kind`: a trained one's, or other."""
 
     inner: tokenizers.Tokenizer
     kind: Kind

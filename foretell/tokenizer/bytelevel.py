@@ -15,6 +15,7 @@ import binascii
 import functools
 from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import tokenizers
@@ -63,7 +64,10 @@ _LONGEST_TOKEN = 1 << 12
 
 @dataclass(frozen=True)
 class Extra:
-    """Tokens beside the vocabulary's: `special` ones stand for no text, `whole` ones are never cut; what is put first."""
+    """Tokens beside the learned ones: `special` ones stand for no text, `whole` ones are never cut.
+
+    `first` and `last`: special ones that are put around a text.
+    """
 
     special: tuple[str, ...] = ()
     whole: tuple[str, ...] = ()
@@ -160,7 +164,7 @@ def merges_of(ranks: dict[bytes, int]) -> list[tuple[bytes, bytes]]:
         if len(token) > 1:
             parts = [token[i : i + 1] for i in range(len(token))]
             while len(parts) > 2:
-                pairs = [ranks.get(a + b, rank) for a, b in zip(parts, parts[1:], strict=False)]
+                pairs = [ranks.get(a + b, rank) for a, b in pairwise(parts)]
                 best = min(pairs)
                 if best >= rank:
                     break

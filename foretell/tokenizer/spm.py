@@ -13,6 +13,7 @@ Not handled: the word and character models, pieces that are to be taken as whole
 
 from __future__ import annotations
 
+import re
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -29,6 +30,7 @@ _SPACE = "\u2581"
 _UNIGRAM, _BPE = 1, 2
 _LARGEST_FILE = 1 << 26
 _NEVER = -1e6
+_SILENT = (CONTROL, BYTE, UNKNOWN, UNUSED)
 
 
 @dataclass(frozen=True)
@@ -71,8 +73,11 @@ def build(p: Pieces, where: str) -> tokenizers.Tokenizer:
         raise ConfigError(f"{where}: neither an unknown piece nor pieces for bytes")
     inner = tokenizers.Tokenizer(_bpe(p, unknown, byte_fallback) if p.bpe else _unigram(p, unknown, byte_fallback))
     inner.normalizer = _normalizer(p)
+    cuts = [] if p.bpe else _cuts_of_silent(p)
     if not _across_spaces(p):
-        inner.pre_tokenizer = pre_tokenizers.Split(_SPACE, "merged_with_next")
+        cuts.append(pre_tokenizers.Split(_SPACE, "merged_with_next"))
+    if cuts:
+        inner.pre_tokenizer = pre_tokenizers.Sequence(cuts)
     back = [decoders.Replace(_SPACE, " "), decoders.ByteFallback(), decoders.Fuse()]
     inner.decoder = decoders.Sequence([*back, *([decoders.Strip(" ", 1, 0)] if p.prefix_space else [])])
     of_type: dict[int, tuple[str, ...]] = {
@@ -110,9 +115,19 @@ def merges_of(p: Pieces) -> list[tuple[str, str]]:
 
 def _unigram(p: Pieces, unknown: int | None, byte_fallback: bool) -> models.Unigram:
     """What stands for no text must not be found in one, so its score is out of reach."""
-    silent = (CONTROL, BYTE, UNKNOWN, UNUSED)
-    scores = [_NEVER if k in silent else s for s, k in zip(p.scores, p.types, strict=True)]
+    scores = [_NEVER if k in _SILENT else s for s, k in zip(p.scores, p.types, strict=True)]
     return models.Unigram(list(zip(p.tokens, scores, strict=True)), unknown, byte_fallback)
+
+
+def _cuts_of_silent(p: Pieces) -> list[pre_tokenizers.PreTokenizer]:
+    """A cut behind the first sign of such a piece, where a text spells it with signs that are no pieces.
+
+    The library scores an unknown sign below every piece, so that otherwise it would take the piece after all.
+    """
+    known = {t for t, k in zip(p.tokens, p.types, strict=True) if k in (NORMAL, USER)}
+    silent = [t for t, k in zip(p.tokens, p.types, strict=True) if k in _SILENT and len(t) > 1 and not set(t) <= known]
+    signs = [f"{re.escape(t[0])}(?={re.escape(t[1:])})" for t in silent]
+    return [pre_tokenizers.Split(Regex("|".join(signs)), "merged_with_previous")] if signs else []
 
 
 def _normalizer(p: Pieces) -> normalizers.Normalizer:

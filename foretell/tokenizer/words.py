@@ -3,9 +3,9 @@
 English and other texts with spaces are cut by a pattern of Unicode classes: letters with their marks and inner
 apostrophes, numbers, every other sign alone, every line break; spaces between them are nothing. That pattern stands in
 the tokenizer.json, so any program reads it. Chinese has no spaces: jieba (extra `zh`) finds the words of a run of Han
-characters, before the tokenizers library sees them. In the tokenizer.json that is told by the sign between words, U+001E
-instead of none: `foretell.tokenizer.load` sees it and calls jieba again, with the vocabulary's own words as known ones
-left to jieba's dictionary. Another program would take an uncut Chinese sentence for one word, and say <unk>.
+characters, before the tokenizers library sees them. In the tokenizer.json that is told by a sign at which its
+pre-tokenizer cuts first, U+001E: `foretell.tokenizer.load` sees it, and jieba is called again. Another program would
+take an uncut Chinese sentence for one word, and say <unk>.
 
 A decoding puts a space between words that had one in most texts: it is readable, it is not the text.
 """
@@ -35,9 +35,10 @@ _SAMPLE_CHARACTERS = 1_000_000
 
 
 def train(texts: Iterable[str], vocab_size: int, chinese: bool | None = None) -> tokenizers.Tokenizer:
-    """The `vocab_size` - 2 most frequent words of `texts`, <|endoftext|> and <unk>. `chinese`: Han runs by jieba;
+    """The `vocab_size` - 2 most frequent words of `texts`, <|endoftext|> and <unk>. `texts` is read once.
 
-    where not said it is asked of the first million characters: a fifth of the letters Han or more. `texts` is read once.
+    `chinese`: runs of Han characters are cut by jieba. Where it is not said the first million characters tell: yes
+    where a fifth of the letters or more are Han.
     """
     if vocab_size < 3:
         raise ConfigError(f"tokenizer.vocab_size ({vocab_size}) must be at least 3 for words")

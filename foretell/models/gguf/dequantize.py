@@ -151,6 +151,12 @@ def _q6_k(blocks: Tensor, out: Tensor) -> None:
 
 _PLAIN = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 _UNPACK: dict[str, Callable[[Tensor, Tensor], None]] = {
-    **{"Q8_0": _q8_0, "Q4_0": _q4_0, "Q4_1": _q4_1, "Q5_0": _q5_0, "Q5_1": _q5_1},
-    **{"Q4_K": _q4_k, "Q5_K": _q5_k, "Q6_K": _q6_k},
+    "Q8_0": _q8_0,
+    "Q4_0": _q4_0,
+    "Q4_1": _q4_1,
+    "Q5_0": _q5_0,
+    "Q5_1": _q5_1,
+    "Q4_K": _q4_k,
+    "Q5_K": _q5_k,
+    "Q6_K": _q6_k,
 }

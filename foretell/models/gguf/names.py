@@ -36,10 +36,17 @@ ARCHITECTURES = {
 }
 _OUTSIDE = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
 _LAYER = {
-    **{"attn_norm": "input_layernorm", "ffn_norm": "post_attention_layernorm"},
-    **{"attn_q": "self_attn.q_proj", "attn_k": "self_attn.k_proj", "attn_v": "self_attn.v_proj"},
-    **{"attn_output": "self_attn.o_proj", "attn_q_norm": "self_attn.q_norm", "attn_k_norm": "self_attn.k_norm"},
-    **{"ffn_gate": "mlp.gate_proj", "ffn_up": "mlp.up_proj", "ffn_down": "mlp.down_proj"},
+    "attn_norm": "input_layernorm",
+    "ffn_norm": "post_attention_layernorm",
+    "attn_q": "self_attn.q_proj",
+    "attn_k": "self_attn.k_proj",
+    "attn_v": "self_attn.v_proj",
+    "attn_output": "self_attn.o_proj",
+    "attn_q_norm": "self_attn.q_norm",
+    "attn_k_norm": "self_attn.k_norm",
+    "ffn_gate": "mlp.gate_proj",
+    "ffn_up": "mlp.up_proj",
+    "ffn_down": "mlp.down_proj",
 }
 _GEMMA_LAYER = {
     **_LAYER,
@@ -48,12 +55,18 @@ _GEMMA_LAYER = {
     "post_ffw_norm": "post_feedforward_layernorm",
 }
 _GPT2_OUTSIDE = {
-    **{"token_embd": "transformer.wte", "position_embd": "transformer.wpe"},
-    **{"output_norm": "transformer.ln_f", "output": "lm_head"},
+    "token_embd": "transformer.wte",
+    "position_embd": "transformer.wpe",
+    "output_norm": "transformer.ln_f",
+    "output": "lm_head",
 }
 _GPT2_LAYER = {
-    **{"attn_norm": "ln_1", "ffn_norm": "ln_2", "attn_qkv": "attn.c_attn", "attn_output": "attn.c_proj"},
-    **{"ffn_up": "mlp.c_fc", "ffn_down": "mlp.c_proj"},
+    "attn_norm": "ln_1",
+    "ffn_norm": "ln_2",
+    "attn_qkv": "attn.c_attn",
+    "attn_output": "attn.c_proj",
+    "ffn_up": "mlp.c_fc",
+    "ffn_down": "mlp.c_proj",
 }
 _ROPE_FACTORS = "rope_freqs.weight"
 _GEMMA_27B_LAYERS = 62  # the one Gemma 3 that scales attention by hidden_size / heads
@@ -272,9 +285,10 @@ def _llama3_scaling(r: _Reader, head: int) -> dict[str, Any]:
     if info.shape != (head // 2,) or info.kind != "F32":
         raise r.wrong(f"{_ROPE_FACTORS} is {info.kind} {list(info.shape)}, F32 [{head // 2}] is needed")
     factors = dequantize(r.file.raw(_ROPE_FACTORS), "F32").double()
+    factor = float(f"{factors.max().item():.6g}")
     found = {
         "rope_type": "llama3",
-        "factor": float(f"{factors.max().item():.6g}"),
+        "factor": factor,
         "low_freq_factor": 1.0,
         "high_freq_factor": 4.0,
         "original_max_position_embeddings": 8192,
@@ -282,7 +296,7 @@ def _llama3_scaling(r: _Reader, head: int) -> dict[str, Any]:
     theta = r.number("rope.freq_base", 1e4)
     turns = 8192 / (2 * math.pi * theta ** (torch.arange(0, head, 2, dtype=torch.float64) / head))
     smooth = ((turns - 1.0) / (4.0 - 1.0)).clamp(0, 1)
-    wanted = 1 / ((1 - smooth) / found["factor"] + smooth)
+    wanted = 1 / ((1 - smooth) / factor + smooth)
     if not torch.allclose(factors, wanted, rtol=1e-4):
         raise r.wrong(f"{_ROPE_FACTORS} holds factors that are not those of Llama 3; such models are not read")
     return found

@@ -5,7 +5,8 @@
 tokens (3 control, 4 user-defined), the ones put around a text from `add_bos_token` and `add_eos_token`.
 
 Two oddities of files: Gemma's runs of spaces are written as spaces where the others have U+2581, and its scores do
-not follow the order in which its pieces merge, which is that of the ids. Not handled: WordPiece (`bert`), unigram (`t5`).
+not follow the order in which its pieces merge, which is that of the ids. Not handled: WordPiece (`bert`), unigram
+(`t5`).
 """
 
 from __future__ import annotations
