@@ -76,7 +76,7 @@ def write(model: nn.Module, family: str, path: Path, kind: str = "F32", **keys: 
     names = gguf.get_tensor_name_map(gguf.MODEL_ARCH[family.upper()], c.num_hidden_layers)
     tied = c.tie_word_embeddings
     for name, t in model.state_dict().items():
-        if name == "lm_head.weight" and tied:
+        if name == "lm_head.weight" and tied and family != "gpt2":  # its converter writes the table twice
             continue
         data = t.float().numpy()
         if family == "llama" and ".q_proj." in name:

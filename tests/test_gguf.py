@@ -155,7 +155,9 @@ def rebuilt(file: gguf.Gguf) -> torch.nn.Module:
     cls = getattr(transformers, c.pop("architectures")[0])
     config = transformers.AutoConfig.for_model(c.pop("model_type"), **c)
     model = cls(config)
-    loaded = model.load_state_dict(dict(gguf.weights(file)), strict=False)
+    state = dict(gguf.weights(file))
+    assert not (config.tie_word_embeddings and "lm_head.weight" in state)
+    loaded = model.load_state_dict(state, strict=False)
     assert loaded.unexpected_keys == []
     assert loaded.missing_keys == (["lm_head.weight"] if config.tie_word_embeddings else [])
     model.tie_weights()
@@ -199,6 +201,7 @@ def test_llama3_scaling_is_found_in_its_factors(tmp_path: Path) -> None:
         w.add_uint32(f"llama.{key}", value)
     w.add_uint32("llama.attention.value_length", 64)
     w.add_layer_norm_rms_eps(1e-5)
+    w.add_tensor("blk.0.attn_norm.weight", np.zeros(32, np.float32))
     w.write_header_to_file()
     w.write_kv_data_to_file()
     w.write_tensors_to_file()
@@ -320,6 +323,12 @@ WRONG_MODELS: list[tuple[str, Callable[[peer.GGUFWriter], None], str]] = [
     ("llama", lambda w: w.add_string("llama.rope.scaling.type", "longrope"), "none, linear and yarn"),
     ("llama", lambda w: w.add_uint32("llama.attention.sliding_window", 5), "sliding windows"),
     ("llama", lambda w: w.add_tensor("blk.0.attn_sinks.weight", np.zeros(4, np.float32)), "attn_sinks"),
+    ("llama", lambda w: w.add_uint32("llama.block_count", 1 << 31), "tensors are of 3 layers"),
+    ("gemma3", lambda w: w.add_uint32("gemma3.block_count", 1 << 31), "tensors are of 7 layers"),
+    ("gpt2", lambda w: w.add_uint32("gpt2.block_count", 4), "tensors are of 3 layers"),
+    ("llama", lambda w: w.add_array("general.architecture", ["llama"]), "architecture is .'llama'"),
+    ("llama", lambda w: w.add_array("llama.attention.head_count_kv", [2, 1, 2]), "changes from layer to layer"),
+    ("llama", lambda w: w.add_float32("llama.rope.freq_base", -1.0), "freq_base is -1.0, a number above 0"),
     ("qwen2", lambda w: w.add_float32("qwen2.final_logit_softcapping", 30.0), "softcapping"),
 ]
 
@@ -336,7 +345,10 @@ def test_models_of_another_kind_are_refused(
     begin = peer.GGUFWriter.write_header_to_file
 
     def changed(w: peer.GGUFWriter) -> None:
+        earlier = dict(w.kv_data[0])
+        w.kv_data[0].clear()
         change(w)
+        w.kv_data[0].update({k: v for k, v in earlier.items() if k not in w.kv_data[0]})
         begin(w)
 
     monkeypatch.setattr(peer.GGUFWriter, "write_header_to_file", changed)
@@ -427,27 +439,38 @@ def test_gemma3_has_its_perplexity(name: str, tokens: int, perplexity: float, ge
     assert ours == pytest.approx(perplexity, rel=1e-3)
 
 
+def numpy_way(path: Path) -> None:
+    """The file read and dequantised with numpy, in as few passes as that takes."""
+    file = peer.GGUFReader(path)
+    for t in file.tensors:
+        raw = np.asarray(t.data).view(np.uint8).reshape(-1)
+        if t.tensor_type.name == "F32":
+            raw.copy()
+        elif t.tensor_type.name == "Q8_0":
+            b = raw.reshape(-1, 34)
+            b[:, 2:].view(np.int8) * b[:, :2].copy().view(np.float16).astype(np.float32)
+        else:
+            assert t.tensor_type.name == "Q4_1"
+            b = raw.reshape(-1, 20)
+            scale = b[:, :4].copy().view(np.float16).astype(np.float32)
+            out = np.empty((len(b), 2, 16), np.float32)
+            out[:, 0], out[:, 1] = b[:, 4:] & 15, b[:, 4:] >> 4
+            out *= scale[:, :1, None]
+            out += scale[:, 1:, None]
+
+
+def our_way(path: Path) -> None:
+    file = gguf.read(path)
+    gguf.config(file)
+    dict(gguf.weights(file))
+
+
 @pytest.mark.slow
-def test_loading_smollm2_is_not_slower_than_numpy() -> None:
-    """At most twice the time of reading the file and dequantising it with the gguf package's numpy code."""
-    path = smollm2()
-
-    def numpy_way() -> None:
-        file = peer.GGUFReader(path)
-        for t in file.tensors:
-            peer.quants.dequantize(t.data, t.tensor_type)
-
-    def our_way() -> None:
-        file = gguf.read(path)
-        gguf.config(file)
-        dict(gguf.weights(file))
-
-    seconds = {}
-    for way in (numpy_way, our_way):
-        times = []
-        for _ in range(3):
+def test_loading_smollm2_takes_no_longer_than_twice_numpys_time() -> None:
+    path, seconds = smollm2(), {numpy_way: [], our_way: []}
+    for _ in range(5):
+        for way, times in seconds.items():
             start = time.perf_counter()
-            way()
+            way(path)
             times.append(time.perf_counter() - start)
-        seconds[way] = min(times)
-    assert seconds[our_way] <= 2 * seconds[numpy_way]
+    assert min(seconds[our_way]) <= 2 * min(seconds[numpy_way])

@@ -33,7 +33,10 @@ def write_tokenizer(path: Path, architecture: str, model: str, tokens: list[str]
     w.add_tokenizer_model(model)
     w.add_token_list(tokens)
     for key, value in more.items():
-        getattr(w, f"add_{key}")(value)
+        if isinstance(value, int) and key == "tokenizer_pre":
+            w.add_uint32("tokenizer.ggml.pre", value)
+        else:
+            getattr(w, f"add_{key}")(value)
     w.write_header_to_file()
     w.write_kv_data_to_file()
     w.write_tensors_to_file()
@@ -98,6 +101,7 @@ def test_scored_ids_are_those_of_sentencepiece(tmp_path: Path) -> None:
 WRONG = [
     ("bert", {}, "kind 'bert'; gpt2 and llama are read"),
     ("gpt2", {"tokenizer_pre": "klingon", "token_merges": ["a b"]}, "'klingon', which is not known; known are gpt-2"),
+    ("gpt2", {"tokenizer_pre": 7, "token_merges": ["a b"]}, "pattern 7, which is not known"),
     ("gpt2", {"tokenizer_pre": "gpt-2"}, "merges is missing"),
     ("gpt2", {"tokenizer_pre": "gpt-2", "token_merges": ["a c"]}, "merge 0 .*'a c', is none of its tokens"),
     ("llama", {"token_scores": [0.0]}, "scores has 1 entries for 3 tokens"),

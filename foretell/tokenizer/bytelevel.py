@@ -104,9 +104,9 @@ def add(inner: tokenizers.Tokenizer, extra: Extra) -> None:
         inner.post_processor = processors.TemplateProcessing(single=form, pair=f"{form} $B", special_tokens=known)
 
 
-def named(pre: str, where: str) -> tuple[tuple[str, ...], bool]:
+def named(pre: object, where: str) -> tuple[tuple[str, ...], bool]:
     """The patterns of that name, and whether whole pieces are taken as they are. ConfigError where there is none."""
-    if pre not in PATTERNS:
+    if not isinstance(pre, str) or pre not in PATTERNS:
         known = ", ".join(PATTERNS)
         raise ConfigError(f"{where}: texts are cut by the pattern {pre!r}, which is not known; known are {known}")
     return PATTERNS[pre], pre in _WHOLE_PIECES

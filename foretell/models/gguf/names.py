@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from foretell.errors import ModelError
-from foretell.models.gguf.dequantize import dequantize, tensor
+from foretell.models.gguf.blocks import dequantize, tensor
 from foretell.models.gguf.reader import Gguf
 
 # general.architecture -> model_type, the class in transformers.
@@ -75,7 +75,7 @@ _GEMMA_27B_LAYERS = 62  # the one Gemma 3 that scales attention by hidden_size /
 def config(file: Gguf) -> dict[str, Any]:
     """The keys of a config.json of transformers for this model. ModelError where it is none that is known."""
     arch = file.metadata.get("general.architecture")
-    if arch not in ARCHITECTURES:
+    if not isinstance(arch, str) or arch not in ARCHITECTURES:
         known = ", ".join(ARCHITECTURES)
         raise ModelError(f"{file.path}: the architecture is {arch!r}; read are {known}")
     read = _Reader(file, arch)
@@ -92,16 +92,15 @@ def weights(file: Gguf, dtype: torch.dtype = torch.float32) -> Iterator[tuple[st
     if arch == "gpt2":
         outside, layer, prefix = _GPT2_OUTSIDE, _GPT2_LAYER, "transformer.h"
     for own in file.tensors:
-        if own == _ROPE_FACTORS:
+        if own == _ROPE_FACTORS or (own == "output.weight" and c["tie_word_embeddings"]):
             continue  # config has read them
         name = _renamed(own, outside, layer, prefix)
         if name is None:
             raise ModelError(f"{file.path}: the {arch} model has a tensor {own}, which is not known")
-        t = tensor(file, own, dtype)
+        adds_one = arch == "gemma3" and own.endswith("norm.weight")
+        t = (tensor(file, own) - 1).to(dtype) if adds_one else tensor(file, own, dtype)
         if arch == "llama" and (m := re.search(r"\.attn_([qk])\.", own)):
             t = _halves(file, own, t, c["num_attention_heads" if m[1] == "q" else "num_key_value_heads"])
-        elif arch == "gemma3" and own.endswith("norm.weight"):
-            t = t - 1
         elif arch == "gpt2" and re.search(r"\.(attn_qkv|attn_output|ffn_up|ffn_down)\.weight$", own):
             t = t.T.contiguous()
         yield name, t
@@ -161,6 +160,15 @@ class _Reader:
         return info.shape
 
 
+def _layers(r: _Reader) -> int:
+    """The number of layers, which must be that of the tensors: nothing is made because a file names a number."""
+    told = r.count("block_count")
+    there = {int(m[1]) for name in r.file.tensors if (m := re.match(r"blk\.(\d{1,6})\.", name))}
+    if there != set(range(len(there))) or told != len(there):
+        raise r.wrong(f"{r.arch}.block_count is {told:,}, the tensors are of {len(there):,} layers")
+    return told
+
+
 def _ends(r: _Reader) -> dict[str, Any]:
     """Ids of the special tokens, where the file has them."""
     names = {"bos": "bos", "eos": "eos", "pad": "padding"}
@@ -178,7 +186,7 @@ def _gpt2_config(r: _Reader) -> dict[str, Any]:
     _refuse_unknown(r)
     width = r.count("embedding_length")
     return {
-        "n_layer": r.count("block_count"),
+        "n_layer": _layers(r),
         "n_embd": width,
         "n_head": r.count("attention.head_count"),
         "n_inner": r.count("feed_forward_length", 4 * width),
@@ -210,7 +218,7 @@ def _decoder_config(r: _Reader, arch: str) -> dict[str, Any]:
     common = {
         "vocab_size": r.shape("token_embd.weight", 2)[0],
         "hidden_size": width,
-        "num_hidden_layers": r.count("block_count"),
+        "num_hidden_layers": _layers(r),
         "num_attention_heads": heads,
         "num_key_value_heads": r.count("attention.head_count_kv", heads),
         "head_dim": head,

@@ -43,7 +43,7 @@ def dequantize(raw: np.ndarray, kind: str, dtype: torch.dtype = torch.float32) -
         plain = stored.view(_PLAIN[kind])
         return plain.clone() if plain.dtype == dtype else plain.to(dtype)
     blocks = stored.view(-1, block_bytes)
-    out = torch.empty(len(blocks), per_block, dtype=dtype)
+    out = _room(len(blocks) * per_block, dtype).view(-1, per_block)
     step = _PIECE // per_block
     for start in range(0, len(blocks), step):
         piece = out[start : start + step]
@@ -56,15 +56,28 @@ def dequantize(raw: np.ndarray, kind: str, dtype: torch.dtype = torch.float32) -
     return out.view(-1)
 
 
+def _room(n: int, dtype: torch.dtype) -> Tensor:
+    """Fresh memory by way of numpy, which asks for large pages: to be given it by small ones takes longer than the rest.
+
+    As torch's own it begins at a multiple of 64 bytes.
+    """
+    raw = np.empty(n * dtype.itemsize + 64, np.uint8)
+    start = -raw.ctypes.data % 64
+    return torch.from_numpy(raw[start : start + n * dtype.itemsize]).view(dtype)
+
+
 def _half(blocks: Tensor, column: int) -> Tensor:
     """The half-precision number at that 16-bit column of each block (N x 1), as float32."""
     return blocks.view(torch.float16)[:, column : column + 1].float()
 
 
-def _nibbles(words: Tensor, low: Tensor, high: Tensor, mask: int) -> None:
-    """The lower and the upper four bits of each byte of `words`, as bytes, into `low` and `high`."""
-    torch.bitwise_and(words, mask, out=low)
-    torch.bitwise_and(words >> 4, mask, out=high)
+def _nibbles(words: Tensor, columns: slice, mask: int) -> tuple[Tensor, Tensor]:
+    """The lower and the upper four bits of each byte of those columns of words.
+
+    Whole blocks are unpacked, their heads too: an operation on all of the memory is fast, one on rows of a few words is
+    not.
+    """
+    return (words & mask)[:, columns], (words >> 4).bitwise_and_(mask)[:, columns]
 
 
 def _q8_0(blocks: Tensor, out: Tensor) -> None:
@@ -72,27 +85,23 @@ def _q8_0(blocks: Tensor, out: Tensor) -> None:
 
 
 def _q4_0(blocks: Tensor, out: Tensor) -> None:
-    q = torch.empty(len(blocks), 16, dtype=torch.int16)
-    _nibbles(blocks.view(torch.int16)[:, 1:], q[:, :8], q[:, 8:], 0x0F0F)
+    q = torch.cat(_nibbles(blocks.view(torch.int16), slice(1, 9), 0x0F0F), 1)
     out.copy_(q.view(torch.int8).sub_(8)).mul_(_half(blocks, 0))
 
 
 def _q4_1(blocks: Tensor, out: Tensor) -> None:
-    q = torch.empty(len(blocks), 8, dtype=torch.int32)
-    _nibbles(blocks.view(torch.int32)[:, 1:], q[:, :4], q[:, 4:], 0x0F0F0F0F)
+    q = torch.cat(_nibbles(blocks.view(torch.int32), slice(1, 5), 0x0F0F0F0F), 1)
     out.copy_(q.view(torch.uint8)).mul_(_half(blocks, 0)).add_(_half(blocks, 1))
 
 
 def _q5_0(blocks: Tensor, out: Tensor) -> None:
-    q = torch.empty(len(blocks), 16, dtype=torch.int16)
-    _nibbles(blocks.view(torch.int16)[:, 3:], q[:, :8], q[:, 8:], 0x0F0F)
+    q = torch.cat(_nibbles(blocks.view(torch.int16), slice(3, 11), 0x0F0F), 1)
     q.view(torch.int64).bitwise_or_(_fifth_bits(blocks[:, 2:6]))
     out.copy_(q.view(torch.int8).sub_(16)).mul_(_half(blocks, 0))
 
 
 def _q5_1(blocks: Tensor, out: Tensor) -> None:
-    q = torch.empty(len(blocks), 8, dtype=torch.int32)
-    _nibbles(blocks.view(torch.int32)[:, 2:], q[:, :4], q[:, 4:], 0x0F0F0F0F)
+    q = torch.cat(_nibbles(blocks.view(torch.int32), slice(2, 6), 0x0F0F0F0F), 1)
     q.view(torch.int64).bitwise_or_(_fifth_bits(blocks[:, 4:8]))
     out.copy_(q.view(torch.uint8)).mul_(_half(blocks, 0)).add_(_half(blocks, 1))
 
@@ -111,15 +120,15 @@ def _spread() -> Tensor:
 
 def _q4_k(blocks: Tensor, out: Tensor) -> None:
     words = blocks.view(torch.int32)
-    q = torch.empty(len(blocks), 4, 2, 8, dtype=torch.int32)
-    _nibbles(words[:, 4:].view(-1, 4, 8), q[:, :, 0], q[:, :, 1], 0x0F0F0F0F)
+    low, high = _nibbles(words, slice(4, 36), 0x0F0F0F0F)
+    q = torch.stack([low.view(-1, 4, 8), high.view(-1, 4, 8)], 2)
     _scale_eighths(blocks, words, q, out)
 
 
 def _q5_k(blocks: Tensor, out: Tensor) -> None:
     words = blocks.view(torch.int32)
-    q = torch.empty(len(blocks), 4, 2, 8, dtype=torch.int32)
-    _nibbles(words[:, 12:].view(-1, 4, 8), q[:, :, 0], q[:, :, 1], 0x0F0F0F0F)
+    low, high = _nibbles(words, slice(12, 44), 0x0F0F0F0F)
+    q = torch.stack([low.view(-1, 4, 8), high.view(-1, 4, 8)], 2)
     eighths = torch.arange(8, dtype=torch.int32)[:, None]
     q.view(-1, 8, 8).bitwise_or_(((words[:, None, 4:12] >> eighths) & 0x01010101) << 4)
     _scale_eighths(blocks, words, q, out)
@@ -140,11 +149,10 @@ def _scale_eighths(blocks: Tensor, words: Tensor, q: Tensor, out: Tensor) -> Non
 
 def _q6_k(blocks: Tensor, out: Tensor) -> None:
     words = blocks.view(torch.int16)
-    low, high = words[:, :64].view(-1, 2, 2, 16), words[:, 64:96].view(-1, 2, 1, 16)
-    q = torch.empty(len(blocks), 2, 4, 16, dtype=torch.int16)
-    _nibbles(low, q[:, :, :2], q[:, :, 2:], 0x0F0F)
+    low, high = _nibbles(words, slice(64), 0x0F0F)
+    q = torch.cat([low.view(-1, 2, 2, 16), high.view(-1, 2, 2, 16)], 2)
     pairs = torch.tensor([0, 2, 4, 6], dtype=torch.int16)[:, None]
-    q.bitwise_or_(((high >> pairs) & 0x0303) << 4)
+    q.bitwise_or_(((words[:, 64:96].view(-1, 2, 1, 16) >> pairs) & 0x0303) << 4)
     scales = _half(blocks, 104) * blocks[:, 192:208].view(torch.int8).float()
     out.view(-1, 16, 16).copy_(q.view(torch.int8).view(-1, 16, 16).sub_(32)).mul_(scales[:, :, None])
 
