@@ -238,6 +238,7 @@ def test_words_of_english(tmp_path: Path) -> None:
         *("naïve", "foxes", "!", "\n"),
     ]
     assert own.decode(ids) == text
+    assert b"".join(map(own.token_bytes, ids)).decode() == " " + text
     assert own.encode("The cat") == [own.inner.token_to_id("The"), own.unk_id]
     small = tokenizer.train([text] * 3, "word", 5)
     assert small.vocab_size == 5
@@ -260,6 +261,7 @@ def test_words_of_chinese_survive_saving(tmp_path: Path) -> None:
     assert again.kind == "word"
     assert again.encode(text) == own.encode(text)
     assert own.unk_id not in own.encode(text)
+    assert b"".join(map(own.token_bytes, own.encode("他来到了大厦。"))).decode() == "他来到了大厦。"
     assert again.digest == own.digest
 
 

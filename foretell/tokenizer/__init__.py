@@ -312,9 +312,7 @@ def _byte_of_character() -> dict[str, int]:
 
 def _word_bytes(token: str) -> bytes:
     """WordPiece goes on with ##; everything else begins a word."""
-    if len(token) > 2 and token.startswith("##"):
-        return token[2:].encode()
-    return (" " + token).encode()
+    return (token[2:] if len(token) > 2 and token.startswith("##") else words.alone(token)).encode()
 
 
 def _metaspace_bytes(token: str) -> bytes:

@@ -85,6 +85,11 @@ def join(words: Iterable[str]) -> str:
     return text
 
 
+def alone(word: str) -> str:
+    """A word as it stands in most texts: with a space before it, unless it is Chinese or a sign that stands close."""
+    return word if word[:1] in _TIGHT_BEFORE or _HAN.match(word) else " " + word
+
+
 def _cutter(chinese: bool) -> pre_tokenizers.PreTokenizer:
     words = pre_tokenizers.Split(Regex(_WORD), "removed", invert=True)
     if not chinese:

@@ -57,7 +57,7 @@ def dequantize(raw: np.ndarray, kind: str, dtype: torch.dtype = torch.float32) -
 
 
 def _room(n: int, dtype: torch.dtype) -> Tensor:
-    """Fresh memory by way of numpy, which asks for large pages: to be given it by small ones takes longer than the rest.
+    """Fresh memory by way of numpy, which asks for large pages: in small ones it takes longer than the arithmetic.
 
     As torch's own it begins at a multiple of 64 bytes.
     """
