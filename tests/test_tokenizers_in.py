@@ -110,6 +110,9 @@ def test_damaged_sentencepiece_models(spm_model: Path, tmp_path: Path) -> None:
     bad.write_bytes(b"\x0a\xff\xff\xff\xff\x0f" + data)  # a piece of four gigabytes
     with pytest.raises(ConfigError, match="not a SentencePiece model: a field of"):
         tokenizer.load(bad)
+    bad.write_bytes(b"\x0a\x84\x10\x0a\x81\x10" + b"a" * 2049 + data)
+    with pytest.raises(ConfigError, match="a piece of 2,049 characters"):
+        tokenizer.load(bad)
     bad.write_bytes(data + data)
     with pytest.raises(ConfigError, match="stands twice"):
         tokenizer.load(bad)
@@ -317,8 +320,9 @@ def test_the_verb(tmp_path: Path) -> None:
     assert rows[names[0]]["exact"]
     shown = run.invoke(app, ["tokenizer", "compare", str(text), *names])
     assert "bytes/token" in shown.stdout
-    wrong = run.invoke(app, ["tokenizer", "train", str(text), "--out", str(tmp_path / "x"), "--kind", "morse"])
-    assert isinstance(wrong.exception, ConfigError)
+    train = ["tokenizer", "train", str(text), "--out", str(tmp_path / "x")]
+    for more in (["--kind", "morse"], ["--kind", "bytes", "--vocab-size", "300"], ["--cased"]):
+        assert isinstance(run.invoke(app, [*train, *more]).exception, ConfigError)
 
 
 def test_texts_are_prepared_with_every_kind(tmp_path: Path) -> None:

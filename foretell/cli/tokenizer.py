@@ -36,13 +36,14 @@ def train(
         raise errors.ConfigError(f"--kind {kind}: there are {', '.join(KINDS)}")
     if cased and kind != "wordpiece":
         raise errors.ConfigError(f"--cased has no effect with --kind {kind}, which keeps case anyhow")
+    if vocab_size and kind == "bytes":
+        raise errors.ConfigError(f"--vocab-size {vocab_size} has no effect with --kind bytes, which has 257 tokens")
     texts = _texts(sources)
     size = sum(len(t.encode(errors="replace")) for t in texts)
     if not size:
         raise errors.DataError(f"{', '.join(sources)}: there is no text to train on")
     made = tokenizer.train(texts, kind, vocab_size or tokenizer.fitted_vocab_size(size), lowercase=not cased)
-    if out.suffix != ".json":
-        out.mkdir(parents=True, exist_ok=True)
+    (out.parent if out.suffix == ".json" else out).mkdir(parents=True, exist_ok=True)
     made.save(out)
     written = out / "tokenizer.json" if out.is_dir() else out
     result = {"out": str(written), "kind": made.kind, "vocab_size": made.vocab_size, "bytes": size}

@@ -59,7 +59,7 @@ ENCODINGS = {
 }
 _LARGEST_FILE = 1 << 26
 _MOST_RANKS = 1 << 20
-_LONGEST_TOKEN = 1 << 12
+_LONGEST_TOKEN = 1 << 9
 
 
 @dataclass(frozen=True)

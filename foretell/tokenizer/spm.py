@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import re
 import struct
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,6 +30,7 @@ NORMAL, UNKNOWN, CONTROL, USER, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
 _SPACE = "\u2581"
 _UNIGRAM, _BPE = 1, 2
 _LARGEST_FILE = 1 << 26
+_LONGEST_PIECE = 1 << 10  # every way to make a piece is looked for
 _NEVER = -1e6
 _SILENT = (CONTROL, BYTE, UNKNOWN, UNUSED)
 
@@ -65,8 +67,10 @@ def build(p: Pieces, where: str) -> tokenizers.Tokenizer:
     if not p.tokens or len(p.tokens) != len(p.scores) or len(p.tokens) != len(p.types):
         raise ConfigError(f"{where}: {len(p.tokens):,} pieces, {len(p.scores):,} scores, {len(p.types):,} types")
     if len(set(p.tokens)) != len(p.tokens):
-        twice = next(t for n, t in enumerate(p.tokens) if t in p.tokens[:n])
+        twice = next(t for t, n in Counter(p.tokens).items() if n > 1)
         raise ConfigError(f"{where}: the piece {twice!r} stands twice")
+    if (longest := max(map(len, p.tokens))) > _LONGEST_PIECE:
+        raise ConfigError(f"{where}: a piece of {longest:,} characters; at most {_LONGEST_PIECE:,} are read")
     unknown = next((n for n, kind in enumerate(p.types) if kind == UNKNOWN), None)
     byte_fallback = BYTE in p.types
     if unknown is None and not byte_fallback:
