@@ -252,6 +252,12 @@ def test_words_of_english(tmp_path: Path) -> None:
     assert again.encode(text) == ids
 
 
+def test_a_little_chinese_behind_much_english_is_cut_too() -> None:
+    own = tokenizer.train([ENGLISH * 8, "我来到北京清华大学。"], "word", 300)
+    assert len(own.encode("我来到北京清华大学")) == 4
+    assert tokenizer.train([ENGLISH * 400, "北京清华"], "word", 300).encode("北京清华大学") == [1]
+
+
 def test_words_of_chinese_survive_saving(tmp_path: Path) -> None:
     text = "我来到北京清华大学。他来到了网易杭研大厦, and the BERT模型 was 42 years old。\n"
     own = tokenizer.train([text] * 3, "word", 300)

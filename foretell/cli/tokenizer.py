@@ -95,7 +95,7 @@ def render(result: dict[str, Any]) -> Table:
     from rich.table import Table
 
     table = Table(box=None, padding=(0, 2), caption=f"{result['bytes']:,} bytes, {result['characters']:,} characters")
-    table.add_column("tokenizer")
+    table.add_column("tokenizer", overflow="fold")
     for name in ("kind", "vocabulary", "tokens", "bytes/token", "characters/token", "unknown", "exact", "MB/s"):
         table.add_column(name, justify="right")
     for row in sorted(result["tokenizers"], key=lambda r: -r["bytes_per_token"]):

@@ -18,7 +18,6 @@ import re
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable
-from itertools import chain
 
 import tokenizers
 from tokenizers import AddedToken, Regex, models, pre_tokenizers
@@ -31,19 +30,19 @@ _WORD = r"[\p{L}\p{M}]+(?:['’][\p{L}\p{M}]+)*|\p{N}+|\n|[^\s\p{L}\p{M}\p{N}]"
 _HAN = re.compile(r"[\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]+")
 _TIGHT_BEFORE = set(".,;:!?)]}%'’”»…、。，；：！？）》」』\n")
 _TIGHT_AFTER = set("([{$#@“‘«（《「『\n")
-_SAMPLE_CHARACTERS = 1_000_000
 
 
 def train(texts: Iterable[str], vocab_size: int, chinese: bool | None = None) -> tokenizers.Tokenizer:
     """The `vocab_size` - 2 most frequent words of `texts`, <|endoftext|> and <unk>. `texts` is read once.
 
-    `chinese`: runs of Han characters are cut by jieba. Where it is not said the first million characters tell: yes
-    where a fifth of the letters or more are Han.
+    `chinese`: runs of Han characters are cut by jieba. Where it is not said the texts tell, all held in memory for it:
+    yes where one letter in a hundred is Han.
     """
     if vocab_size < 3:
         raise ConfigError(f"tokenizer.vocab_size ({vocab_size}) must be at least 3 for words")
     if chinese is None:
-        texts, chinese = _looked_at(texts)
+        texts = list(texts)
+        chinese = _is_chinese(texts)
     cut = _cutter(chinese)
     counts: Counter[str] = Counter()
     for text in texts:
@@ -57,16 +56,9 @@ def train(texts: Iterable[str], vocab_size: int, chinese: bool | None = None) ->
     return inner
 
 
-def _looked_at(texts: Iterable[str]) -> tuple[Iterable[str], bool]:
-    rest, first, size = iter(texts), list[str](), 0
-    for text in rest:
-        first.append(text)
-        size += len(text)
-        if size >= _SAMPLE_CHARACTERS:
-            break
-    sample = "".join(t[:_SAMPLE_CHARACTERS] for t in first)
-    han, letters = sum(map(len, _HAN.findall(sample))), sum(map(str.isalpha, sample))
-    return chain(first, rest), 5 * han >= letters > 0
+def _is_chinese(texts: list[str]) -> bool:
+    han = sum(len(run) for text in texts for run in _HAN.findall(text))
+    return han > 0 and 100 * han >= sum(sum(map(str.isalpha, text)) for text in texts)
 
 
 def segment(text: str) -> str:
