@@ -27,19 +27,33 @@ from foretell.config import RunConfig
 from foretell.data import open_data
 from foretell.ladder.climb import run as climb_ladder
 
-COMMON = ["ladder.repeats=1", "evaluate.max_tokens=422000"]
+COMMON = ["evaluate.max_tokens=422000"]
 # By scale: what the rungs have, and targets as (hidden size, layers, tokens), each at least 30 times the largest rung,
 # at three ratios of tokens to parameters.
 SCALES: dict[str, tuple[list[str], list[tuple[int, int, int]]]] = {
     "small": (
         [
-            *("ladder.widths=[16, 24, 32, 48]", "ladder.rung_flops=5e11"),
+            *("ladder.widths=[16, 24, 32, 48]", "ladder.repeats=1", "ladder.rung_flops=5e11"),
             *("train.dtype=float32", "train.attention=sdpa"),
         ],
         [(64, 2, 13_800_000), (48, 2, 20_900_000), (96, 3, 5_500_000)],
     ),
+    "middle": (
+        [
+            *("ladder.widths=[24, 32, 48, 64]", "ladder.repeats=1", "ladder.rung_flops=8e11"),
+            *("train.dtype=float32", "train.attention=sdpa"),
+        ],
+        [(64, 2, 21_300_000), (96, 3, 8_900_000), (128, 4, 4_700_000)],
+    ),
+    "seeds": (
+        [
+            *("ladder.widths=[16, 24, 32, 48, 64]", "ladder.seeds=3", "ladder.repeats=0", "ladder.rung_flops=1.2e12"),
+            *("train.dtype=float32", "train.attention=sdpa"),
+        ],
+        [(64, 4, 19_600_000), (96, 4, 10_400_000), (128, 4, 6_100_000)],
+    ),
     "large": (
-        ["ladder.widths=[32, 48, 64, 80, 96]", "ladder.rung_flops=3e12"],
+        ["ladder.widths=[32, 48, 64, 80, 96]", "ladder.repeats=1", "ladder.rung_flops=3e12"],
         [(96, 3, 33_000_000), (128, 4, 16_200_000), (160, 5, 9_000_000)],
     ),
 }

@@ -180,6 +180,9 @@ class TrainConfig(Table):
     steps: int | None = Field(None, gt=0, description="optimiser steps")
     tokens: int | None = Field(None, gt=0, description="training tokens; steps = tokens / global_batch_tokens")
     budget: str | None = Field(None, description="10m, 2h, 90s or 1e15 FLOPs: the forecast sizes the run")
+    ladder: str | None = Field(
+        None, description="a finished ladder's folder: its law sizes the run, its recipe trains it"
+    )
     context: int = Field(256, gt=1, description="tokens a sequence, T")
     micro_batch_size: int | None = Field(None, gt=0, description="sequences at once on one device")
     global_batch_tokens: int | None = Field(None, gt=0, description="tokens an optimiser step")
@@ -279,6 +282,7 @@ class LadderConfig(Table):
     widths: list[int] | None = Field(None, min_length=3, description="hidden sizes of the rungs; unset: by the target")
     horizons: int = Field(3, ge=3, description="lengths of each size, each twice the one before")
     repeats: int = Field(2, ge=0, description="further seeds of the size in the middle")
+    seeds: int = Field(1, ge=1, description="seeds of every size")
     decay_fraction: float = Field(0.2, gt=0, le=0.5, description="share of every run, and of the target, that decays")
 
 

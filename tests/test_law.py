@@ -209,6 +209,18 @@ def test_repeats_are_worth_less() -> None:
     assert often > once
 
 
+def test_a_floor_in_bits_a_byte_is_believed_where_rungs_are_far_above_it() -> None:
+    """Losses of 4.7 to 3.4 nats a token, of 1.5 nats a bit, over a floor of 0.75: half a bit a byte."""
+
+    def loss(n: float, d: float) -> float:
+        return 0.75 + 30.0 * n**-0.25 + 18.0 * d**-0.17
+
+    rows = [Row(n, n * s, loss(n, n * s)) for n in (3e4, 6e4, 1.2e5, 2.4e5) for s in (5, 10, 20)]
+    truth = loss(8e5, 3.2e7)
+    errors = [abs(law.forecast(rows, 8e5, 3.2e7, bit=bit)["value"] / truth - 1) for bit in (None, 1.5)]
+    assert errors[1] < 0.02 < errors[0]
+
+
 @given(st.floats(1e6, 1e12), st.floats(1e6, 1e12), st.floats(0.5, 1e3))
 def test_worth_lies_between_the_text_and_the_tokens(tokens: float, unique: float, repeat: float) -> None:
     worth = law.worth(tokens, unique, repeat)
@@ -224,7 +236,8 @@ def test_worth_in_the_descent_is_the_same() -> None:
     assert (up - down) / 2e-6 == pytest.approx(slope[0], abs=1e-6)
 
 
-def test_the_posterior_is_the_integral_it_says() -> None:
+@pytest.mark.parametrize("bit", [None, 2.1])
+def test_the_posterior_is_the_integral_it_says(bit: float | None) -> None:
     """For one law of the grid: evidence, and mean and variance of the forecast, by sums over a fine grid of (E, s)."""
     rows = made(noise=0.02, seed=4)
     loss = np.array([r.loss for r in rows])
@@ -232,9 +245,10 @@ def test_the_posterior_is_the_integral_it_says() -> None:
     size, data = (np.log([getattr(r, f) for r in rows]) for f in ("parameters", "tokens"))
     shape = posterior._shape(size - size.mean(), data - data.mean()) / loss
     ahead = posterior._shape(np.array([3.0]), np.array([3.0]))[:, 0]
-    found = posterior._solved(shape, ahead, loss, weights)
+    found = posterior._solved(shape, ahead, loss, weights, bit)
     middle = math.exp(np.average(np.log(loss), weights=weights))
-    wanted, spread = (0.55 * loss.min(), 0.25 * middle), (0.12 * loss.min(), 0.5 * middle)
+    floor = (0.55 * loss.min(), 0.12 * loss.min()) if bit is None else (0.5 * bit, 0.2 * bit)
+    wanted, spread = (floor[0], 0.25 * middle), (floor[1], 0.5 * middle)
     laws = len(shape)
     evidence, checked = [], [(5, 100), (5, laws - 100), (7, 1000)]
     for noise, i in checked:

@@ -33,6 +33,9 @@ GLANCE_TOKENS = 8192
 # Text on which every rung and the target are scored at the end, where the validation text is longer.
 SCORED_BYTES = 2e6
 FEWEST_STEPS = 20
+# What takes two layers or three to be learned at all is no matter of size: rungs of two layers say nothing of a target
+# of three (docs/log.md: 13% better than they foretold).
+FEWEST_LAYERS = 4
 
 
 @dataclass(frozen=True)
@@ -93,11 +96,10 @@ def rungs(target: RunConfig, given: TrainConfig) -> list[Rung]:
     widths = target.ladder.widths or _widths(target)
     if min(widths) < WIDTH_STEP or len(set(widths)) < 3:
         raise ConfigError(f"ladder.widths ({widths}) must be at least 3 different ones of {WIDTH_STEP} or more")
-    found = [r for width in widths for r in _trunk(target, given, width, target.train.seed, most)]
-    middle = widths[len(widths) // 2]
-    for repeat in range(target.ladder.repeats):
-        found += _trunk(target, given, middle, target.train.seed + 1 + repeat, most)
-    return found
+    first, seeds, middle = target.train.seed, target.ladder.seeds, widths[len(widths) // 2]
+    trunks = [(width, first + n) for n in range(seeds) for width in widths]
+    trunks += [(middle, first + seeds + n) for n in range(target.ladder.repeats)]
+    return [r for width, seed in trunks for r in _trunk(target, given, width, seed, most)]
 
 
 def tokens_of(config: RunConfig) -> int:
@@ -111,11 +113,14 @@ def cost(config: RunConfig) -> float:
 
 
 def scaled(model: ModelConfig, width: int) -> ModelConfig:
-    """The model of that width with the same ratio of width to depth, and of the feed-forward part to the width."""
+    """The model of that width with the same ratio of width to depth, and of the feed-forward part to the width.
+
+    Never less deep than `FEWEST_LAYERS`, or than the target where that has fewer.
+    """
     sizes = model.sizes
     changes: dict[str, Any] = {
         "hidden_size": width,
-        "num_hidden_layers": max(2, round(sizes.L * width / sizes.D)),
+        "num_hidden_layers": max(min(FEWEST_LAYERS, sizes.L), round(sizes.L * width / sizes.D)),
         "head_dim": None,
         "intermediate_size": max(16, 16 * round(sizes.F * width / sizes.D / 16)),
     }

@@ -49,7 +49,7 @@ def foretold(
     unique = min(tokens, corpus["tokens"])
     largest = max(row["flops"] for row in table)
     bits_per_nat = table[0]["bits_per_byte"] / table[0]["loss"]  # of the text that all are scored on
-    forecast = law.forecast(rows, count["total"], tokens, unique)
+    forecast = law.forecast(rows, count["total"], tokens, unique, bit=1 / bits_per_nat)
     record = {
         "format_version": FORMAT_VERSION,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),

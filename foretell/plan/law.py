@@ -108,10 +108,17 @@ def loss(law: Fit, parameters: float, tokens: float, unique_tokens: float | None
 
 
 def forecast(
-    rows: Sequence[Row], parameters: float, tokens: float, unique_tokens: float | None = None
+    rows: Sequence[Row],
+    parameters: float,
+    tokens: float,
+    unique_tokens: float | None = None,
+    *,
+    bit: float | None = None,
 ) -> dict[str, float]:
     """The loss of a run that was not made, with its central 90% interval: {value, low, high}.
 
+    bit: one bit a byte in the unit of the losses (for nats a token ln 2 times the bytes of one), where it is known:
+    what is believed of the floor beforehand is then said of the text, and not by the loss of the best row.
     PlanError where the rows are fewer than five or all of one size of run. See posterior.py for what the interval is.
     """
     _positive([*rows, Row(parameters, tokens, 1.0, unique_tokens)])
@@ -123,7 +130,7 @@ def forecast(
     if repeats(rows) or (unique_tokens is not None and tokens > unique_tokens):
         constant = _repeat_constant(rows)
     table = np.array([[r.parameters, worth(r.tokens, r.unique_tokens, constant), r.loss] for r in rows])
-    mixture = posterior.average(table, parameters, worth(tokens, unique_tokens, constant), seed_spread(rows))
+    mixture = posterior.average(table, parameters, worth(tokens, unique_tokens, constant), seed_spread(rows), bit=bit)
     value, low, high = (math.exp(posterior.quantile(mixture, q)) for q in (0.5, 0.05, 0.95))
     return {"value": value, "low": low, "high": high}
 

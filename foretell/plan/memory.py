@@ -5,19 +5,17 @@ Every term is a count of tensors alive at the peak, derived from the code of `mo
 
 - states: weights, gradients, and the optimiser's tensors (Muon one momentum, AdamW two moments, SGD one momentum);
 - activations: what autograd saves for the backward pass, tensor by tensor; a test counts them on the built model;
-- attention by products keeps its probabilities too, and takes three arrays of a block for a moment;
-- logits: the full cross-entropy holds three arrays of tokens x V at its peak (the log-softmax, its gradient and the
-  gradient of the logits), the chunked one two chunks, and twice the gradients of hidden states and head;
+- attention by products keeps its probabilities too, and takes some arrays of a block for a moment;
+- logits: what the cross-entropy holds at its peak, whole or in chunks (`moments.py`);
 - snapshot: weights and optimiser's tensors once more, for the checkpoint that is written while training goes on;
 - workspace: what the optimiser takes for a moment after the backward pass;
 - the process itself: interpreter, libraries and thread stacks, measured when the machine was calibrated;
 - the allocator: what glibc holds and cannot use, because gradients and the optimiser's arrays do not fit into the holes
   that activations leave. This part is not counted but measured on ten shapes (docs/plan.md).
 
-Two moments can be the peak of live tensors: the loss, when all activations live and gradients only from the second
-micro-batch on; and the optimiser step, when all gradients live and no activations. The sum over live tensors agrees
-with torch's own count within 3% (tests); resident memory, which is what kills a process, is some percent more. Not
-handled: other devices' allocators.
+Which moment of a step is the peak depends on the sizes: `moments.py` counts six of them. The largest is within 0.02% of
+torch's own count on ten configs that it was not derived on (benchmarks/memory.py). Resident memory, which is what kills
+a process, is some percent more. Not handled: other devices' allocators, what kernels take inside themselves.
 """
 
 from __future__ import annotations
@@ -25,9 +23,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from foretell.config import ModelConfig, TrainConfig
+from foretell.plan import moments
 from foretell.plan.flops import bias_parameters, layer_matrices, parameters
+from foretell.plan.moments import Held
 
-FLOAT, HALF, INDEX = 4, 2, 8
+FLOAT, HALF, INDEX = moments.FLOAT, moments.HALF, 8
 # Interpreter with torch and this package loaded, where no calibration has measured it.
 PROCESS_BYTES = 3.5e8
 # torch.compile's modules, graphs and code in this process; what its kernels keep of the activations. Estimates.
@@ -105,28 +105,44 @@ def probability_bytes(model: ModelConfig, train: TrainConfig) -> int:
 
 
 def attention_bytes(model: ModelConfig, train: TrainConfig) -> int:
-    """Bytes above the other activations at the backward pass of the last layer's attention by products; else 0.
+    """Bytes over the other activations in the backward pass of the last layer's attention by products; else 0.
 
-    Two arrays of one block in float32, a third where the probabilities are kept in less; the gradients of what goes in
-    and out. The feed-forward part of that layer is gone by then.
+    Two arrays of the last block in float32, a third where the probabilities are kept in less; what Python still names
+    of the one before; the gradients of queries so far, of keys and values, and of the block's output (that of the whole
+    stands where the output was kept). The feed-forward part of that layer is gone by then: it may be less than 0.
     """
     if train.attention != "products":
         return 0
     _, _, H, K, E, _, _ = model.sizes
-    item, arrays = (HALF, 3) if train.dtype == "bfloat16" else (FLOAT, 2)
-    *_, (start, end) = attention_blocks(train.context)
+    item, arrays, named = (HALF, 3, 2 * FLOAT + HALF) if train.dtype == "bfloat16" else (FLOAT, 2, FLOAT)
+    *others, (start, end) = attention_blocks(train.context)
     block = arrays * FLOAT * H * (end - start) * end
-    gradients = item * 2 * (H + K) * E * train.context
+    before = sum(named * H * (e - s) * e for s, e in others[-1:])
+    gradients = item * E * (2 * K * train.context + H * start + H * (end - start))
     gone = train.context * _feed_forward_bytes_per_token(model, train.dtype)
-    return max(0, (train.micro_batch_size or 1) * (block + gradients - gone))
+    return (train.micro_batch_size or 1) * (block + before + gradients - gone)
 
 
 def activation_bytes(model: ModelConfig, train: TrainConfig) -> float:
     """Bytes kept for the backward pass of one micro-batch, without the logits."""
     tokens = micro_batch_tokens(train)
     kept = tokens * saved_bytes_per_token(model, train.dtype, bool(train.dropout)) + probability_bytes(model, train)
-    cast = HALF * parameters(model)["total"] if train.dtype == "bfloat16" else 0
-    return kept * (COMPILED_SHARE if train.compile == "on" else 1.0) + cast
+    if moments.is_chunked(train):  # the chunked loss keeps gradients in place of the head's input
+        kept -= tokens * model.sizes.D * (HALF if train.dtype == "bfloat16" else FLOAT)
+    return kept * (COMPILED_SHARE if train.compile == "on" else 1.0) + cast_bytes(model, train)
+
+
+def cast_bytes(model: ModelConfig, train: TrainConfig) -> int:
+    """Bytes of the copies of weights that autocast makes for products, kept until their backward pass."""
+    if train.dtype != "bfloat16":
+        return 0
+    head = 0 if moments.is_chunked(train) else model.sizes.V * model.sizes.D
+    return HALF * (model.sizes.L * _layer_numbers(model) + head)
+
+
+def _layer_numbers(model: ModelConfig) -> int:
+    """Numbers in the matrices of one layer."""
+    return sum(rows * columns for _, rows, columns in layer_matrices(model))
 
 
 def micro_batch_tokens(train: TrainConfig) -> int:
@@ -134,39 +150,59 @@ def micro_batch_tokens(train: TrainConfig) -> int:
     return (train.micro_batch_size or 1) * train.context
 
 
-def logit_bytes(model: ModelConfig, train: TrainConfig) -> int:
+def logit_bytes(model: ModelConfig, train: TrainConfig) -> float:
     """Bytes of the cross-entropy at its peak."""
-    D, _, _, _, _, _, V = model.sizes
-    tokens = micro_batch_tokens(train)
-    chunk = train.loss_chunk_tokens
-    if chunk is None or chunk >= tokens:
-        return FLOAT * 3 * tokens * V
-    return FLOAT * (2 * chunk * V + 2 * (tokens * D + V * D))
+    return moments.loss_bytes(model, train)
 
 
-def workspace_bytes(model: ModelConfig, optimizer: str) -> int:
-    """Bytes the optimiser takes: Muon's iteration holds three of each matrix of a shape, and three squares."""
-    if optimizer != "muon":
+def table_bytes(model: ModelConfig) -> int:
+    """Bytes of the rotary tables: a cosine and a sine of every position."""
+    return 2 * FLOAT * model.needed("max_position_embeddings") * model.sizes.E
+
+
+def workspace_bytes(model: ModelConfig, train: TrainConfig) -> int:
+    """Bytes the optimiser takes.
+
+    Muon's iteration holds three of each matrix of a shape, and two squares; in bfloat16 the momenta and the update
+    whole, one half between them, and the squares. torch's SGD adds the decay to a copy of the gradients.
+    """
+    if train.optimizer == "sgd" and train.weight_decay:
+        c = parameters(model)
+        return FLOAT * (c["total"] - c["norms"] - bias_parameters(model))
+    if train.optimizer != "muon":
         return 0
+    matrix, square = (2 * FLOAT + HALF, 2 * HALF) if train.dtype == "bfloat16" else (3 * FLOAT, 2 * FLOAT)
     groups: dict[tuple[int, int, bool], int] = {}
     for name, rows, columns in layer_matrices(model):
         kind = (rows, columns, ".experts." in name)
         groups[kind] = groups.get(kind, 0) + model.sizes[1]
-    return max(FLOAT * 3 * n * (rows * columns + min(rows, columns) ** 2) for (rows, columns, _), n in groups.items())
+    return max(
+        n * (matrix * rows * columns + square * min(rows, columns) ** 2) for (rows, columns, _), n in groups.items()
+    )
+
+
+def live_moments(m: ModelConfig, t: TrainConfig) -> dict[str, float]:
+    """Bytes of live tensors over weights, optimiser and tables at each moment that may be a step's peak."""
+    activations, gradients = activation_bytes(m, t), state_bytes(m, t.optimizer)["gradients"]
+    own = FLOAT * (_layer_numbers(m) + 2 * (m.sizes.D + m.sizes.E))
+    held = Held(activations, activations / m.sizes.L, gradients, own, attention_bytes(m, t), workspace_bytes(m, t))
+    return moments.moments(m, t, held)
 
 
 def memory_bytes(m: ModelConfig, t: TrainConfig, process_bytes: float | None = None) -> dict[str, float]:
     """The parts, the peak of live tensors (`live`) and of resident memory (`peak`), in bytes, of completed tables."""
     states = state_bytes(m, t.optimizer)
     activations, logits = activation_bytes(m, t), logit_bytes(m, t)
-    workspace = workspace_bytes(m, t.optimizer)
+    workspace = workspace_bytes(m, t)
     process = (process_bytes or PROCESS_BYTES) + (COMPILER_BYTES if t.compile == "on" else 0.0)
-    several = micro_batch_tokens(t) < (t.global_batch_tokens or 0)
-    passing = max(logits, attention_bytes(m, t))
-    live = max(activations + passing + (states["gradients"] if several else 0), states["gradients"] + workspace)
+    several = moments.several(t)
+    live = max(live_moments(m, t).values())
     # Gradients and workspace find no room among the activations' holes, so they come on top of a peak they are not in.
     held = HELD_BYTES + HELD_SHARE * live + min(workspace, activations) + (0 if several else states["gradients"])
-    snapshot = states["weights"] + states["optimizer"]  # from the first save on: what is being written
+    # What is being written while training goes on; the save at the end finds room where activations were.
+    saves = t.save_every is None or t.steps is None or t.save_every < t.steps
+    copy = states["weights"] + states["optimizer"]
+    snapshot, most = (copy, live) if saves else (0, max(live, float(copy)))
     return {
         "states": sum(states.values()),
         "activations": activations,
@@ -175,6 +211,6 @@ def memory_bytes(m: ModelConfig, t: TrainConfig, process_bytes: float | None = N
         "snapshot": snapshot,
         "allocator": held,
         "process": process,
-        "live": states["weights"] + states["optimizer"] + live,
-        "peak": process + states["weights"] + states["optimizer"] + live + held + snapshot,
+        "live": states["weights"] + states["optimizer"] + table_bytes(m) + live,
+        "peak": process + states["weights"] + states["optimizer"] + table_bytes(m) + most + held + snapshot,
     }

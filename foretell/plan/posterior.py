@@ -31,6 +31,9 @@ NOISES = np.geomspace(0.0007, 0.05, 8)
 # Prior: log exponents (mean, spread, spread between the two), log balance, floor over the lowest loss (mean, spread).
 EXPONENT, EXPONENT_SPREAD, BETWEEN, BALANCE_SPREAD = math.log(0.30), 0.3, 0.3, 1.2
 FLOOR, FLOOR_SPREAD = 0.55, 0.12
+# The floor in bits a byte, for rungs far above it, where the loss of the best says little of the floor. Published laws:
+# 0.57 (Hoffmann et al., 2022: 1.69 nats a token of 4.3 bytes), 0.61 (Besiroglu et al., 2024: 1.82); code is lower.
+FLOOR_BITS, FLOOR_BITS_SPREAD = 0.5, 0.2
 # How the log noise variance of a row grows: with log of the tokens it lacks to the target, and log loss above the
 # frontier.
 FEWER, DEARER = 0.4, 40.0
@@ -72,12 +75,18 @@ def trust(size: np.ndarray, tokens: np.ndarray, loss: np.ndarray, target: float)
 
 
 def average(
-    table: np.ndarray, parameters: float, tokens: float, seeds: float | None = None, stretch: float = CALIBRATION
+    table: np.ndarray,
+    parameters: float,
+    tokens: float,
+    seeds: float | None = None,
+    stretch: float = CALIBRATION,
+    bit: float | None = None,
 ) -> Mixture:
     """The distribution of log loss at the target. table: (R, 3) of parameters, tokens' worth, loss.
 
     seeds: standard deviation of log loss between seeds, where it is known; the noise of the target is at least that.
-    stretch: the factor by which the distribution is widened about its mean.
+    stretch: the factor by which the distribution is widened about its mean. bit: one bit a byte in the unit of the
+    losses, where it is known: then the floor's prior is in bits a byte.
     """
     size, data, loss = np.log(table[:, 0]), np.log(table[:, 1]), table[:, 2]
     at = (math.log(parameters), math.log(tokens))
@@ -88,7 +97,7 @@ def average(
     robust = np.ones(len(loss))
     for _ in range(ROUNDS):
         weights = trusted * robust
-        found = _solved(shape, ahead, loss, weights * min(1.0, MOST / weights.sum()))
+        found = _solved(shape, ahead, loss, weights * min(1.0, MOST / weights.sum()), bit)
         best = int(np.argmax(found[0]))
         residual = 1 - found[3][best] / loss - found[4][best] * shape[best % len(shape)]
         deviation = NOISES[best // len(shape)]
@@ -103,14 +112,19 @@ def _shape(size: np.ndarray, data: np.ndarray) -> np.ndarray:
     return np.exp(power * both)
 
 
-def _solved(shape: np.ndarray, ahead: np.ndarray, loss: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, ...]:
+def _solved(
+    shape: np.ndarray, ahead: np.ndarray, loss: np.ndarray, weights: np.ndarray, bit: float | None
+) -> tuple[np.ndarray, ...]:
     """Log evidence, log forecast, its variance without noise, E and s for every noise and law: (S * G,) each.
 
     The least squares are of (E + s*h)/L - 1: relative errors, so that the noise is one number for all rows.
     """
     lowest, middle = float(loss.min()), float(np.exp(np.average(np.log(loss), weights=weights)))
-    wanted = np.array([FLOOR * lowest, 0.25 * middle])
-    firm = np.array([1 / (FLOOR_SPREAD * lowest) ** 2, 1 / (0.5 * middle) ** 2])
+    floor, spread = (
+        (FLOOR * lowest, FLOOR_SPREAD * lowest) if bit is None else (FLOOR_BITS * bit, FLOOR_BITS_SPREAD * bit)
+    )
+    wanted = np.array([floor, 0.25 * middle])
+    firm = np.array([1 / spread**2, 1 / (0.5 * middle) ** 2])
     inverse, count = 1 / loss, weights.sum()
     precision = NOISES[:, None] ** -2
     one, cross, two = weights @ inverse**2, shape @ (weights * inverse), shape**2 @ weights
@@ -118,14 +132,14 @@ def _solved(shape: np.ndarray, ahead: np.ndarray, loss: np.ndarray, weights: np.
     r1 = (weights @ inverse) * precision + firm[0] * wanted[0]
     r2 = (shape @ weights) * precision + firm[1] * wanted[1]
     determinant = m11 * m22 - m12**2
-    floor, scale = (m22 * r1 - m12 * r2) / determinant, (m11 * r2 - m12 * r1) / determinant
-    evidence = -(count * precision + firm @ wanted**2 - floor * r1 - scale * r2) / 2 - np.log(determinant) / 2
+    base, scale = (m22 * r1 - m12 * r2) / determinant, (m11 * r2 - m12 * r1) / determinant
+    evidence = -(count * precision + firm @ wanted**2 - base * r1 - scale * r2) / 2 - np.log(determinant) / 2
     evidence = evidence - count * np.log(NOISES)[:, None] + grid()[-1]
-    evidence = np.where((floor > 0) & (scale > 0), evidence, -np.inf)
-    value = np.maximum(floor + scale * ahead, 1e-9)
+    evidence = np.where((base > 0) & (scale > 0), evidence, -np.inf)
+    value = np.maximum(base + scale * ahead, 1e-9)
     by_floor, by_scale = 1 / value, ahead / value
     variance = (by_floor**2 * m22 - 2 * by_floor * by_scale * m12 + by_scale**2 * m11) / determinant
-    return tuple(v.ravel() for v in (evidence, np.log(value), variance, floor, scale))
+    return tuple(v.ravel() for v in (evidence, np.log(value), variance, base, scale))
 
 
 def _mixture(found: tuple[np.ndarray, ...], seeds: float | None, stretch: float) -> Mixture:
