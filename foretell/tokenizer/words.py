@@ -63,7 +63,7 @@ def _is_chinese(texts: list[str]) -> bool:
 
 def segment(text: str) -> str:
     """`text` with the words of each run of Han characters set apart by `CUT`."""
-    cut = _jieba()
+    cut = chinese_words()
     return _HAN.sub(lambda run: CUT + CUT.join(cut(run.group())) + CUT, text.replace(CUT, " "))
 
 
@@ -97,8 +97,8 @@ def shape(chinese: bool) -> str:
 
 
 @functools.cache
-def _jieba() -> Callable[[str], list[str]]:
-    """jieba's cut, its dictionary read from its own package: the cache it keeps in the temporary folder is anyone's."""
+def chinese_words() -> Callable[[str], list[str]]:
+    """jieba's cut into words, its dictionary read from its own package: the cache it keeps in the temporary folder is anyone's."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")

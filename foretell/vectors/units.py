@@ -14,12 +14,10 @@ from __future__ import annotations
 import functools
 import re
 import unicodedata
-import warnings
 from collections.abc import Callable, Iterator
 from typing import Literal
 
-from foretell import runtime
-from foretell.errors import MissingExtra
+from foretell.tokenizer.words import chinese_words
 
 Units = Literal["words", "characters", "tokens"]
 
@@ -98,24 +96,6 @@ def _marks() -> str:
 
 def _jieba(run: str) -> Iterator[str]:
     """The words of a run of Chinese characters."""
-    cut = _cutter()
+    cut = chinese_words()
     for start in range(0, len(run), _SINGLE_PIECE):
         yield from cut(run[start : start + _SINGLE_PIECE])
-
-
-@functools.cache
-def _cutter() -> Callable[[str], Iterator[str]]:
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # the package is of 2020: old escapes, old imports
-            import jieba
-    except ImportError:
-        raise MissingExtra("cutting Chinese into words (or take --units characters)", "zh") from None
-    jieba.setLogLevel("ERROR")
-    # Its cache is a file that it trusts: not in a folder where everybody may write.
-    folder = runtime.cache_dir()
-    folder.mkdir(parents=True, exist_ok=True)
-    own = jieba.Tokenizer()
-    own.tmp_dir = str(folder)
-    cut: Callable[[str], Iterator[str]] = own.cut
-    return cut
