@@ -24,6 +24,7 @@ from hypothesis import strategies as st
 from foretell import tokenizer, vectors
 from foretell.config import ModelConfig
 from foretell.errors import ConfigError, DataError, MissingExtra
+from foretell.tokenizer.words import chinese_words
 from foretell.vectors import cooccurrence, embedding, formats, glove, projection, scoring, units
 from foretell.vectors.folder import open_folder
 from foretell.vectors.formats import Vectors
@@ -104,7 +105,7 @@ def test_a_missing_extra_is_named(
 ) -> None:
     text = "天下大势 words and words " * 20
     (tmp_path / "t.txt").write_text(text if extra == "zh" else "words and words " * 20)
-    units._cutter.cache_clear()
+    chinese_words.cache_clear()
     for name in list(sys.modules):
         if name.split(".")[0] == module:
             monkeypatch.delitem(sys.modules, name)
@@ -112,7 +113,7 @@ def test_a_missing_extra_is_named(
     with pytest.raises(MissingExtra, match=rf"foretell\[{extra}\]"):
         vectors.train([str(tmp_path / "t.txt")], tmp_path / "out", vectors.Settings(kind=kind))
     assert [p.name for p in tmp_path.iterdir()] == ["t.txt"]
-    units._cutter.cache_clear()
+    chinese_words.cache_clear()
 
 
 # Co-occurrences and GloVe

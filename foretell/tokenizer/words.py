@@ -98,7 +98,10 @@ def shape(chinese: bool) -> str:
 
 @functools.cache
 def chinese_words() -> Callable[[str], list[str]]:
-    """jieba's cut into words, its dictionary read from its own package: the cache it keeps in the temporary folder is anyone's."""
+    """jieba's cut into words. Its dictionary is read from its own package, not from a cache that anyone may write.
+
+    MissingExtra where the extra `zh` is not installed.
+    """
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
