@@ -1,11 +1,11 @@
 """Peak resident memory of training on the CPU: the process, the model's states, what backward needs, logits.
 
-Every term is a count of tensors alive at the peak, derived from the code of `models/decoder.py`, `train/loss.py` and
+Every term is a count of tensors alive at the peak, derived from the code of `models/core.py`, `train/loss.py` and
 `train/optim.py` rather than a rule of thumb from another architecture:
 
 - states: weights, gradients, and the optimiser's tensors (Muon one momentum, AdamW two moments, SGD one momentum);
-- activations: what autograd saves for the backward pass, tensor by tensor; a test counts them on the built model;
-- attention by products keeps its probabilities too, and takes three arrays of a block for a moment;
+- activations: what autograd saves for the backward pass, tensor by tensor (`activations.py`);
+- attention by products takes three arrays of a block for a moment;
 - logits: the full cross-entropy holds three arrays of tokens x V at its peak (the log-softmax, its gradient and the
   gradient of the logits), the chunked one two chunks, and twice the gradients of hidden states and head;
 - snapshot: weights and optimiser's tensors once more, for the checkpoint that is written while training goes on;
@@ -22,12 +22,11 @@ handled: other devices' allocators.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 from foretell.config import ModelConfig, TrainConfig
-from foretell.plan.flops import bias_parameters, layer_matrices, parameters
+from foretell.plan import activations, models
+from foretell.plan.activations import FLOAT, HALF, MicroBatch, attention_blocks
+from foretell.plan.flops import bias_parameters, matrices, parameters
 
-FLOAT, HALF, INDEX = 4, 2, 8
 # Interpreter with torch and this package loaded, where no calibration has measured it.
 PROCESS_BYTES = 3.5e8
 # torch.compile's modules, graphs and code in this process; what its kernels keep of the activations. Estimates.
@@ -35,82 +34,50 @@ COMPILER_BYTES = 2.5e8
 COMPILED_SHARE = 0.85
 # Held by the allocator beyond the live tensors: a share of them, and a constant (docs/plan.md).
 HELD_SHARE, HELD_BYTES = 0.2, 2.2e7
-# Rows of queries a block of attention by products: few enough to skip most masked keys, enough for fast products.
-FEWEST_ROWS, MOST_BLOCKS = 128, 4
 
 
 def state_bytes(model: ModelConfig, optimizer: str) -> dict[str, int]:
     """Bytes of weights, gradients and optimiser tensors; all in float32."""
-    count = parameters(model)
-    total = count["total"]
+    a = models.of_model(model)
+    total = a.parameters["total"]
     updated = total - bias_parameters(model)
-    matrices = count["attention"] + count["feed_forward"] + count.get("router", 0) - bias_parameters(model)
-    kept = {"sgd": updated, "adamw": 2 * updated, "muon": matrices + 2 * (updated - matrices)}[optimizer]
+    in_matrices = sum(count * rows * columns for count, rows, columns, _ in matrices(a))
+    kept = {"sgd": updated, "adamw": 2 * updated, "muon": in_matrices + 2 * (updated - in_matrices)}[optimizer]
     return {"weights": FLOAT * total, "gradients": FLOAT * total, "optimizer": FLOAT * kept}
 
 
-def saved_bytes_per_token(model: ModelConfig, dtype: str, dropout: bool = False) -> int:
-    """Bytes that autograd keeps of one token, all layers and the last norm, up to the input of the head.
-
-    An RMSNorm keeps its input, its scaled input (D each) and one number. Under autocast, norms stay in float32 and each
-    product keeps its own copy of its input in the lower precision.
-    """
-    D, L, H, K, E, _, _ = model.sizes
-    q, kv = H * E, K * E
-    norm = FLOAT * (2 * D + 1)
-    norms_of_heads = FLOAT * (2 * q + H + 2 * kv + K)
-    item, copies = (HALF, 3) if dtype == "bfloat16" else (FLOAT, 1)
-    attended = item * (q + 2 * kv + q) + FLOAT * H  # rotated q and k, v, the output; log-sum-exp of each head
-    attention = norm + item * copies * D + norms_of_heads + attended
-    feed_forward = _feed_forward_bytes_per_token(model, dtype)
-    masks = (2 * L + 1) * D if dropout else 0
-    return L * (attention + feed_forward) + norm + item * D + masks
+def _micro_batch(train: TrainConfig) -> MicroBatch:
+    return MicroBatch(train.micro_batch_size or 1, train.context, train.dtype, train.attention, bool(train.dropout))
 
 
-def _feed_forward_bytes_per_token(model: ModelConfig, dtype: str) -> int:
-    """What autograd keeps of one layer's feed-forward part: norm, input, gate, up, silu(gate) and their product."""
-    D, F = model.sizes.D, model.sizes.F
-    item, copies = (HALF, 2) if dtype == "bfloat16" else (FLOAT, 1)
-    if model.num_experts:
-        return FLOAT * (2 * D + 1) + item * D + _experts_bytes_per_token(model, item)
-    return FLOAT * (2 * D + 1) + item * copies * D + item * 4 * F
+def saved_bytes_per_token(model: ModelConfig, dtype: str, dropout: bool = False) -> float:
+    """Bytes that autograd keeps of one token, all layers and the last norm, up to the input of the head."""
+    a, b = models.of_model(model), MicroBatch(1, 1, dtype, dropout=dropout)
+    layers = sum(n * activations.token_bytes(y, a.hidden, b) for n, y in a.kinds)
+    return layers + activations.outer_token_bytes(a, b)
 
 
-def _experts_bytes_per_token(model: ModelConfig, item: int) -> int:
-    """What autograd keeps of one token's router and experts.
-
-    The router's probabilities, the experts it chose, and their weights, before they sum to one and after; of each of
-    the k copies of the token its input, gate, up, silu(gate), their product and the output, and its places in the order
-    of tokens and of experts.
-    """
-    N, k, F = model.needed("num_experts"), model.needed("num_experts_per_tok"), model.needed("moe_intermediate_size")
-    router = FLOAT * (N + (k + 1 if model.norm_topk_prob else 0)) + item * k + INDEX * k
-    return router + k * (item * (2 * model.sizes.D + 4 * F) + 2 * INDEX)
+def probability_bytes(model: ModelConfig, train: TrainConfig) -> float:
+    """Bytes that attention keeps of a micro-batch beside these: probabilities for the log-sum-exp of rows, masks."""
+    a, b = models.of_model(model), _micro_batch(train)
+    return sum(n * activations.attention_extra_bytes(y, b) for n, y in a.kinds)
 
 
-def attention_blocks(T: int) -> Iterator[tuple[int, int]]:
-    """The rows [start, end) of each block of queries in which `models/attention.py` forms its products."""
-    rows = max(FEWEST_ROWS, -(-T // MOST_BLOCKS))
-    return ((start, min(start + rows, T)) for start in range(0, T, rows))
+def _feed_forward_bytes_per_token(model: ModelConfig, dtype: str) -> float:
+    """What autograd keeps of the last layer's feed-forward part and its norms."""
+    a = models.of_model(model)
+    layer = a.kinds[-1][1]
+    norms = activations.norms_of_feed_forward(layer) * activations.norm_bytes(layer, a.hidden)
+    return norms + activations.feed_forward_bytes(layer, a.hidden, MicroBatch(1, 1, dtype))
 
 
-def probability_bytes(model: ModelConfig, train: TrainConfig) -> int:
-    """Bytes of the attention probabilities kept for a micro-batch in place of each row's log-sum-exp; else 0."""
-    if train.attention != "products":
-        return 0
-    kept = sum((end - start) * end for start, end in attention_blocks(train.context))
-    item = HALF if train.dtype == "bfloat16" else FLOAT
-    rows = (train.micro_batch_size or 1) * model.sizes.L * model.sizes.H
-    return rows * (item * kept - FLOAT * train.context)
-
-
-def attention_bytes(model: ModelConfig, train: TrainConfig) -> int:
+def attention_bytes(model: ModelConfig, train: TrainConfig) -> float:
     """Bytes above the other activations at the backward pass of the last layer's attention by products; else 0.
 
     Two arrays of one block in float32, a third where the probabilities are kept in less; the gradients of what goes in
     and out. The feed-forward part of that layer is gone by then.
     """
-    if train.attention != "products":
+    if train.attention != "products" or activations.is_masked(models.of_model(model).kinds[-1][1], train.context):
         return 0
     _, _, H, K, E, _, _ = model.sizes
     item, arrays = (HALF, 3) if train.dtype == "bfloat16" else (FLOAT, 2)
@@ -149,9 +116,8 @@ def workspace_bytes(model: ModelConfig, optimizer: str) -> int:
     if optimizer != "muon":
         return 0
     groups: dict[tuple[int, int, bool], int] = {}
-    for name, rows, columns in layer_matrices(model):
-        kind = (rows, columns, ".experts." in name)
-        groups[kind] = groups.get(kind, 0) + model.sizes[1]
+    for count, *kind in matrices(models.of_model(model)):
+        groups[tuple(kind)] = groups.get(tuple(kind), 0) + count  # type: ignore[index,arg-type]
     return max(FLOAT * 3 * n * (rows * columns + min(rows, columns) ** 2) for (rows, columns, _), n in groups.items())
 
 
