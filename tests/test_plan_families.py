@@ -130,9 +130,7 @@ def test_names_shapes_and_order_of_weights_are_the_models(name: str, tied: bool)
 @pytest.mark.parametrize("kernel", ["sdpa", "products"])
 @pytest.mark.parametrize("dropout", [0.0, 0.1])
 @pytest.mark.parametrize("context", [5, CONTEXT])
-def test_activations_are_what_autograd_saves(
-    name: str, dtype: str, kernel: str, dropout: float, context: int
-) -> None:
+def test_activations_are_what_autograd_saves(name: str, dtype: str, kernel: str, dropout: float, context: int) -> None:
     """Every distinct storage that autograd keeps up to the head, but for weights and their casts, and the tokens."""
     c = model(name)
     built = Decoder(c, dropout, kernel).train()

@@ -7,8 +7,8 @@ model of every family. One process (`memory.py`) and one of several (`ranks.py`)
 - each product keeps its input; under autocast norms stay in float32 and each product has its own copy of its input;
 - attention keeps queries, keys, values, its output and the log-sum-exp of each query and head; by products, in place of
   that, its probabilities, block by block;
-- a window that hides something is a mask of T x T numbers in every layer, which torch's kernel keeps; such a layer never
-  takes products;
+- a window that hides something is a mask of T x T numbers in every layer, which torch's kernel keeps; such a layer
+  never takes products;
 - dropout keeps a byte a number.
 
 With tensor parallelism the norms see a part of the sequence; what goes into a product is gathered and kept whole. Not

@@ -136,7 +136,8 @@ class Stack:
 class Architecture:
     """A whole model. tables: (name, rows, width) of what is looked up; of a tied head the first is the weight, too.
 
-    head: the products between the last layer and the logits, the last of which gives them.
+    head: the products between the last layer and the logits, the last of which gives them. angles: tables of rotary
+    angles.
     """
 
     name: str
@@ -149,6 +150,7 @@ class Architecture:
     head: tuple[Matrix, ...]
     tied: bool
     vectors: tuple[Vector, ...] = ()
+    angles: int = 0
 
     @property
     def layers(self) -> int:

@@ -1,10 +1,10 @@
 """Published families of Transformers, each read from the keys of its Hugging Face config.
 
-Decoders (GPT-2 and 3, Llama, Qwen2, Qwen3, Mistral, Gemma 3), mixtures of experts (Qwen3-MoE, Mixtral, DeepSeek-V3 with its
-latent attention), encoders (BERT with its head for masked words) and encoder-decoders (T5). Tests build each preset by
-transformers' own classes on meta tensors and find the same parameters and the same products, to the last one. Weights
-of families that this package trains have its names and its pieces (`models/core.py`): GPT-2's queries, keys and values
-are three matrices.
+Decoders (GPT-2 and 3, Llama, Qwen2, Qwen3, Mistral, Gemma 3), mixtures of experts (Qwen3-MoE, Mixtral, DeepSeek-V3
+with its latent attention), encoders (BERT with its head for masked words) and encoder-decoders (T5). Tests build each
+preset by transformers' own classes on meta tensors and find the same parameters and the same products, to the last
+one. Weights of families that this package trains have its names and its pieces (`models/core.py`): GPT-2's queries,
+keys and values are three matrices.
 
 Not counted: DeepSeek-V3's extra layers that predict further tokens, buffers, and GPT-3's sparse layers (taken as dense,
 as in the paper's own table of FLOPs).
@@ -109,6 +109,7 @@ def _with_tables(c: Mapping[str, Any], name: str, stacks: tuple[Stack, ...]) -> 
         stacks,
         (Matrix("lm_head", V, D),),
         bool(c.get("tie_word_embeddings", c["model_type"] == "gemma3_text")),
+        angles=2 if c["model_type"] == "gemma3_text" else 1,
     )
 
 

@@ -23,9 +23,11 @@ handled: other devices' allocators.
 from __future__ import annotations
 
 from foretell.config import ModelConfig, TrainConfig
-from foretell.plan import activations, models
+from foretell.plan import activations, models, moments
 from foretell.plan.activations import FLOAT, HALF, MicroBatch, attention_blocks
-from foretell.plan.flops import bias_parameters, matrices, parameters
+from foretell.plan.architecture import Architecture
+from foretell.plan.flops import bias_parameters, matrices
+from foretell.plan.moments import Held
 
 # Interpreter with torch and this package loaded, where no calibration has measured it.
 PROCESS_BYTES = 3.5e8
@@ -41,7 +43,7 @@ def state_bytes(model: ModelConfig, optimizer: str) -> dict[str, int]:
     a = models.of_model(model)
     total = a.parameters["total"]
     updated = total - bias_parameters(model)
-    in_matrices = sum(count * rows * columns for count, rows, columns, _ in matrices(a))
+    in_matrices = _matrix_numbers(a)
     kept = {"sgd": updated, "adamw": 2 * updated, "muon": in_matrices + 2 * (updated - in_matrices)}[optimizer]
     return {"weights": FLOAT * total, "gradients": FLOAT * total, "optimizer": FLOAT * kept}
 
@@ -71,29 +73,46 @@ def _feed_forward_bytes_per_token(model: ModelConfig, dtype: str) -> float:
     return norms + activations.feed_forward_bytes(layer, a.hidden, MicroBatch(1, 1, dtype))
 
 
-def attention_bytes(model: ModelConfig, train: TrainConfig) -> float:
-    """Bytes above the other activations at the backward pass of the last layer's attention by products; else 0.
+def attention_bytes(model: ModelConfig, train: TrainConfig) -> float | None:
+    """Bytes over the other activations in the backward pass of the last layer's attention by products.
 
-    Two arrays of one block in float32, a third where the probabilities are kept in less; the gradients of what goes in
-    and out. The feed-forward part of that layer is gone by then.
+    Two arrays of the last block in float32, a third where the probabilities are kept in less; what Python still names
+    of the one before; the gradients of queries so far, of keys and values, and of the block's output (that of the whole
+    stands where the output was kept). The feed-forward part of that layer is gone by then: it may be less than 0. None
+    where torch's kernel computes it.
     """
     if train.attention != "products" or activations.is_masked(models.of_model(model).kinds[-1][1], train.context):
-        return 0
+        return None
     _, _, H, K, E, _, _ = model.sizes
-    item, arrays = (HALF, 3) if train.dtype == "bfloat16" else (FLOAT, 2)
-    *_, (start, end) = attention_blocks(train.context)
+    item, arrays, named = (HALF, 3, 2 * FLOAT + HALF) if train.dtype == "bfloat16" else (FLOAT, 2, FLOAT)
+    *others, (start, end) = attention_blocks(train.context)
     block = arrays * FLOAT * H * (end - start) * end
-    gradients = item * 2 * (H + K) * E * train.context
+    before = sum(named * H * (e - s) * e for s, e in others[-1:])
+    gradients = item * E * (2 * K * train.context + H * start + H * (end - start))
     gone = train.context * _feed_forward_bytes_per_token(model, train.dtype)
-    return max(0, (train.micro_batch_size or 1) * (block + gradients - gone))
+    return (train.micro_batch_size or 1) * (block + before + gradients - gone)
 
 
 def activation_bytes(model: ModelConfig, train: TrainConfig) -> float:
     """Bytes kept for the backward pass of one micro-batch, without the logits."""
     tokens = micro_batch_tokens(train)
     kept = tokens * saved_bytes_per_token(model, train.dtype, bool(train.dropout)) + probability_bytes(model, train)
-    cast = HALF * parameters(model)["total"] if train.dtype == "bfloat16" else 0
-    return kept * (COMPILED_SHARE if train.compile == "on" else 1.0) + cast
+    if moments.is_chunked(train):  # the chunked loss keeps gradients in place of the head's input
+        kept -= tokens * model.sizes.D * (HALF if train.dtype == "bfloat16" else FLOAT)
+    return kept * (COMPILED_SHARE if train.compile == "on" else 1.0) + cast_bytes(model, train)
+
+
+def cast_bytes(model: ModelConfig, train: TrainConfig) -> int:
+    """Bytes of the copies of weights that autocast makes for products, kept until their backward pass."""
+    if train.dtype != "bfloat16":
+        return 0
+    head = 0 if moments.is_chunked(train) else model.sizes.V * model.sizes.D
+    return HALF * (_matrix_numbers(models.of_model(model)) + head)
+
+
+def _matrix_numbers(a: Architecture) -> int:
+    """Numbers in the matrices of all layers."""
+    return sum(count * rows * columns for count, rows, columns, _ in matrices(a))
 
 
 def micro_batch_tokens(train: TrainConfig) -> int:
@@ -101,46 +120,63 @@ def micro_batch_tokens(train: TrainConfig) -> int:
     return (train.micro_batch_size or 1) * train.context
 
 
-def logit_bytes(model: ModelConfig, train: TrainConfig) -> int:
+def logit_bytes(model: ModelConfig, train: TrainConfig) -> float:
     """Bytes of the cross-entropy at its peak."""
-    D, _, _, _, _, _, V = model.sizes
-    tokens = micro_batch_tokens(train)
-    chunk = train.loss_chunk_tokens
-    if chunk is None or chunk >= tokens:
-        return FLOAT * 3 * tokens * V
-    return FLOAT * (2 * chunk * V + 2 * (tokens * D + V * D))
+    return moments.loss_bytes(models.of_model(model), train)
 
 
-def workspace_bytes(model: ModelConfig, optimizer: str) -> int:
-    """Bytes the optimiser takes: Muon's iteration holds three of each matrix of a shape, and three squares."""
-    if optimizer != "muon":
+def table_bytes(model: ModelConfig) -> int:
+    """Bytes of the rotary tables: a cosine and a sine of every position."""
+    return 2 * FLOAT * models.of_model(model).angles * model.needed("max_position_embeddings") * model.sizes.E
+
+
+def workspace_bytes(model: ModelConfig, train: TrainConfig) -> int:
+    """Bytes the optimiser takes.
+
+    Muon's iteration holds three of each matrix of a shape, and two squares; in bfloat16 the momenta and the update
+    whole, one half between them, and the squares. torch's SGD adds the decay to a copy of the gradients.
+    """
+    if train.optimizer == "sgd" and train.weight_decay:
+        a = models.of_model(model)
+        return FLOAT * (_matrix_numbers(a) + a.parameters["embedding"] + a.parameters["head"])
+    if train.optimizer != "muon":
         return 0
+    matrix, square = (2 * FLOAT + HALF, 2 * HALF) if train.dtype == "bfloat16" else (3 * FLOAT, 2 * FLOAT)
     groups: dict[tuple[int, int, bool], int] = {}
-    for count, *kind in matrices(models.of_model(model)):
-        groups[tuple(kind)] = groups.get(tuple(kind), 0) + count  # type: ignore[index,arg-type]
-    return max(FLOAT * 3 * n * (rows * columns + min(rows, columns) ** 2) for (rows, columns, _), n in groups.items())
+    for count, rows, columns, stacked in matrices(models.of_model(model)):
+        groups[rows, columns, stacked] = groups.get((rows, columns, stacked), 0) + count
+    return max(
+        n * (matrix * rows * columns + square * min(rows, columns) ** 2) for (rows, columns, _), n in groups.items()
+    )
+
+
+def live_moments(m: ModelConfig, t: TrainConfig) -> dict[str, float]:
+    """Bytes of live tensors over weights, optimiser and tables at each moment that may be a step's peak."""
+    a, kept, gradients = models.of_model(m), activation_bytes(m, t), state_bytes(m, t.optimizer)["gradients"]
+    own = FLOAT * a.kinds[0][1].parameters
+    held = Held(kept, kept / m.sizes.L, gradients, own, attention_bytes(m, t), workspace_bytes(m, t))
+    return moments.moments(a, t, held)
 
 
 def memory_bytes(m: ModelConfig, t: TrainConfig, process_bytes: float | None = None) -> dict[str, float]:
     """The parts, the peak of live tensors (`live`) and of resident memory (`peak`), in bytes, of completed tables."""
     states = state_bytes(m, t.optimizer)
-    activations, logits = activation_bytes(m, t), logit_bytes(m, t)
-    workspace = workspace_bytes(m, t.optimizer)
+    kept, logits = activation_bytes(m, t), logit_bytes(m, t)
+    workspace = workspace_bytes(m, t)
     process = (process_bytes or PROCESS_BYTES) + (COMPILER_BYTES if t.compile == "on" else 0.0)
-    several = micro_batch_tokens(t) < (t.global_batch_tokens or 0)
-    passing = max(logits, attention_bytes(m, t))
-    live = max(activations + passing + (states["gradients"] if several else 0), states["gradients"] + workspace)
+    several = moments.several(t)
+    live = max(live_moments(m, t).values())
     # Gradients and workspace find no room among the activations' holes, so they come on top of a peak they are not in.
-    held = HELD_BYTES + HELD_SHARE * live + min(workspace, activations) + (0 if several else states["gradients"])
+    held = HELD_BYTES + HELD_SHARE * live + min(workspace, kept) + (0 if several else states["gradients"])
     snapshot = states["weights"] + states["optimizer"]  # from the first save on: what is being written
     return {
         "states": sum(states.values()),
-        "activations": activations,
+        "activations": kept,
         "logits": logits,
         "workspace": workspace,
         "snapshot": snapshot,
         "allocator": held,
         "process": process,
-        "live": states["weights"] + states["optimizer"] + live,
+        "live": states["weights"] + states["optimizer"] + table_bytes(m) + live,
         "peak": process + states["weights"] + states["optimizer"] + live + held + snapshot,
     }

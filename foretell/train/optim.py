@@ -114,6 +114,7 @@ class Muon(torch.optim.Optimizer):
                 torch._foreach_mul_(weights, 1 - lr * decay)
             scale = -lr * max(1.0, shape[-2] / shape[-1]) ** 0.5
             torch._foreach_add_(weights, updates, alpha=scale)
+            del updates  # they would live beside the next shape's iteration
 
 
 class Balance(torch.optim.Optimizer):

@@ -186,6 +186,7 @@ def decide(
     so many processes as [parallel] says.
     """
     text = data.corpus
+    config = plan.with_recipe(config, data.index["fingerprint"])
     # A config that fixes its length, such as that of a finished run, is kept: its budget only sets the guard.
     fixed = config.train.steps or config.train.tokens
     budget = plan.parse_budget(config.train.budget) if config.train.budget and not fixed else None
