@@ -4,10 +4,6 @@ Truth comes from elsewhere: numel and torch's FlopCounterMode for counts, autogr
 for memory, collectives recorded in real runs. What is Qwen3's must be what it was before other families came.
 """
 
-import itertools
-import json
-import math
-from pathlib import Path
 from typing import Any
 
 import pytest

@@ -82,7 +82,7 @@ def as_model(a: Architecture) -> ModelConfig:
     if family == "gemma3_text" or (more.get("sliding_window") and not all(windows)):
         more["layer_types"] = tuple("sliding_attention" if w else "full_attention" for w in windows)
     return ModelConfig(
-        model_type=family,  # type: ignore[arg-type]
+        model_type=family,
         hidden_size=a.hidden,
         num_hidden_layers=a.layers,
         num_attention_heads=attention.heads,

@@ -20,7 +20,7 @@ from statistics import median
 from typing import Any, NamedTuple
 
 from foretell.config import Sizes
-from foretell.plan import flops, memory
+from foretell.plan import activations, flops
 from foretell.plan.fitted import Fitted, fit
 
 # The references: a product of (side, side) by (side, side), and the products element by element of so many numbers of
@@ -114,7 +114,7 @@ def attention_cost(kernel: str, tokens: int, context: int, heads: Heads, threads
     H, K, E = heads
     groups = tokens // context * K
     uneven = -(-groups // threads) * threads / groups - 1
-    blocks = list(memory.attention_blocks(context)) if kernel == "products" else []
+    blocks = list(activations.attention_blocks(context)) if kernel == "products" else []
     area = sum((b - a) * b for a, b in blocks) if blocks else context * (context + 1) / 2
     scores = tokens / context * H * area
     terms = [

@@ -16,6 +16,7 @@ from typing import Any
 
 from foretell.config import ModelConfig, RunConfig, TrainConfig
 from foretell.plan import flops, history, memory
+from foretell.plan.activations import FLOAT
 from foretell.plan.parts import Parts, Speed, Step
 from foretell.plan.scaling import PROBE_CONTEXT, spread
 
@@ -86,7 +87,7 @@ def roofline_step_seconds(m: ModelConfig, t: TrainConfig, machine: dict[str, Any
     per_op = machine.get("op_seconds") or GUESSED_OP_SECONDS
     products = tokens * flops.flops_per_token(m, t.context)["full"] + flops.optimizer_flops(m, t.optimizer)
     # Elementwise work passes over each saved tensor about three times, and over the states a few times a step.
-    traffic = 3.0 * tokens * (memory.saved_bytes_per_token(m, "float32") + 3 * memory.FLOAT * V)
+    traffic = 3.0 * tokens * (memory.saved_bytes_per_token(m, "float32") + 3 * FLOAT * V)
     traffic += 4 * sum(memory.state_bytes(m, t.optimizer).values())
     micro = math.ceil(tokens / t.context / (t.micro_batch_size or max(1, tokens // t.context)))
     layer = OPERATORS_A_LAYER + (OPERATORS_OF_A_ROUTER + OPERATORS_AN_EXPERT * m.num_experts if m.num_experts else 0)
