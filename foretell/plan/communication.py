@@ -32,9 +32,9 @@ def collectives(
     """What the first rank of place `pp_place` of the pipeline issues in an optimiser step.
 
     model must be resolved, train complete, and `layout.check` must have passed them. evaluated: whether a validation
-    came right before the step; it leaves weights gathered that the step need not gather. architecture: of a decoder that
-    is placed like ours but is none of them, such as Mixtral; all its layers have the same weights. Raises ConfigError
-    where the layout is not of so many processes.
+    came right before the step; it leaves weights gathered that the step need not gather. architecture: of a decoder
+    that is placed like ours but is none of them, such as Mixtral; all its layers have the same weights. Raises
+    ConfigError where the layout is not of so many processes.
     """
     a = architecture or models.of_model(model)
     r = Rank(model, train, parallel, layout.degrees(parallel, world_size), pp_place, a)

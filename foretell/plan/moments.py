@@ -8,7 +8,8 @@ other one; under autocast it is formed in bfloat16 and then cast. N tokens of a 
   chunk before and of this one, and the gradients of hidden states and head, which are doubled as they are handed on;
 - head: the gradients of the logits, of the hidden states and of the head's weight, and its cast;
 - layers: the backward pass of the last layer's feed-forward part (two arrays of N F, one where it has no gate) or of
-  its attention by products, when nearly all activations live; the same of the first layer, when nearly all gradients live;
+  its attention by products, when nearly all activations live; the same of the first layer, when nearly all gradients
+  live;
 - table: all gradients, and the table's second one;
 - step: all gradients, and what the optimiser takes.
 
