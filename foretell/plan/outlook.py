@@ -56,6 +56,7 @@ def plan(
         "attention": t.attention,
         "peak_flops_per_second": peak_rate,
         "step_seconds": step,
+        "step_seconds_from": time.standing(m, t, machine, trial),
         "seconds": seconds,
         "seconds_parts": time.run_parts(config, machine, trial, probe),
         "tokens_per_second": _inverse(seconds, tokens),
