@@ -4,21 +4,37 @@ Truth comes from elsewhere: numel and torch's FlopCounterMode for counts, autogr
 for memory, collectives recorded in real runs. What is Qwen3's must be what it was before other families came.
 """
 
+import itertools
+import json
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from ranks import on
+from runs import trained
+from test_communication import (
+    SMALL,
+    agree,
+    data,  # noqa: F401
+    rows_of_rank,
+)
+from test_plan import _live_peak_bytes as live_peak_bytes
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
+from training import MACHINE
 
+from foretell import config as run_config
+from foretell import plan
 from foretell.config import ModelConfig, TrainConfig
-from foretell.distributed import pipeline
+from foretell.data import open_data
+from foretell.distributed import pipeline, record
 from foretell.models.decoder import Decoder
-from foretell.plan import flops, layout, memory, models
+from foretell.plan import flops, layout, memory, models, time
 from foretell.plan.weights import layer_weights, outer_weights
-from foretell.train import loop
+from foretell.train import begin, loop
 from foretell.train.alone import Alone
 from foretell.train.loss import next_token_loss
 
@@ -151,3 +167,100 @@ def test_activations_are_what_autograd_saves(name: str, dtype: str, kernel: str,
     train = TrainConfig(context=context, micro_batch_size=B, dtype=dtype, attention=kernel, dropout=dropout)
     expected = B * context * memory.saved_bytes_per_token(c, dtype, bool(dropout)) + memory.probability_bytes(c, train)
     assert kept == expected
+
+
+@pytest.mark.parametrize(
+    ("width", "micro", "batches", "chunk", "optimizer", "kernel"),
+    [
+        (64, 8, 1, None, "muon", "sdpa"),  # the loss
+        (256, 1, 1, None, "muon", "sdpa"),  # the optimiser's workspace
+        (128, 4, 2, 64, "adamw", "products"),  # the last layer
+    ],
+)
+@pytest.mark.parametrize("name", ["gpt2", "mistral", "gemma3"])
+def test_the_peak_of_live_tensors_is_torchs_within_one_percent(
+    name: str, width: int, micro: int, batches: int, chunk: int | None, optimizer: str, kernel: str
+) -> None:
+    family = FAMILIES[name]
+    windows = {"sliding_window": 32} if "sliding_window" in family else {}
+    sizes = {"model_type": family["model_type"], "hidden_size": width, "num_hidden_layers": 2}
+    c = ModelConfig.model_validate({**sizes, **windows}).resolved(512, 128)
+    tokens = 128 * micro
+    work = {"context": 128, "micro_batch_size": micro, "global_batch_tokens": tokens * batches}
+    path = {"optimizer": optimizer, "attention": kernel, "dtype": "float32", "compile": "off"}
+    train = TrainConfig.model_validate({**work, **path, "loss_chunk_tokens": chunk})
+    states = memory.state_bytes(c, optimizer)
+    before = states["weights"] + states["optimizer"] + memory.table_bytes(c)
+    assert live_peak_bytes(c, train) == pytest.approx(memory.memory_bytes(c, train)["live"] - before, rel=0.01)
+
+
+_PLACED = {
+    "gpt2": ["model.model_type=gpt2", "model.num_key_value_heads=4"],
+    "llama": ["model.model_type=llama", "model.tie_word_embeddings=false"],
+    "gemma3": ["model.model_type=gemma3_text", "model.sliding_window=9"],
+}
+_LAYOUTS: dict[str, list[str]] = {
+    "shards": ["parallel.dp_shard=2"],
+    "tensor": ["parallel.tp=2"],
+    "pipeline": ["parallel.pp=2"],
+    "tensor, again, muon": ["parallel.tp=2", "parallel.recompute=full", "train.optimizer=muon", "train.dtype=bfloat16"],
+}
+_FAST = [("gpt2", "shards"), ("gpt2", "tensor"), ("gemma3", "pipeline"), ("gemma3", "tensor, again, muon")]
+
+
+@pytest.mark.parametrize(
+    ("name", "how"),
+    [
+        pytest.param(*pair, marks=() if pair in _FAST else pytest.mark.slow)
+        for pair in itertools.product(_PLACED, _LAYOUTS)
+    ],
+)
+def test_collectives_are_the_recorded_ones(name: str, how: str, data: Path, tmp_path: Path) -> None:  # noqa: F811
+    keys = [*SMALL, *_PLACED[name], *_LAYOUTS[how]]
+    c = run_config.updated(run_config.load(None, keys), data={"source": str(data)})
+    begin(c, open_data(data), tmp_path / "run", 2, machine=MACHINE)
+    on(2, trained, tmp_path / "run", data, None)
+    files = sorted((tmp_path / "run" / "collectives").iterdir())
+    assert len(files) == c.parallel.pp
+    for path in files:
+        recorded = [(r.kind, r.group, r.count, r.bytes) for r in record.read(path)]
+        agree(rows_of_rank(keys, 2, int(path.stem[-5:]), evaluated=False), recorded)
+
+
+def test_what_was_foretold_of_qwen3_is_foretold_still() -> None:
+    """Numbers of the code that knew Qwen3 alone, kept in a file: counts, bytes, and seconds from a stored record."""
+    folder = Path(__file__).parent / "data"
+    machine = json.loads((folder / "machine-2.json").read_text())
+    for kept in json.loads((folder / "forecasts-qwen3.json").read_text()).values():
+        c = ModelConfig.model_validate(kept["model"]).resolved(5000, 256)
+        found = flops.flops_per_token(c, 256)
+        assert flops.parameters(c) == kept["parameters"]
+        assert {k: found[k] for k in kept["flops_per_token"]} == kept["flops_per_token"]
+        assert flops.optimizer_flops(c, "muon") == kept["muon_flops"]
+        assert {o: memory.state_bytes(c, o) for o in kept["states"]} == kept["states"]
+        for how, saved in kept["saved"].items():
+            dtype, dropout = how.split()
+            assert memory.saved_bytes_per_token(c, dtype, dropout == "True") == saved
+        for how, seconds in kept["seconds"].items():
+            dtype, kernel, optimizer, dropout = how.split()
+            path = {"dtype": dtype, "attention": kernel, "optimizer": optimizer, "dropout": float(dropout)}
+            work = {"context": 256, "micro_batch_size": 4, "global_batch_tokens": 2048, "compile": "off"}
+            t = TrainConfig.model_validate({**path, **work})
+            assert memory.probability_bytes(c, t) == kept["probabilities"][f"{dtype} {kernel}"]
+            both = [time.untried_step_seconds(c, t, machine)[0], time.roofline_step_seconds(c, t, machine)]
+            assert both == pytest.approx(seconds, rel=1e-12)
+
+
+@pytest.mark.parametrize("name", [n for n in FAMILIES if n != "experts"])
+def test_a_budget_finds_a_size_of_the_family(name: str) -> None:
+    machine = json.loads((Path(__file__).parent / "data" / "machine-2.json").read_text())
+    keys = {"model_type": FAMILIES[name].get("model_type", "qwen3")}
+    windows = {"sliding_window": 64} if "sliding_window" in FAMILIES[name] else {}
+    c = run_config.updated(run_config.RunConfig(), model={**keys, **windows}, train={"budget": "2m"})
+    corpus = {"tokens": 10**8, "vocab_size": 4096, "bytes_per_token": 4.0, "xz_bits_per_byte": 2.0, "bytes": 4 * 10**8}
+    found = plan.forecast(c, machine=machine, corpus=corpus)
+    assert found["model"]["model_type"] == keys["model_type"]
+    assert found["seconds"]["value"] == pytest.approx(120, rel=0.2)
+    assert found["step_seconds_from"] == ("parts" if name == "qwen3" else "rough parts")
+    c = ModelConfig.model_validate(found["model"])
+    assert found["parameters"]["total"] == sum(p.numel() for p in on_meta(c).parameters())

@@ -102,8 +102,11 @@ def _feed_forward_bytes(a: Architecture, train: TrainConfig) -> float:
     if not layer.inner:
         return 0.0
     item = HALF if train.dtype == "bfloat16" else FLOAT
-    arrays, gone = 2.0 if layer.gated else 1.0, activations.norm_bytes(layer, D) if layer.behind else 0
-    passed = arrays * item * N * layer.inner + FLOAT * D * layer.inner
+    gone = activations.norm_bytes(layer, D) if layer.behind else 0
+    array, weight = float(item * N * layer.inner), FLOAT * D * layer.inner
+    passed = array + weight
+    if layer.gated:  # of several micro-batches, the last weight's is added to what is there before both are formed
+        passed = max(passed, 2 * array) if several(train) else 2 * array + weight
     passed += (FLOAT + (HALF if item == HALF else 0)) * N * D - N * gone
     # Before it, an RMSNorm behind it, which torch's CPU takes apart: six arrays of N D, counted by its profiler.
     return max(passed, 6.0 * FLOAT * N * D) if layer.behind and layer.rms else passed
