@@ -234,8 +234,8 @@ def dumps(config: RunConfig) -> str:
 def _toml(value: object) -> str:
     if isinstance(value, float) and value.is_integer() and abs(value) < 1e15:
         return f"{value:.1f}"
-    if isinstance(value, Table):
-        return "{" + ", ".join(f"{k} = {_toml(v)}" for k, v in value if v is not None) + "}"
+    if isinstance(value, Table | dict):
+        return "{" + ", ".join(f"{k} = {_toml(v)}" for k, v in dict(value).items() if v is not None) + "}"
     # JSON strings, numbers, booleans and lists are TOML too, but TOML wants DEL escaped.
     return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
 
