@@ -11,6 +11,8 @@ model of every family. One process (`memory.py`) and one of several (`ranks.py`)
   never takes products;
 - dropout keeps a byte a number.
 
+Of an encoder-decoder this is roughly so: what T5 adds to its products makes torch keep probabilities too.
+
 With tensor parallelism the norms see a part of the sequence; what goes into a product is gathered and kept whole. Not
 counted: casts of weights, tokens, and masks of packed documents.
 """
@@ -114,7 +116,7 @@ def attention_extra_bytes(layer: Layer, b: MicroBatch) -> float:
     """Kept by one layer's attention beside what every token keeps: a mask, or probabilities for the log-sum-exp."""
     if is_masked(layer, b.context):
         return b.item * b.context * b.context / b.cp
-    if b.kernel != "products" or b.cp > 1:
+    if b.kernel != "products" or b.cp > 1 or not layer.attentions[0].causal:
         return 0.0
     kept = sum((end - start) * end for start, end in attention_blocks(b.context))
     heads = layer.attentions[0].heads / b.tp
@@ -129,4 +131,9 @@ def layer_bytes(layer: Layer, hidden: int, b: MicroBatch) -> float:
 def outer_token_bytes(a: Architecture, b: MicroBatch) -> float:
     """Kept of one token outside the layers: the last norm, the input of the head, and the embedding's dropout."""
     masks = a.hidden / b.tp if b.dropout else 0
-    return norm_bytes(a.kinds[-1][1], a.hidden) / b.tp + b.item * a.hidden + masks
+    outer = (*(v for s in a.stacks for v in s.vectors), *a.vectors)
+    norms = sum(name.endswith("norm.weight") for name, _ in outer)
+    # A head of several products has an activation behind each but the last, and a norm, which takes what is given.
+    short = (len(a.head) - 1) * (1 - b.item / FLOAT)
+    head = sum(m.columns for m in a.head) + sum(m.rows for m in a.head[:-1])
+    return (norms - short) * norm_bytes(a.kinds[-1][1], a.hidden) / b.tp + b.item * head + masks

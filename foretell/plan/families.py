@@ -1,10 +1,10 @@
 """Published families of Transformers, each read from the keys of its Hugging Face config.
 
 Decoders (GPT-2 and 3, Llama, Qwen2, Qwen3, Mistral, Gemma 3), mixtures of experts (Qwen3-MoE, Mixtral, DeepSeek-V3
-with its latent attention), encoders (BERT with its head for masked words) and encoder-decoders (T5). Tests build each
-preset by transformers' own classes on meta tensors and find the same parameters and the same products, to the last
-one. Weights of families that this package trains have its names and its pieces (`models/core.py`): GPT-2's queries,
-keys and values are three matrices.
+with its latent attention), encoders (BERT with its head for masked words) and encoder-decoders (T5, Marian). Tests
+build each preset by transformers' own classes on meta tensors and find the same parameters and the same products, to
+the last one. Weights of families that this package trains have its names and its pieces (`models/core.py`): GPT-2's
+queries, keys and values are three matrices, and Marian's bias of the logits is a weight.
 
 Not counted: DeepSeek-V3's extra layers that predict further tokens, buffers, and GPT-3's sparse layers (taken as dense,
 as in the paper's own table of FLOPs).
@@ -130,69 +130,80 @@ def _gpt2(c: Mapping[str, Any], name: str) -> Architecture:
     return Architecture(name, "gpt2", D, V, T, tables, (stack,), head, bool(c.get("tie_word_embeddings", True)))
 
 
+def _attention(place: str, D: int, inner: int, bias: bool, memory: bool = False) -> tuple[Matrix, ...]:
+    """Queries, keys and values of as many heads each, and what gathers them. memory: keys and values are of one."""
+    return (
+        Matrix(f"{place}.q_proj", inner, D, bias=bias),
+        *(Matrix(f"{place}.{n}_proj", inner, D, bias=bias, memory=memory) for n in "kv"),
+        Matrix(f"{place}.o_proj", D, inner, "row", bias=bias),
+    )
+
+
+def _plain(D: int, F: int, bias: bool) -> tuple[Matrix, ...]:
+    return (Matrix("mlp.up_proj", F, D, bias=bias), Matrix("mlp.down_proj", D, F, "row", bias=bias))
+
+
 def _bert(c: Mapping[str, Any], name: str) -> Architecture:
     """BERT (Devlin et al., 2019) with the head for masked words, applied at every position."""
     D, H, L, V, F = (
         c[k] for k in ("hidden_size", "num_attention_heads", "num_hidden_layers", "vocab_size", "intermediate_size")
     )
-    names = ("attention.self.query", "attention.self.key", "attention.self.value")
-    matrices = (
-        *(Matrix(n, D, D, bias=True) for n in names),
-        Matrix("attention.output.dense", D, D, "row", bias=True),
-        Matrix("intermediate.dense", F, D, bias=True),
-        Matrix("output.dense", D, F, "row", bias=True),
-    )
-    own = (Attention(H, H, D // H, D // H, causal=False),)
-    norms = _norms(("attention.output.LayerNorm", "output.LayerNorm"), D, bias=True)
+    E, T = c.get("head_dim") or D // H, c["max_position_embeddings"]
+    own, norms = (Attention(H, H, E, E, causal=False),), _norms(_NORMS, D, bias=True)
+    matrices = (*_attention("self_attn", D, H * E, bias=True), *_plain(D, F, bias=True))
     layer = Layer(matrices, own, norms, 0, F, gated=False, rms=False, behind=True, rotary=False)
-    T = c["max_position_embeddings"]
-    tables = (("word_embeddings", V, D), ("position_embeddings", T, D), ("token_type_embeddings", 2, D))
-    head = (Matrix("transform.dense", D, D, bias=True), Matrix("decoder", V, D, bias=True))
+    tables = (("embed_tokens", V, D), ("embed_positions", T, D), ("embed_types", c.get("type_vocab_size") or 2, D))
+    head = (Matrix("head_dense", D, D, bias=True), Matrix("lm_head", V, D, bias=True))
     stack = Stack(((L, layer),), (), encoder=True)
-    outer = _norms(("embeddings.LayerNorm", "transform.LayerNorm"), D, bias=True)
+    outer = _norms(("embed_norm", "head_norm"), D, bias=True)
     return Architecture(name, "bert", D, V, T, tables, (stack,), head, True, vectors=outer)
+
+
+def _halves(
+    L: tuple[int, int], sizes: tuple[int, int, int, int, int], *, bias: bool, gated: bool, behind: bool
+) -> tuple[Stack, Stack]:
+    """Encoder and decoder of L layers, of sizes D, H, E, F and buckets of distances, which may be 0."""
+    D, H, E, F, buckets = sizes
+    feed = _swiglu("mlp", D, F) if gated else _plain(D, F, bias)
+    crossed = (_NORMS[0], "cross_attention_layernorm", _NORMS[1])
+
+    def layer(decodes: bool) -> Layer:
+        attentions = [Attention(H, H, E, E, causal=decodes)]
+        matrices = _attention("self_attn", D, H * E, bias)
+        if decodes:
+            attentions.append(Attention(H, H, E, E, causal=False, memory=True))
+            matrices += _attention("cross_attn", D, H * E, bias, memory=True)
+        names = crossed if decodes else _NORMS
+        norms = _norms(names, D, bias)
+        kept = 2 * H * E if decodes else 0
+        own: dict[str, Any] = {"gated": gated, "rms": not bias, "behind": behind, "rotary": False}
+        return Layer((*matrices, *feed), tuple(attentions), norms, kept, F, norms=len(names), **own)
+
+    outer: tuple[Vector, ...] = ()
+    if buckets:
+        outer = (*_norms(("norm",), D), ("relative_bias.weight", buckets * H))
+    return Stack(((L[0], layer(False)),), outer, encoder=True), Stack(((L[1], layer(True)),), outer)
 
 
 def _t5(c: Mapping[str, Any], name: str) -> Architecture:
     """T5 (Raffel et al., 2020): encoder and decoder with biases by distance, without other biases; v1.1 is gated."""
-    D, E, F, H, V = c["d_model"], c["d_kv"], c["d_ff"], c["num_heads"], c["vocab_size"]
-    inner, gated = H * E, str(c.get("feed_forward_proj", "relu")).startswith("gated")
-    first = ("DenseReluDense.wi_0", "DenseReluDense.wi_1") if gated else ("DenseReluDense.wi",)
-    feed = (*(Matrix(n, F, D) for n in first), Matrix("DenseReluDense.wo", D, F, "row"))
-
-    def attention(place: str, memory: bool = False) -> tuple[Matrix, ...]:
-        own = (Matrix(f"{place}.q", inner, D), Matrix(f"{place}.o", D, inner, "row"))
-        return (*own, *(Matrix(f"{place}.{n}", inner, D, memory=memory) for n in "kv"))
-
-    def norms(count: int) -> tuple[Vector, ...]:
-        return _norms(tuple(f"layer.{n}.layer_norm" for n in range(count)), D)
-
-    encoder = Layer(
-        (*attention("SelfAttention"), *feed),
-        (Attention(H, H, E, E, causal=False),),
-        norms(2),
-        0,
-        F,
-        gated,
-        rotary=False,
-    )
-    decoder = Layer(
-        (*attention("SelfAttention"), *attention("EncDecAttention", memory=True), *feed),
-        (Attention(H, H, E, E), Attention(H, H, E, E, causal=False, memory=True)),
-        norms(3),
-        2 * inner,
-        F,
-        gated,
-        norms=3,
-        rotary=False,
-    )
-    outer = (*_norms(("final_layer_norm",), D), ("bias_of_distances", c.get("relative_attention_num_buckets", 32) * H))
-    stacks = (
-        Stack(((c["num_layers"], encoder),), outer, encoder=True),
-        Stack(((c.get("num_decoder_layers") or c["num_layers"], decoder),), outer),
-    )
+    D, H, V = c["d_model"], c["num_heads"], c["vocab_size"]
+    sizes = (D, H, c["d_kv"], c["d_ff"], c.get("relative_attention_num_buckets") or 32)
+    gated = str(c.get("feed_forward_proj", "relu")).startswith("gated")
+    depths = (c["num_layers"], c.get("num_decoder_layers") or c["num_layers"])
+    stacks = _halves(depths, sizes, bias=False, gated=gated, behind=False)
     head, tied = (Matrix("lm_head", V, D),), bool(c.get("tie_word_embeddings", True))
-    return Architecture(name, "t5", D, V, c.get("n_positions", 512), (("shared", V, D),), stacks, head, tied)
+    return Architecture(name, "t5", D, V, c.get("n_positions", 512), (("embed_tokens", V, D),), stacks, head, tied)
+
+
+def _marian(c: Mapping[str, Any], name: str) -> Architecture:
+    """Marian's Transformer (Vaswani et al., 2017): sinusoids, LayerNorm behind each branch, a bias on the logits."""
+    D, H, V = c["d_model"], c["encoder_attention_heads"], c["vocab_size"]
+    sizes = (D, H, c.get("head_dim") or D // H, c["encoder_ffn_dim"], 0)
+    stacks = _halves((c["encoder_layers"], c["decoder_layers"]), sizes, bias=True, gated=False, behind=True)
+    head, tied = (Matrix("lm_head", V, D, bias=True),), bool(c.get("tie_word_embeddings", True))
+    T, tables = c["max_position_embeddings"], (("embed_tokens", V, D),)
+    return Architecture(name, "marian", D, V, T, tables, stacks, head, tied)
 
 
 def _deepseek(c: Mapping[str, Any], name: str) -> Architecture:
@@ -236,6 +247,7 @@ FAMILIES: dict[str, Callable[[Mapping[str, Any], str], Architecture]] = {
     "gemma3_text": _decoder,
     "gpt2": _gpt2,
     "llama": _decoder,
+    "marian": _marian,
     "mistral": _decoder,
     "mixtral": _decoder,
     "qwen2": _decoder,

@@ -33,10 +33,10 @@ def parameters(model: ModelConfig) -> dict[str, int]:
     found = a.parameters
     count = {
         "embedding": found["embedding"],
-        "attention": _numbers_of(a, "self_attn."),
+        "attention": _numbers_of(a, "self_attn.") + _numbers_of(a, "cross_attn."),
         "feed_forward": _numbers_of(a, "mlp.") - _numbers_of(a, "mlp.gate"),
         "norms": sum(n * numbers(y.vectors) for n, y in a.kinds) + sum(numbers(s.vectors) for s in a.stacks),
-        "head": found["head"],
+        "head": found["head"] + numbers(a.vectors) + sum(m.parameters for m in a.head[:-1]),
     }
     if model.num_experts:
         biases = bias_parameters(model)
@@ -62,8 +62,8 @@ def bias_parameters(model: ModelConfig) -> int:
 
 
 def flops_per_token(model: ModelConfig, context: int) -> dict[str, float]:
-    """FLOPs to train on one token, forward and backward, under each convention."""
-    return models.of_model(model).flops_per_token(context)
+    """FLOPs to train on one token, forward and backward, under each convention. A source is as long as its target."""
+    return models.of_model(model).flops_per_token(context, context)
 
 
 def matrices(a: Architecture) -> Iterator[tuple[int, int, int, bool]]:

@@ -96,14 +96,20 @@ def as_model(a: Architecture) -> ModelConfig:
 
 @functools.lru_cache(maxsize=1024)
 def of_model(model: ModelConfig) -> Architecture:
-    """The architecture of a completed [model] table: the decoder that this package trains (`models/families.py`)."""
+    """The architecture of a completed [model] table: the model that this package trains (`models/families.py`)."""
     keys = model.model_dump(exclude_none=True)
     keys["layer_types"] = tuple(
         "full_attention" if model.window(n) is None else "sliding_attention" for n in range(model.sizes.L)
     )
     if model.num_experts:
         keys |= {"model_type": "qwen3_moe", "expert_bias": model.balance == "bias"}
+    return of({**keys, **_own_keys(model)}, "model")
+
+
+def _own_keys(model: ModelConfig) -> dict[str, Any]:
+    """Sizes under the names that the configs of some families have for them."""
+    D, L, H, _, _, F, _ = model.sizes
+    longest = model.needed("max_position_embeddings")
     if model.model_type == "gpt2":
-        names = zip(("n_embd", "n_layer", "n_head"), model.sizes, strict=False)
-        keys |= {**dict(names), "n_inner": model.sizes.F, "n_positions": model.needed("max_position_embeddings")}
-    return of(keys, "model")
+        return {"n_embd": D, "n_layer": L, "n_head": H, "n_inner": F, "n_positions": longest}
+    return {}

@@ -33,8 +33,9 @@ from foretell.plan.activations import FLOAT, HALF, MicroBatch
 from foretell.plan.architecture import Architecture, Layer, Matrix
 from foretell.plan.layout import Degrees
 
-# Arrays of the feed-forward width that the backward pass of a layer has at once beside what was kept for it.
-PASSING = 2.5
+# Arrays of the feed-forward width, and gathered ones of the model's, that the backward pass of a layer has at once
+# beside what was kept for it: with a gate, and without.
+PASSING, PASSING_PLAIN = (2.5, 2), (1.0, 1)
 # Of a device's memory, what fragments and the driver's own data leave usable. A usual value, not a measurement.
 SLACK = 0.92
 _STATES = {"sgd": 1, "adamw": 2, "muon": 1}
@@ -244,8 +245,9 @@ def _passing_bytes(layer: Layer, hidden: int, p: Place) -> float:
     """What a layer's backward pass has at once beside what was kept for it, and what tensor parallelism gathers."""
     routed = layer.routed
     width = layer.inner + (routed.used * routed.rows if routed else 0)
-    gathered = 2 * FLOAT * hidden if p.degrees.tp > 1 else 0.0
-    return p.tokens * (p.item * PASSING * width / p.degrees.tp + gathered)
+    arrays, whole = PASSING if layer.gated else PASSING_PLAIN
+    gathered = whole * FLOAT * hidden if p.degrees.tp > 1 else 0.0
+    return p.tokens * (p.item * arrays * width / p.degrees.tp + gathered)
 
 
 def _root_numbers(a: Architecture, d: Degrees, first: bool, last: bool) -> tuple[int, int]:
