@@ -40,6 +40,7 @@ def traced(c: RunConfig, processes: int, place: int) -> dict[str, int]:
 
 
 HEADS = ("model.num_attention_heads=8", "model.num_key_value_heads=4")
+GEMMA = ("model.model_type=gemma3_text", "model.sliding_window=64")
 CASES: dict[str, tuple[RunConfig, int, int, float]] = {
     "shards": (config(1024, 8, 4096, 128, 1, 8, "parallel.dp_shard=8"), 8, 0, 0.03),
     "shards, accumulated": (config(1024, 8, 4096, 128, 1, 32, "parallel.dp_shard=8"), 8, 0, 0.03),
@@ -56,6 +57,20 @@ CASES: dict[str, tuple[RunConfig, int, int, float]] = {
         0.03,
     ),
     "context": (config(256, 6, 512, 1024, 4, 4, "parallel.cp=4", "parallel.dp_shard=1", *HEADS), 4, 0, 0.03),
+    "gpt2, tensor": (
+        config(512, 6, 512, 512, 4, 4, "parallel.tp=4", "parallel.dp_shard=1", *HEADS[:1], "model.model_type=gpt2"),
+        4,
+        0,
+        0.03,
+    ),
+    "gpt2, activations": (
+        config(256, 8, 512, 512, 8, 64, "parallel.dp_shard=8", "model.model_type=gpt2"),
+        8,
+        0,
+        0.03,
+    ),
+    "gemma3, shards": (config(512, 8, 512, 256, 4, 32, "parallel.dp_shard=8", *GEMMA), 8, 0, 0.03),
+    "gemma3, activations": (config(256, 8, 512, 512, 8, 64, "parallel.dp_shard=8", *GEMMA), 8, 0, 0.03),
     "1f1b, first": (config(256, 8, 512, 256, 4, 32, "parallel.pp=4", "parallel.dp_shard=1"), 4, 0, 0.06),
     "1f1b, last": (config(256, 8, 512, 256, 4, 32, "parallel.pp=4", "parallel.dp_shard=1"), 4, 3, 0.06),
     "zero bubble": (
@@ -65,7 +80,7 @@ CASES: dict[str, tuple[RunConfig, int, int, float]] = {
         0.06,
     ),
 }
-QUICK = ("shards", "logits", "tensor", "1f1b, last")
+QUICK = ("gpt2, tensor", "shards", "logits", "tensor", "1f1b, last")
 
 
 @pytest.mark.parametrize("name", [n if n in QUICK else pytest.param(n, marks=pytest.mark.slow) for n in CASES])

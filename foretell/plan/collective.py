@@ -14,8 +14,8 @@ from typing import NamedTuple
 
 from foretell.config import ModelConfig, ParallelConfig, TrainConfig
 from foretell.plan import layout
+from foretell.plan.architecture import Architecture
 from foretell.plan.layout import Degrees
-from foretell.plan.weights import Traits
 
 FLOAT, HALF, DOUBLE, LONG, BYTE = 4, 2, 8, 8, 1
 _PASSES = {"all_reduce": 2, "all_gather": 1, "reduce_scatter": 1, "all_to_all": 1}
@@ -71,7 +71,7 @@ class Chunk(NamedTuple):
 class Rank:
     """The first rank of place `pp_place` on the pipeline's axis: no other of that place holds more, or sends more.
 
-    model, train and parallel must be resolved, and `layout.check` must have passed them.
+    model, train and parallel must be resolved, and `layout.check` must have passed them; a describes the model.
     """
 
     model: ModelConfig
@@ -79,7 +79,7 @@ class Rank:
     parallel: ParallelConfig
     d: Degrees
     pp_place: int
-    traits: Traits
+    a: Architecture
 
     @cached_property
     def chunks(self) -> list[Chunk]:

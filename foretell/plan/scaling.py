@@ -92,17 +92,23 @@ def half_width(law: Mapping[str, float], value: float, reached: float, probed: b
 
 
 def bits_per_byte(
-    parameters: float, tokens: float, batch: float, corpus: Mapping[str, Any], probe: Mapping[str, Any] | None
+    parameters: float,
+    tokens: float,
+    batch: float,
+    corpus: Mapping[str, Any],
+    probe: Mapping[str, Any] | None,
+    unsure: float = 0.0,
 ) -> dict[str, float]:
     """The forecast of validation bits per byte at the end of a run, with its 90% interval.
 
     parameters: without the embedding. tokens: seen in training, repeats included; batch: tokens an optimiser step.
+    unsure: a further half-width of the logarithm, in quadrature.
     """
     law = prior()
     xz = corpus.get("xz_bits_per_byte") or USUAL_XZ
     reached = probe["bits_per_byte"] if probe else guessed_probe(law, xz)
     value = predicted(law, parameters, tokens, batch, corpus.get("tokens") or math.inf, reached, xz)
-    return spread(value, half_width(law, value, reached, probe is not None))
+    return spread(value, math.hypot(half_width(law, value, reached, probe is not None), unsure))
 
 
 def course(
@@ -111,6 +117,7 @@ def course(
     batch: float,
     corpus: Mapping[str, Any],
     probe: Mapping[str, Any] | None,
+    unsure: float = 0.0,
 ) -> list[dict[str, float]]:
     """The forecast along the run: rows of {step, tokens, value, low, high} in bits per byte.
 
@@ -119,7 +126,7 @@ def course(
     """
     law = prior()
     rows = []
-    end = bits_per_byte(parameters, steps * batch, batch, corpus, probe)
+    end = bits_per_byte(parameters, steps * batch, batch, corpus, probe, unsure)
     for point in law["course"]:
         step = max(1, round(point["share"] * steps))
         here = bits_per_byte(parameters, step * batch, batch, corpus, probe)["value"] * math.exp(point["above"])

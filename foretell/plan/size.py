@@ -10,6 +10,7 @@ from foretell import config as run_config
 from foretell.config import ModelConfig, RunConfig, TrainConfig
 from foretell.errors import ConfigError, PlanError
 from foretell.plan import flops, memory, rungs, scaling, time
+from foretell.plan.activations import FLOAT
 from foretell.plan.budget import Budget
 
 # A forecast aims a little under the budget, so that half the error of the forecast still ends inside it.
@@ -130,9 +131,9 @@ def fits(config: RunConfig, changes: dict[str, Any], room_bytes: float) -> bool:
 def _chunk(tokens: int, model: ModelConfig) -> int | None:
     """Tokens a chunk of the cross-entropy where the logits would be large, else None: all at once."""
     V = model.sizes.V
-    if 3 * memory.FLOAT * tokens * V <= MOST_LOGIT_BYTES:
+    if 3 * FLOAT * tokens * V <= MOST_LOGIT_BYTES:
         return None
-    return max(64, int(CHUNK_BYTES / memory.FLOAT / V))
+    return max(64, int(CHUNK_BYTES / FLOAT / V))
 
 
 def _micro_batch(model: ModelConfig, t: TrainConfig, sequences: int, machine: dict[str, Any]) -> int:

@@ -4,7 +4,8 @@ Muon (Jordan et al., 2024) orthogonalises the momentum of each matrix by a Newto
 takes one matrix at a time in bfloat16; here all matrices of one shape go through the iteration as one batched product,
 in the dtype the caller chose, because bfloat16 is slow on some processors and dozens of small products are slow on all
 (docs/log.md has the comparison). A stack of matrices, such as that of experts, counts as so many matrices; a router of
-experts is a matrix like others, which learned better than at AdamW's rate for embeddings.
+experts is a matrix like others, which learned better than at AdamW's rate for embeddings, and so did GPT-2's table of
+positions (docs/log.md).
 """
 
 from __future__ import annotations
