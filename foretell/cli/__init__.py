@@ -278,6 +278,39 @@ def generate(
 
 
 @app.command()
+def embed(
+    model: Annotated[Path, typer.Argument(help="A run folder or a Hugging Face folder of an encoder.")],
+    texts: Annotated[list[str] | None, typer.Argument(metavar="[TEXT...]", help="Texts.")] = None,
+    file: Annotated[Path | None, typer.Option("--file", help="A text a line, in UTF-8.")] = None,
+    out: Annotated[Path | None, typer.Option("--out", help="Write the vectors here: .npy or .safetensors.")] = None,
+    as_json: Json = False,
+) -> None:
+    """A vector for each text, of length 1: a line of JSON each, or a file with --out."""
+    from foretell import embed as embedding
+    from foretell.cli.options import print_json
+    from foretell.cli.steps import load_model
+
+    given = [*(texts or []), *(embedding.lines(file) if file is not None else [])]
+    if not given:
+        raise errors.ConfigError("nothing to embed: give texts, or --file with a text a line")
+    if out is not None and out.suffix not in embedding.SUFFIXES:
+        raise errors.ConfigError(f"--out {out}: vectors are written as {' or '.join(embedding.SUFFIXES)}")
+    loaded, tokenizer = load_model(model)
+    found = embedding.embed(loaded, tokenizer, given)
+    if found.cut:
+        print(f"foretell: {found.cut:,} texts are longer than the model reads; they were cut", file=sys.stderr)
+    result: dict[str, Any] = {"texts": len(given), "dimensions": found.vectors.shape[1], "cut": found.cut}
+    if out is not None:
+        embedding.write(found.vectors, out)
+        emit({**result, "out": str(out)}, as_json, lambda r: f"{r['texts']:,} x {r['dimensions']:,} in {r['out']}")
+    elif as_json:
+        emit({**result, "vectors": found.vectors.tolist()}, as_json)
+    else:
+        for text, vector in zip(given, found.vectors.tolist(), strict=True):
+            print_json({"text": text, "vector": vector})
+
+
+@app.command()
 def report(
     runs: Annotated[list[Path], typer.Argument(help="Run folders; several are compared.")],
     out: Annotated[Path | None, typer.Option("--out", help="The page; RUN/report.html when not given.")] = None,
