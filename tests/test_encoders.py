@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -12,6 +13,9 @@ from tiny import bpe
 
 from foretell.config import ModelConfig
 from foretell.errors import ConfigError, ModelError
+from foretell.generate.answer import written
+from foretell.generate.cache import SourceCache
+from foretell.generate.sampling import Sampling
 from foretell.models import hf
 from foretell.models.encoder import Encoder
 from foretell.models.seq2seq import Seq2Seq
@@ -158,6 +162,38 @@ def test_padding_changes_nothing(name: str, tmp_path: Path) -> None:
     (x, mask), y = padded(), ids(T, 2)
     alone = ours(x[1:, : S - 5], y[1:, : T - 3])
     agree(ours(x, y, mask)[1:, : T - 3], alone)
+
+
+@OF_PAIRS
+@torch.no_grad()
+def test_token_by_token_is_as_all_at_once(name: str, tmp_path: Path) -> None:
+    _, ours = saved(name, tmp_path / "m")
+    (x, mask), y = padded(), ids(T, 2)
+    cache = SourceCache(ours.config, 2, T, torch.float32, torch.device("cpu"))
+    memory = ours.encode(x, mask)
+    pieces = [ours.decode(y[:, :5], memory, mask, cache)]
+    made = {layer: k.clone() for layer, (k, _) in cache.memory.items()}
+    pieces.append(ours.decode(y[:, 5:8], memory, mask, cache))
+    memory.zero_()  # its keys and values were made once
+    pieces += [ours.decode(y[:, t : t + 1], memory, mask, cache) for t in range(8, T)]
+    assert all(torch.equal(cache.memory[n][0], k) for n, k in made.items())
+    agree(torch.cat(pieces, 1), ours.hidden(x, y, mask))
+
+
+@OF_PAIRS
+def test_greedy_targets_are_those_of_transformers(name: str, tmp_path: Path) -> None:
+    model, ours = saved(name, tmp_path / "m")
+    x, mask = padded()
+    end = 7
+    options = {"max_new_tokens": 12, "do_sample": False, "num_beams": 1, "eos_token_id": end, "forced_eos_token_id": None}
+    expected = model.generate(input_ids=x, attention_mask=mask.long(), pad_token_id=3, bad_words_ids=None, **options)
+    rows = [row[real].tolist() for row, real in zip(x, mask, strict=True)]
+    randoms = [np.random.default_rng(n) for n in range(2)]
+    found = written(ours, rows, end, 12, Sampling(0.0), randoms)
+    assert min(map(len, found)) > 3
+    for row, theirs_row in zip(found, expected[:, 1:].tolist(), strict=True):
+        assert theirs_row[: len(row)] == row
+        assert theirs_row[len(row) : len(row) + 1] in ([], [end])
 
 
 @torch.no_grad()

@@ -253,12 +253,20 @@ def generate(
     seed: Annotated[int, typer.Option(help="Same seed, same text.")] = 0,
     as_json: Json = False,
 ) -> None:
-    """Complete a prompt, streaming; without --prompt, ask for prompts until an empty line."""
-    from foretell.cli.steps import complete, load_model
+    """Complete a prompt, streaming; without --prompt, ask for prompts until an empty line.
+
+    An encoder-decoder takes the prompt for a source, and writes its target.
+    """
+    from foretell.cli.steps import answer_source, complete, load_model
+    from foretell.config.model import ENCODERS
 
     if as_json and prompt is None:
         raise errors.ConfigError("generate --json needs a --prompt")
     loaded, tokenizer = load_model(model)
+    if loaded.config.model_type in ENCODERS:
+        draw = {"max_new_tokens": max_new_tokens, "temperature": temperature, "top_k": top_k, "top_p": top_p}
+        answer_source(loaded, tokenizer, prompt, {**draw, "min_p": min_p, "seed": seed}, as_json, stop, repetition_penalty)
+        return
     options: dict[str, Any] = {
         "max_new_tokens": max_new_tokens,
         "temperature": temperature,
