@@ -221,21 +221,37 @@ def evaluate(
     source: Annotated[list[str], typer.Option("--data", help="Text to score; may be given again.")],
     context: Annotated[int | None, typer.Option(help="Window in tokens; the model's when not given.")] = None,
     stride: Annotated[int | None, typer.Option(help="Tokens between windows; context when not given.")] = None,
+    source_key: Annotated[str | None, typer.Option(help="Pairs: key or column of the source.")] = None,
+    target_key: Annotated[str | None, typer.Option(help="Pairs: key or column of the target.")] = None,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Perplexity, bits per byte and next-token accuracy on text, each with an interval."""
+    """Perplexity, bits per byte and next-token accuracy on text, each with an interval.
+
+    An encoder is asked for hidden tokens, an encoder-decoder for the targets of pairs or for what was cut out of a text.
+    """
     from rich.markup import escape
 
-    from foretell import data
+    from foretell import config, data
     from foretell import evaluate as scoring
     from foretell.cli.display import Display
     from foretell.cli.steps import load_model
+    from foretell.config.model import ENCODERS
 
     loaded, tokenizer = load_model(model)
     with Display(console(), quiet) as display:
         display.say(f"  [dim]scoring {escape(', '.join(source))} …[/]")
-    result = scoring.evaluate(loaded, tokenizer, data.texts(source), context=context, stride=stride)
+    keys = config.DataConfig.model_validate({"source_key": source_key, "target_key": target_key})
+    pair = data.pair_of(keys)
+    if loaded.config.model_type in ENCODERS:
+        if stride is not None:
+            raise errors.ConfigError("--stride has no effect on what is asked of rows; leave it out")
+        texts = data.texts(source, pair)
+        result = scoring.evaluate_texts(loaded, tokenizer, texts, has_pairs=pair is not None, context=context)
+    elif pair is not None:
+        raise errors.ConfigError("--source-key and --target-key want an encoder-decoder; this model has no source")
+    else:
+        result = scoring.evaluate(loaded, tokenizer, data.texts(source), context=context, stride=stride)
     emit(result, as_json, scoring.render)
 
 
