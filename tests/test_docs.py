@@ -57,11 +57,15 @@ def rows(text: str) -> list[list[str]]:
 def value_of(field: FieldInfo) -> str:
     """What config.md must say a key takes."""
     kind = field.annotation
-    several = () if get_origin(kind) in (Literal, list) else get_args(kind)
+    several = () if get_origin(kind) in (Literal, list, tuple) else get_args(kind)
     names: list[str] = []
     for k in several or (kind,):
         if get_origin(k) is Literal:
             names += [f"`{v}`" for v in get_args(k)]
+        elif get_origin(k) is tuple:
+            names.append("list of " + ", ".join(f"`{v}`" for v in get_args(get_args(k)[0])))
+        elif isinstance(k, type) and issubclass(k, config.Table):
+            names.append("table")
         elif get_origin(k) is list:
             names.append("list of whole numbers" if get_args(k) == (int,) else "list of texts")
         elif k is not type(None):

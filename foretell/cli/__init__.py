@@ -146,6 +146,10 @@ def train(
     arguments: RunToml = None,
     source: Annotated[str | None, typer.Option("--data", help="Text, or a prepared folder.")] = None,
     budget: Annotated[str | None, typer.Option(help="10m, 2h, 90s, or 1e15 FLOPs: sizes the model by itself.")] = None,
+    ladder: Annotated[
+        Path | None,
+        typer.Option("--ladder", help="A finished ladder's folder: its law decides, not the one that ships."),
+    ] = None,
     name: Annotated[str | None, typer.Option(help="Name of the run folder; from the data when not given.")] = None,
     out: Out = Path("runs"),
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run of that name.")] = False,
@@ -169,7 +173,7 @@ def train(
         with Display(console(), quiet or runtime.rank() > 0) as display:
             work(out / (name or ""), Path(source) if source else None, display)
         return
-    c = with_options(read_config(arguments), source, budget)
+    c = with_options(read_config(arguments), source, budget, ladder)
     with Display(console(), quiet) as display:
         where = Processes(processes, nodes, rendezvous, max_restarts, begin_only)
         result = train_and_report(c, out, name, resume, allow_drift, display, where)
@@ -338,11 +342,11 @@ def embed(
 
 @app.command()
 def report(
-    runs: Annotated[list[Path], typer.Argument(help="Run folders; several are compared.")],
+    runs: Annotated[list[Path], typer.Argument(help="Run folders, several are compared; or a ladder's.")],
     out: Annotated[Path | None, typer.Option("--out", help="The page; RUN/report.html when not given.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Write a run's page: self-contained, opens offline, in English and Chinese."""
+    """Write the page of a run or a ladder: self-contained, opens offline, in English and Chinese."""
     from foretell import report as pages
 
     path = pages.write(runs, out)

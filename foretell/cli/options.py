@@ -73,10 +73,12 @@ def read_config(arguments: list[str] | None) -> RunConfig:
     return config.load(path, words)
 
 
-def with_options(c: RunConfig, source: str | None, budget: str | None) -> RunConfig:
-    """The config with what --data and --budget say."""
+def with_options(c: RunConfig, source: str | None, budget: str | None, ladder: Path | None = None) -> RunConfig:
+    """The config with what --data, --budget and --ladder say."""
     from foretell import config
 
     if source is not None:
         c = config.updated(c, data={"source": source})
+    if ladder is not None:
+        c = config.updated(c, train={"ladder": str(ladder)})
     return config.updated(c, train={"budget": budget}) if budget is not None else c

@@ -29,6 +29,10 @@ def forecast(plan: dict[str, Any]) -> Table:
         quantity = plan["memory_bytes"]["peak"] if name == "memory_bytes.peak" else plan.get(name)
         if quantity:
             table.add_row(label(name).en.lower(), _shown(name, quantity["value"]), _interval(name, quantity))
+    if plan.get("step_seconds_from") == "rough parts":
+        table.add_row(
+            "", "", "the calibration timed Qwen3's layers in eager steps; this is put together from their parts"
+        )
     if plan.get("text_used_up"):
         table.add_row(
             "", "", "no more steps: a text read more often is learned by heart; more text would use the budget"

@@ -67,6 +67,9 @@ class TrainConfig(Table):
     steps: int | None = Field(None, gt=0, description="optimiser steps")
     tokens: int | None = Field(None, gt=0, description="training tokens; steps = tokens / global_batch_tokens")
     budget: str | None = Field(None, description="10m, 2h, 90s or 1e15 FLOPs: the forecast sizes the run")
+    ladder: str | None = Field(
+        None, description="a finished ladder's folder: its law sizes the run, its recipe trains it"
+    )
     context: int = Field(256, gt=1, description="tokens a sequence, T")
     micro_batch_size: int | None = Field(None, gt=0, description="sequences at once on one device")
     global_batch_tokens: int | None = Field(None, gt=0, description="tokens an optimiser step")
@@ -239,8 +242,8 @@ def dumps(config: RunConfig) -> str:
 def _toml(value: object) -> str:
     if isinstance(value, float) and value.is_integer() and abs(value) < 1e15:
         return f"{value:.1f}"
-    if isinstance(value, Table):
-        return "{" + ", ".join(f"{k} = {_toml(v)}" for k, v in value if v is not None) + "}"
+    if isinstance(value, Table | dict):
+        return "{" + ", ".join(f"{k} = {_toml(v)}" for k, v in dict(value).items() if v is not None) + "}"
     # JSON strings, numbers, booleans and lists are TOML too, but TOML wants DEL escaped.
     return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
 

@@ -143,6 +143,12 @@ def check(
         _check_strict(d, p, sequences, micro_batch_size)
     if d.pp == 1:
         return
+    if p.schedule == "zero-bubble" and p.recompute != "none":
+        raise ConfigError(
+            f"parallel.recompute={p.recompute} with schedule=zero-bubble forms a layer again for each of its weights, "
+            "since zero bubble takes their gradients one by one: about ten forward passes for one; set "
+            "schedule=interleaved, or recompute=none"
+        )
     stages, batches = d.pp * stages_of_a_process(p), sequences // d.dp // micro_batch_size
     if stages > model.sizes.L:
         raise ConfigError(
