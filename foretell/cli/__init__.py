@@ -232,7 +232,7 @@ def evaluate(
 ) -> None:
     """Perplexity, bits per byte and next-token accuracy on text, each with an interval.
 
-    An encoder is asked for hidden tokens, an encoder-decoder for the targets of pairs or for what was cut out of a text.
+    An encoder is asked for hidden tokens, an encoder-decoder for targets of pairs, or for what was cut out of a text.
     """
     from rich.markup import escape
 

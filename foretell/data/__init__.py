@@ -9,5 +9,14 @@ from foretell.data.tasks import pair_of
 from foretell.data.texts import texts
 
 __all__ = [
-    *("Data", "Document", "batch", "documents", "open_data", "pair_of", "place", "prepare", "render_funnel", "texts")
+    "Data",
+    "Document",
+    "batch",
+    "documents",
+    "open_data",
+    "pair_of",
+    "place",
+    "prepare",
+    "render_funnel",
+    "texts",
 ]

@@ -146,7 +146,11 @@ def _bert(c: Mapping[str, Any], name: str) -> Architecture:
     norms = _norms(("attention.output.LayerNorm", "output.LayerNorm"), D, bias=True)
     layer = Layer(matrices, own, norms, 0, F, gated=False, rms=False, behind=True, rotary=False)
     T = c["max_position_embeddings"]
-    tables = (("word_embeddings", V, D), ("position_embeddings", T, D), ("token_type_embeddings", 2, D))
+    tables = (
+        ("word_embeddings", V, D),
+        ("position_embeddings", T, D),
+        ("token_type_embeddings", c.get("type_vocab_size", 2), D),
+    )
     head = (Matrix("transform.dense", D, D, bias=True), Matrix("decoder", V, D, bias=True))
     stack = Stack(((L, layer),), (), encoder=True)
     outer = _norms(("embeddings.LayerNorm", "transform.LayerNorm"), D, bias=True)
@@ -195,6 +199,32 @@ def _t5(c: Mapping[str, Any], name: str) -> Architecture:
     return Architecture(name, "t5", D, V, c.get("n_positions", 512), (("shared", V, D),), stacks, head, tied)
 
 
+def _marian(c: Mapping[str, Any], name: str) -> Architecture:
+    """The Transformer of Vaswani et al. (2017) as Marian has it: sines for positions, biases everywhere."""
+    D, F, H, V = c["d_model"], c["encoder_ffn_dim"], c["encoder_attention_heads"], c["vocab_size"]
+    feed = (Matrix("fc1", F, D, bias=True), Matrix("fc2", D, F, "row", bias=True))
+
+    def attention(place: str, memory: bool = False) -> tuple[Matrix, ...]:
+        own = (Matrix(f"{place}.q_proj", D, D, bias=True), Matrix(f"{place}.out_proj", D, D, "row", bias=True))
+        return (*own, *(Matrix(f"{place}.{n}_proj", D, D, bias=True, memory=memory) for n in "kv"))
+
+    def layer(places: tuple[str, ...], attentions: tuple[Attention, ...], kept: int) -> Layer:
+        matrices = [m for p in places for m in attention(p, p == "encoder_attn")]
+        norms = _norms((*(f"{p}_layer_norm" for p in places), "final_layer_norm"), D, bias=True)
+        count = len(places) + 1
+        return Layer(
+            (*matrices, *feed), attentions, norms, kept, F, False, rms=False, norms=count, behind=True, rotary=False
+        )
+
+    E = D // H
+    encoder = layer(("self_attn",), (Attention(H, H, E, E, causal=False),), 0)
+    both = (Attention(H, H, E, E), Attention(H, H, E, E, causal=False, memory=True))
+    decoder = layer(("self_attn", "encoder_attn"), both, 2 * D)
+    stacks = (Stack(((c["encoder_layers"], encoder),), (), encoder=True), Stack(((c["decoder_layers"], decoder),), ()))
+    head, tied = (Matrix("lm_head", V, D, bias=True),), bool(c.get("tie_word_embeddings", True))
+    return Architecture(name, "marian", D, V, c["max_position_embeddings"], (("shared", V, D),), stacks, head, tied)
+
+
 def _deepseek(c: Mapping[str, Any], name: str) -> Architecture:
     """DeepSeek-V3 (2024): latent attention, a few dense layers first, then shared and routed experts."""
     D, H = c["hidden_size"], c["num_attention_heads"]
@@ -236,6 +266,7 @@ FAMILIES: dict[str, Callable[[Mapping[str, Any], str], Architecture]] = {
     "gemma3_text": _decoder,
     "gpt2": _gpt2,
     "llama": _decoder,
+    "marian": _marian,
     "mistral": _decoder,
     "mixtral": _decoder,
     "qwen2": _decoder,

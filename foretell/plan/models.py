@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from foretell.config import ModelConfig
-from foretell.config.model import ModelType
+from foretell.config.model import ENCODERS, ModelType
 from foretell.errors import ConfigError
 from foretell.plan.architecture import Architecture
 from foretell.plan.families import FAMILIES
@@ -69,7 +69,7 @@ def as_model(a: Architecture) -> ModelConfig:
     """
     layer = a.stacks[-1].layers[-1][1]
     attention, routed = layer.attentions[0], layer.routed
-    family = a.family if a.family in get_args(ModelType) else "qwen3"
+    family = a.family if a.family in get_args(ModelType) and a.family not in ENCODERS else "qwen3"
     more: dict[str, Any] = {}
     if routed:
         names = ("num_experts", "num_experts_per_tok", "moe_intermediate_size")
@@ -106,4 +106,16 @@ def of_model(model: ModelConfig) -> Architecture:
     if model.model_type == "gpt2":
         names = zip(("n_embd", "n_layer", "n_head"), model.sizes, strict=False)
         keys |= {**dict(names), "n_inner": model.sizes.F, "n_positions": model.needed("max_position_embeddings")}
-    return of(keys, "model")
+    return of({**keys, **_theirs(model)}, "model")
+
+
+def _theirs(model: ModelConfig) -> dict[str, Any]:
+    """The keys of an encoder-decoder's config.json that are not those of the table."""
+    D, L, H, _, E, F, _ = model.sizes
+    if model.model_type == "t5":
+        names = {"d_model": D, "d_kv": E, "d_ff": F, "num_heads": H, "num_layers": L}
+        return {**names, "feed_forward_proj": model.hidden_act, "n_positions": model.max_position_embeddings}
+    if model.model_type == "marian":
+        names = {"d_model": D, "encoder_ffn_dim": F, "encoder_attention_heads": H, "encoder_layers": L}
+        return {**names, "decoder_layers": model.num_decoder_layers}
+    return {}
