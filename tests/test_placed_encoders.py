@@ -123,8 +123,8 @@ def together(model: ModelConfig, name: str, train: TrainConfig, parallel: Parall
 
 
 def compared(name: str, layout: dict[str, Any], ranks: int, optimizer: str = "sgd") -> None:
-    # Not AdamW: what writes to the residual begins as zero, so the first gradients of the rest are close to nothing, and
-    # AdamW divides their rounding by itself. T5, whose products are not scaled, turns rounding into 1e-4 of a norm
+    # Not AdamW: what writes to the residual begins as zero, so the first gradients of the rest are close to nothing,
+    # and AdamW divides their rounding by itself. T5, whose products are not scaled, turns rounding into 1e-4 of a norm
     # within 20 steps on one process already (float32 beside float64), so there norms are compared over the first 12.
     of_t5 = name.startswith("t5")
     model = ModelConfig.model_validate(FAMILIES[name]).resolved(VOCABULARY, CONTEXT)

@@ -135,25 +135,24 @@ def _bert(c: Mapping[str, Any], name: str) -> Architecture:
     D, H, L, V, F = (
         c[k] for k in ("hidden_size", "num_attention_heads", "num_hidden_layers", "vocab_size", "intermediate_size")
     )
-    names = ("attention.self.query", "attention.self.key", "attention.self.value")
     matrices = (
-        *(Matrix(n, D, D, bias=True) for n in names),
-        Matrix("attention.output.dense", D, D, "row", bias=True),
-        Matrix("intermediate.dense", F, D, bias=True),
-        Matrix("output.dense", D, F, "row", bias=True),
+        *(Matrix(f"self_attn.{n}_proj", D, D, bias=True) for n in "qkv"),
+        Matrix("self_attn.o_proj", D, D, "row", bias=True),
+        Matrix("mlp.up_proj", F, D, bias=True),
+        Matrix("mlp.down_proj", D, F, "row", bias=True),
     )
     own = (Attention(H, H, D // H, D // H, causal=False),)
-    norms = _norms(("attention.output.LayerNorm", "output.LayerNorm"), D, bias=True)
+    norms = _norms(_NORMS, D, bias=True)
     layer = Layer(matrices, own, norms, 0, F, gated=False, rms=False, behind=True, rotary=False)
     T = c["max_position_embeddings"]
     tables = (
-        ("word_embeddings", V, D),
-        ("position_embeddings", T, D),
-        ("token_type_embeddings", c.get("type_vocab_size", 2), D),
+        ("embed_tokens", V, D),
+        ("embed_positions", T, D),
+        ("embed_types", c.get("type_vocab_size", 2), D),
     )
-    head = (Matrix("transform.dense", D, D, bias=True), Matrix("decoder", V, D, bias=True))
+    head = (Matrix("head_dense", D, D, bias=True), Matrix("lm_head", V, D, bias=True))
     stack = Stack(((L, layer),), (), encoder=True)
-    outer = _norms(("embeddings.LayerNorm", "transform.LayerNorm"), D, bias=True)
+    outer = _norms(("embed_norm", "head_norm"), D, bias=True)
     return Architecture(name, "bert", D, V, T, tables, (stack,), head, True, vectors=outer)
 
 
@@ -161,18 +160,18 @@ def _t5(c: Mapping[str, Any], name: str) -> Architecture:
     """T5 (Raffel et al., 2020): encoder and decoder with biases by distance, without other biases; v1.1 is gated."""
     D, E, F, H, V = c["d_model"], c["d_kv"], c["d_ff"], c["num_heads"], c["vocab_size"]
     inner, gated = H * E, str(c.get("feed_forward_proj", "relu")).startswith("gated")
-    first = ("DenseReluDense.wi_0", "DenseReluDense.wi_1") if gated else ("DenseReluDense.wi",)
-    feed = (*(Matrix(n, F, D) for n in first), Matrix("DenseReluDense.wo", D, F, "row"))
+    first = ("mlp.gate_proj", "mlp.up_proj") if gated else ("mlp.up_proj",)
+    feed = (*(Matrix(n, F, D) for n in first), Matrix("mlp.down_proj", D, F, "row"))
 
     def attention(place: str, memory: bool = False) -> tuple[Matrix, ...]:
-        own = (Matrix(f"{place}.q", inner, D), Matrix(f"{place}.o", D, inner, "row"))
-        return (*own, *(Matrix(f"{place}.{n}", inner, D, memory=memory) for n in "kv"))
+        own = (Matrix(f"{place}.q_proj", inner, D), Matrix(f"{place}.o_proj", D, inner, "row"))
+        return (*own, *(Matrix(f"{place}.{n}_proj", inner, D, memory=memory) for n in "kv"))
 
     def norms(count: int) -> tuple[Vector, ...]:
-        return _norms(tuple(f"layer.{n}.layer_norm" for n in range(count)), D)
+        return _norms((*_NORMS, "cross_attention_layernorm")[:count], D)
 
     encoder = Layer(
-        (*attention("SelfAttention"), *feed),
+        (*attention("self_attn"), *feed),
         (Attention(H, H, E, E, causal=False),),
         norms(2),
         0,
@@ -181,7 +180,7 @@ def _t5(c: Mapping[str, Any], name: str) -> Architecture:
         rotary=False,
     )
     decoder = Layer(
-        (*attention("SelfAttention"), *attention("EncDecAttention", memory=True), *feed),
+        (*attention("self_attn"), *attention("cross_attn", memory=True), *feed),
         (Attention(H, H, E, E), Attention(H, H, E, E, causal=False, memory=True)),
         norms(3),
         2 * inner,
@@ -190,28 +189,28 @@ def _t5(c: Mapping[str, Any], name: str) -> Architecture:
         norms=3,
         rotary=False,
     )
-    outer = (*_norms(("final_layer_norm",), D), ("bias_of_distances", c.get("relative_attention_num_buckets", 32) * H))
+    outer = (*_norms(("norm",), D), ("bias_of_distances", c.get("relative_attention_num_buckets", 32) * H))
     stacks = (
         Stack(((c["num_layers"], encoder),), outer, encoder=True),
         Stack(((c.get("num_decoder_layers") or c["num_layers"], decoder),), outer),
     )
     head, tied = (Matrix("lm_head", V, D),), bool(c.get("tie_word_embeddings", True))
-    return Architecture(name, "t5", D, V, c.get("n_positions", 512), (("shared", V, D),), stacks, head, tied)
+    return Architecture(name, "t5", D, V, c.get("n_positions", 512), (("embed_tokens", V, D),), stacks, head, tied)
 
 
 def _marian(c: Mapping[str, Any], name: str) -> Architecture:
     """The Transformer of Vaswani et al. (2017) as Marian has it: sines for positions, biases everywhere."""
     D, F, H, V = c["d_model"], c["encoder_ffn_dim"], c["encoder_attention_heads"], c["vocab_size"]
-    feed = (Matrix("fc1", F, D, bias=True), Matrix("fc2", D, F, "row", bias=True))
+    feed = (Matrix("mlp.up_proj", F, D, bias=True), Matrix("mlp.down_proj", D, F, "row", bias=True))
 
     def attention(place: str, memory: bool = False) -> tuple[Matrix, ...]:
-        own = (Matrix(f"{place}.q_proj", D, D, bias=True), Matrix(f"{place}.out_proj", D, D, "row", bias=True))
+        own = (Matrix(f"{place}.q_proj", D, D, bias=True), Matrix(f"{place}.o_proj", D, D, "row", bias=True))
         return (*own, *(Matrix(f"{place}.{n}_proj", D, D, bias=True, memory=memory) for n in "kv"))
 
     def layer(places: tuple[str, ...], attentions: tuple[Attention, ...], kept: int) -> Layer:
-        matrices = [m for p in places for m in attention(p, p == "encoder_attn")]
-        norms = _norms((*(f"{p}_layer_norm" for p in places), "final_layer_norm"), D, bias=True)
+        matrices = [m for p in places for m in attention(p, p == "cross_attn")]
         count = len(places) + 1
+        norms = _norms((*_NORMS, "cross_attention_layernorm")[:count], D, bias=True)
         return Layer(
             (*matrices, *feed), attentions, norms, kept, F, False, rms=False, norms=count, behind=True, rotary=False
         )
@@ -219,10 +218,12 @@ def _marian(c: Mapping[str, Any], name: str) -> Architecture:
     E = D // H
     encoder = layer(("self_attn",), (Attention(H, H, E, E, causal=False),), 0)
     both = (Attention(H, H, E, E), Attention(H, H, E, E, causal=False, memory=True))
-    decoder = layer(("self_attn", "encoder_attn"), both, 2 * D)
+    decoder = layer(("self_attn", "cross_attn"), both, 2 * D)
     stacks = (Stack(((c["encoder_layers"], encoder),), (), encoder=True), Stack(((c["decoder_layers"], decoder),), ()))
     head, tied = (Matrix("lm_head", V, D, bias=True),), bool(c.get("tie_word_embeddings", True))
-    return Architecture(name, "marian", D, V, c["max_position_embeddings"], (("shared", V, D),), stacks, head, tied)
+    return Architecture(
+        name, "marian", D, V, c["max_position_embeddings"], (("embed_tokens", V, D),), stacks, head, tied
+    )
 
 
 def _deepseek(c: Mapping[str, Any], name: str) -> Architecture:

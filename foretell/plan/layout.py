@@ -51,6 +51,7 @@ TABLE: tuple[tuple[str, Split], ...] = (
     (r"model\.embed_tokens\.weight|lm_head\.(weight|bias)", COLUMN),
     (r"model\.embed_(positions|types)\.weight", WHOLE),
     (r"model\.(encoder|decoder)\.relative_bias\.weight", Split(tp=1)),  # a column a head
+    (r"model\.bias_of_distances", WHOLE),  # the same as one row of numbers, as the forecast counts it
     (r"head_dense\.(weight|bias)", WHOLE),
     (r".*\.(self|cross)_attn\.[qkv]_proj\.(weight|bias)", COLUMN),
     (r".*\.(self|cross)_attn\.o_proj\.weight", ROW),
