@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from foretell.config import ModelConfig
-from foretell.config.model import ModelType
+from foretell.config.model import ENCODERS, ModelType
 from foretell.errors import ConfigError
 from foretell.plan.architecture import Architecture
 from foretell.plan.families import FAMILIES
@@ -69,7 +69,7 @@ def as_model(a: Architecture) -> ModelConfig:
     """
     layer = a.stacks[-1].layers[-1][1]
     attention, routed = layer.attentions[0], layer.routed
-    family = a.family if a.family in get_args(ModelType) else "qwen3"
+    family = a.family if a.family in get_args(ModelType) and a.family not in ENCODERS else "qwen3"
     more: dict[str, Any] = {}
     if routed:
         names = ("num_experts", "num_experts_per_tok", "moe_intermediate_size")
@@ -108,8 +108,14 @@ def of_model(model: ModelConfig) -> Architecture:
 
 def _own_keys(model: ModelConfig) -> dict[str, Any]:
     """Sizes under the names that the configs of some families have for them."""
-    D, L, H, _, _, F, _ = model.sizes
+    D, L, H, _, E, F, _ = model.sizes
     longest = model.needed("max_position_embeddings")
     if model.model_type == "gpt2":
         return {"n_embd": D, "n_layer": L, "n_head": H, "n_inner": F, "n_positions": longest}
+    if model.model_type == "t5":
+        names = {"d_model": D, "d_kv": E, "d_ff": F, "num_heads": H, "num_layers": L}
+        return {**names, "feed_forward_proj": model.hidden_act, "n_positions": longest}
+    if model.model_type == "marian":
+        names = {"d_model": D, "encoder_ffn_dim": F, "encoder_attention_heads": H, "encoder_layers": L}
+        return {**names, "decoder_layers": model.num_decoder_layers}
     return {}
