@@ -296,6 +296,8 @@ def fields_read(module: ast.Module, tables: dict[str, type]) -> tuple[set[str], 
                     owned.add((base.attr, node.attr))
                 elif isinstance(base, ast.Name) and base.id in names:
                     owned.add((names[base.id], node.attr))
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "needed":
+                plain |= {a.value for a in node.args if isinstance(a, ast.Constant)}
     return plain, owned
 
 
