@@ -97,4 +97,5 @@ def _foretold(record: dict[str, Any]) -> str:
         f"forecast of {record['created']} for {numbers.count(target['parameters'])} parameters on "
         f"{numbers.count(target['tokens'])} tokens, {record['compute_ratio']:.1f} times the largest rung: "
         f"[bold]{forecast['value']:.4f}[/] \\[{forecast['low']:.4f}, {forecast['high']:.4f}] nats/token"
+        + (f"\n[yellow]{escape(record['caution'])}[/]" if record.get("caution") else "")
     )

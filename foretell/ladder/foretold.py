@@ -20,6 +20,9 @@ from foretell.plan import flops, law
 from foretell.train import begin, go_on
 
 Display = Callable[[dict[str, Any]], None]
+# By then models of two layers or more have learned to copy from their context, which lowers the loss in a step of its
+# own (Olsson et al., 2022); here between 2.5 and 6 million tokens (docs/log.md). A law through shorter runs misses it.
+COPYING_TOKENS = 10_000_000
 
 
 def name_of(target: RunConfig) -> str:
@@ -49,6 +52,7 @@ def foretold(
     unique = min(tokens, corpus["tokens"])
     largest = max(row["flops"] for row in table)
     bits_per_nat = table[0]["bits_per_byte"] / table[0]["loss"]  # of the text that all are scored on
+    longest = max(row["tokens"] for row in table)
     forecast = law.forecast(rows, count["total"], tokens, unique, bit=1 / bits_per_nat)
     record = {
         "format_version": FORMAT_VERSION,
@@ -70,10 +74,22 @@ def foretold(
         "largest_rung_flops": largest,
         "compute_ratio": cost / largest,
         "rungs": len(rows),
+        "caution": caution(longest, tokens),
         "rungs_sha256": folder.digest(ladder.table),
     }
     folder.write_json(path, record)
     return record
+
+
+def caution(longest: float, tokens: float) -> str | None:
+    """What to think of a forecast for so many tokens from rungs of which the longest has so many; None: nothing."""
+    if longest >= COPYING_TOKENS or tokens <= longest:
+        return None
+    return (
+        f"the longest rung ends at {longest:,.0f} tokens, the target at {tokens:,.0f}: models learn to copy from their "
+        f"context within about {COPYING_TOKENS:,} tokens, and where rungs end before it the target may come out 5 to 20% "
+        "better than they say; give ladder.rung_flops so that rungs are longer"
+    )
 
 
 def climbed(
@@ -128,6 +144,7 @@ def scored(ladder: Ladder, foretelling: dict[str, Any], table: Sequence[dict[str
         "target": foretelling["target"],
         "created": foretelling["created"],
         **{k: foretelling[k] for k in ("fit", "forecast", "compute_ratio")},
+        "caution": foretelling.get("caution"),
         **{k: measured.get(k) for k in ("measured", "error_percent", "held")},
         "rungs": [dict(row) for row in table],
     }

@@ -162,6 +162,9 @@ def target(found: Ladder, t: Target, i: int) -> str:
         parts.append(f"<p>{say('ladder.lead', **told)}</p>")
     if found.digest and t.foretold.get("rungs_sha256") not in (None, found.digest):
         parts.append(f'<p class="note">{say("ladder.changed")}</p>')
+    if t.foretold.get("caution") and found.rungs:
+        longest = numbers.count(max(r.tokens for _, r in found.rungs))
+        parts.append(f'<p class="note">{say("ladder.short", tokens=longest)}</p>')
     picture = _picture(found, t, fitted, i) if size and tokens and size >= 1 and tokens >= 1 else ""
     parts.append(picture)
     if picture:
