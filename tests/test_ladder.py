@@ -24,7 +24,7 @@ from foretell.config import RunConfig, TrainConfig
 from foretell.data import open_data
 from foretell.data.claims import Claims
 from foretell.errors import ConfigError, Interrupted
-from foretell.ladder import design, fit_table
+from foretell.ladder import design, fit_table, foretold
 from foretell.ladder.climb import run as climb_ladder
 from foretell.ladder.folder import read_design
 from foretell.plan import flops
@@ -303,6 +303,13 @@ def test_the_design_follows_the_target() -> None:
         assert flops.parameters(c.model)["total"] == r.parameters
         assert design.tokens_of(c) == r.tokens
         assert design.cost(c) == r.flops
+
+
+@pytest.mark.parametrize(("longest", "tokens", "said"), [(4e6, 2e7, True), (1e7, 2e7, False), (4e6, 3e6, False)])
+def test_rungs_that_end_before_copying_is_learned_are_a_caution(longest: float, tokens: float, said: bool) -> None:
+    text = foretold.caution(longest, tokens)
+    assert (text is not None) == said
+    assert text is None or ("4,000,000" in text and "20,000,000" in text and "ladder.rung_flops" in text)
 
 
 def test_seeds_of_every_size_and_repeats_of_the_middle() -> None:
