@@ -60,8 +60,11 @@ def prepared(c: RunConfig, out: Path, display: Display) -> Any:
     from rich.markup import escape
 
     from foretell import data
+    from foretell.data.objectives import SPECIAL
 
     sources = sources_of(c)
+    if c.train.objective in SPECIAL and c.tokenizer.objective is None:
+        c = config.updated(c, tokenizer={"objective": c.train.objective})
     if len(sources) == 1 and (Path(sources[0]) / "index.json").exists():
         opened = data.open_data(Path(sources[0]))
         for late in _late_settings(opened, c):
@@ -85,7 +88,7 @@ def _late_settings(opened: Any, c: RunConfig) -> list[str]:
     if wanted.vocab_size not in (None, own["vocab_size"]):
         late.append(f"tokenizer.vocab_size={wanted.vocab_size:,} (it is {own['vocab_size']:,})")
     late += [f"tokenizer.path={wanted.path}"] if wanted.path else []
-    for key in ("valid_fraction", "test_fraction", "split", "text_key"):
+    for key in ("valid_fraction", "test_fraction", "split", "text_key", "source_key", "target_key"):
         if getattr(asked, key) != type(asked).model_fields[key].default:
             late.append(f"data.{key}={getattr(asked, key)}")
     return late
@@ -268,3 +271,25 @@ def complete(model: Any, tokenizer: Any, prompt: str | None, options: dict[str, 
         print()
         if not interactive:
             return
+
+
+def answer_source(
+    model: Any,
+    tokenizer: Any,
+    source: str | None,
+    options: dict[str, Any],
+    as_json: bool,
+    stop: list[str] | None,
+    repetition_penalty: float,
+) -> None:
+    """`foretell generate` with an encoder-decoder: the target of one source."""
+    from foretell import generate
+    from foretell.cli.options import emit
+    from foretell.models.seq2seq import Seq2Seq
+
+    if not isinstance(model, Seq2Seq):
+        raise errors.ModelError("an encoder does not go on with a text; it gives vectors: foretell embed")
+    if source is None or stop or repetition_penalty != 1.0:
+        raise errors.ConfigError("an encoder-decoder wants --prompt, and has no --stop and no --repetition-penalty")
+    show = visible if sys.stdout.isatty() else str
+    emit(generate.answer(model, tokenizer, [source], **options)[0], as_json, lambda r: show(r["completion"]))

@@ -27,6 +27,7 @@ from foretell.config import ModelConfig
 from foretell.distributed.mesh import Mesh
 from foretell.models import initial
 from foretell.models.decoder import Decoder
+from foretell.models.model import Model, layers
 from foretell.plan import layout
 from foretell.plan.layout import Split, before_fsdp, box
 
@@ -54,7 +55,7 @@ def whole_name(path: str, tied: bool) -> str:
     return "model.embed_tokens.weight" if tied and path == "lm_head.weight" else path
 
 
-def narrow(model: Decoder, mesh: Mesh) -> dict[str, tuple[int, ...]]:
+def narrow(model: Model, mesh: Mesh) -> dict[str, tuple[int, ...]]:
     """Replace each parameter of a model on the meta device by memory for this rank's part.
 
     Returns the whole shapes by the names they have here.
@@ -72,9 +73,10 @@ def narrow(model: Decoder, mesh: Mesh) -> dict[str, tuple[int, ...]]:
 
 
 @torch.no_grad()
-def fill(model: Decoder, config: ModelConfig, mesh: Mesh, shapes: dict[str, tuple[int, ...]], seed: int | None) -> None:
+def fill(model: Model, config: ModelConfig, mesh: Mesh, shapes: dict[str, tuple[int, ...]], seed: int | None) -> None:
     """The tables of positions and, where there is a seed, the initial weights of a narrowed model."""
-    model.model.fill_tables(config.needed("max_position_embeddings"), runtime.device())
+    if isinstance(model, Decoder):
+        model.model.fill_tables(config.needed("max_position_embeddings"), runtime.device())
     if seed is None:
         return
     for name, p in model.named_parameters():
@@ -82,7 +84,7 @@ def fill(model: Decoder, config: ModelConfig, mesh: Mesh, shapes: dict[str, tupl
         initial.fill(p, whole_name(name, config.tie_word_embeddings), offset, shapes[name], config, seed)
 
 
-def shard(model: Decoder, mesh: Mesh, dtype: torch.dtype, reshard: bool, offload: bool) -> None:
+def shard(model: Model, mesh: Mesh, dtype: torch.dtype, reshard: bool, offload: bool) -> None:
     """FSDP2 over every layer and over what is left. Weights travel in `dtype`, gradients in float32.
 
     reshard: give a layer's weights back after its forward pass; not in a pipeline, which needs them soon again.
@@ -93,7 +95,7 @@ def shard(model: Decoder, mesh: Mesh, dtype: torch.dtype, reshard: bool, offload
     policy = MixedPrecisionPolicy(
         param_dtype=None if dtype == torch.float32 else dtype, reduce_dtype=torch.float32, cast_forward_inputs=False
     )
-    for layer in model.model.layers:
+    for layer in layers(model):
         experts = getattr(layer.mlp, "experts", None)
         if experts is not None and mesh.degrees.experts_apart:
             fsdp(experts, mesh=mesh.expert_fsdp, mp_policy=policy, reshard_after_forward=reshard)
@@ -101,10 +103,10 @@ def shard(model: Decoder, mesh: Mesh, dtype: torch.dtype, reshard: bool, offload
     whole = MixedPrecisionPolicy(reduce_dtype=torch.float32, cast_forward_inputs=False)
     fsdp(model, mesh=mesh.fsdp, mp_policy=whole, reshard_after_forward=False)
     if mesh.degrees.pp == 1:
-        register_fsdp_forward_method(model, "hidden")
+        register_fsdp_forward_method(model, "hidden" if isinstance(model, Decoder) else "features")
 
 
-def parts(model: Decoder, mesh: Mesh, shapes: dict[str, tuple[int, ...]]) -> Iterator[Part]:
+def parts(model: Model, mesh: Mesh, shapes: dict[str, tuple[int, ...]]) -> Iterator[Part]:
     """Every parameter of the model as a part; a tied table once."""
     tied = model.config.tie_word_embeddings
     for name, p in model.named_parameters():

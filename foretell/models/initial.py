@@ -19,7 +19,10 @@ from foretell.config import ModelConfig
 
 _BLOCK_NUMBERS = 1 << 16
 _ZERO, _TO_RESIDUAL = (".bias", "expert_bias"), ("o_proj.weight", "down_proj.weight", "experts.down_proj")
-_TABLES = ("embed_tokens.weight", "embed_positions.weight", "lm_head.weight", "mlp.gate.weight")
+_TABLES = (
+    *("embed_tokens.weight", "embed_positions.weight", "embed_types.weight", "relative_bias.weight"),
+    *("lm_head.weight", "mlp.gate.weight"),
+)
 
 
 def initialise(model: nn.Module, config: ModelConfig, seed: int) -> None:
@@ -44,7 +47,10 @@ def fill(
             fill(part[n], f"{name}.{offset[0] + n}", offset[1:], shape[1:], config, seed)
     else:
         table = name.endswith(_TABLES)
-        _fill_rows(part, f"{seed} {name}", offset, shape[1], config.initializer_range if table else shape[1] ** -0.5)
+        deviation = config.initializer_range if table else shape[1] ** -0.5
+        if config.model_type == "t5" and name.endswith("q_proj.weight"):  # its products are not scaled, so these are
+            deviation *= config.sizes.E**-0.5
+        _fill_rows(part, f"{seed} {name}", offset, shape[1], deviation)
 
 
 def _fill_rows(part: Tensor, key: str, offset: tuple[int, ...], columns: int, deviation: float) -> None:
