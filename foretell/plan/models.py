@@ -96,7 +96,7 @@ def as_model(a: Architecture) -> ModelConfig:
 
 @functools.lru_cache(maxsize=1024)
 def of_model(model: ModelConfig) -> Architecture:
-    """The architecture of a completed [model] table: the model that this package trains (`models/families.py`)."""
+    """The architecture of a completed [model] table: the model that this package trains (`models/model.py`)."""
     keys = model.model_dump(exclude_none=True)
     keys["layer_types"] = tuple(
         "full_attention" if model.window(n) is None else "sliding_attention" for n in range(model.sizes.L)
@@ -108,8 +108,14 @@ def of_model(model: ModelConfig) -> Architecture:
 
 def _own_keys(model: ModelConfig) -> dict[str, Any]:
     """Sizes under the names that the configs of some families have for them."""
-    D, L, H, _, _, F, _ = model.sizes
+    D, L, H, _, E, F, _ = model.sizes
     longest = model.needed("max_position_embeddings")
     if model.model_type == "gpt2":
         return {"n_embd": D, "n_layer": L, "n_head": H, "n_inner": F, "n_positions": longest}
+    if model.model_type == "t5":
+        own = {"d_model": D, "d_kv": E, "d_ff": F, "num_heads": H, "num_layers": L, "n_positions": longest}
+        return {**own, "feed_forward_proj": model.hidden_act or "relu"}
+    if model.model_type == "marian":
+        depths = {"encoder_layers": L, "decoder_layers": model.needed("num_decoder_layers")}
+        return {"d_model": D, "encoder_attention_heads": H, "encoder_ffn_dim": F, **depths}
     return {}
