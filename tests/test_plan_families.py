@@ -34,7 +34,7 @@ from foretell.distributed import pipeline, record
 from foretell.models.decoder import Decoder
 from foretell.plan import flops, layout, memory, models, time
 from foretell.plan.weights import layer_weights, outer_weights
-from foretell.train import begin, loop
+from foretell.train import begin, loop, optim
 from foretell.train.alone import Alone
 from foretell.train.loss import next_token_loss
 
@@ -194,6 +194,24 @@ def test_the_peak_of_live_tensors_is_torchs_within_one_percent(
     assert live_peak_bytes(c, train) == pytest.approx(memory.memory_bytes(c, train)["live"] - before, rel=0.01)
 
 
+@ALL
+@pytest.mark.parametrize("optimizer", ["muon", "adamw", "sgd"])
+def test_states_are_the_optimisers_tensors(name: str, optimizer: str) -> None:
+    c = model(name)
+    built = Decoder(c)
+    built.initialise(0)
+    optimizers = optim.build(built.named_parameters(), TrainConfig(optimizer=optimizer))  # type: ignore[arg-type]
+    ids = torch.randint(0, V, (2, CONTEXT))
+    next_token_loss(Alone(built), ids, ids, None, None).backward()
+    with FlopCounterMode(display=False) as counter:
+        for o in optimizers:
+            o.step()
+    kept = sum(t.nbytes for t in optim.state_tensors(built.named_parameters(), optimizers).values() if t.ndim)
+    weights = 4 * sum(p.numel() for p in built.parameters())
+    assert memory.state_bytes(c, optimizer) == {"weights": weights, "gradients": weights, "optimizer": kept}
+    assert counter.get_total_flops() == flops.optimizer_flops(c, optimizer)
+
+
 _PLACED = {
     "gpt2": ["model.model_type=gpt2", "model.num_key_value_heads=4"],
     "llama": ["model.model_type=llama", "model.tie_word_embeddings=false"],
@@ -201,11 +219,12 @@ _PLACED = {
 }
 _LAYOUTS: dict[str, list[str]] = {
     "shards": ["parallel.dp_shard=2"],
+    "shards, muon": ["parallel.dp_shard=2", "train.optimizer=muon"],
     "tensor": ["parallel.tp=2"],
     "pipeline": ["parallel.pp=2"],
     "tensor, again, muon": ["parallel.tp=2", "parallel.recompute=full", "train.optimizer=muon", "train.dtype=bfloat16"],
 }
-_FAST = [("gpt2", "shards"), ("gpt2", "tensor"), ("gemma3", "pipeline"), ("gemma3", "tensor, again, muon")]
+_FAST = [("gpt2", "tensor, again, muon"), ("gpt2", "tensor"), ("gemma3", "pipeline"), ("gemma3", "tensor, again, muon")]
 
 
 @pytest.mark.parametrize(

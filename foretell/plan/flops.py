@@ -73,11 +73,18 @@ def matrices(a: Architecture) -> Iterator[tuple[int, int, int, bool]]:
             yield n * m.copies, m.rows, m.columns, m.copies > 1
 
 
+def muon_matrices(a: Architecture) -> Iterator[tuple[int, int, int, bool]]:
+    """The same of all that Muon works on: tables of positions too, not that of tokens (`train/optim.py`)."""
+    yield from matrices(a)
+    for _, rows, width in a.tables[1:]:
+        yield 1, rows, width, False
+
+
 def optimizer_flops(model: ModelConfig, optimizer: str) -> float:
     """FLOPs of matrix products in one optimiser step: Newton-Schulz over every matrix where the optimiser is Muon."""
     if optimizer != "muon":
         return 0.0
-    every = matrices(models.of_model(model))
+    every = muon_matrices(models.of_model(model))
     return sum(count * newton_schulz_flops(rows, columns) for count, rows, columns, _ in every)
 
 

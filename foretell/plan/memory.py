@@ -24,7 +24,7 @@ from foretell.config import ModelConfig, TrainConfig
 from foretell.plan import activations, models, moments
 from foretell.plan.activations import FLOAT, HALF, MicroBatch, attention_blocks
 from foretell.plan.architecture import Architecture
-from foretell.plan.flops import bias_parameters, matrices
+from foretell.plan.flops import bias_parameters, matrices, muon_matrices
 from foretell.plan.moments import Held
 
 # Interpreter with torch and this package loaded, where no calibration has measured it.
@@ -41,7 +41,7 @@ def state_bytes(model: ModelConfig, optimizer: str) -> dict[str, int]:
     a = models.of_model(model)
     total = a.parameters["total"]
     updated = total - bias_parameters(model)
-    in_matrices = _matrix_numbers(a)
+    in_matrices = sum(count * rows * columns for count, rows, columns, _ in muon_matrices(a))
     kept = {"sgd": updated, "adamw": 2 * updated, "muon": in_matrices + 2 * (updated - in_matrices)}[optimizer]
     return {"weights": FLOAT * total, "gradients": FLOAT * total, "optimizer": FLOAT * kept}
 
@@ -141,7 +141,7 @@ def workspace_bytes(model: ModelConfig, train: TrainConfig) -> int:
         return 0
     matrix, square = (2 * FLOAT + HALF, 2 * HALF) if train.dtype == "bfloat16" else (3 * FLOAT, 2 * FLOAT)
     groups: dict[tuple[int, int, bool], int] = {}
-    for count, rows, columns, stacked in matrices(models.of_model(model)):
+    for count, rows, columns, stacked in muon_matrices(models.of_model(model)):
         groups[rows, columns, stacked] = groups.get((rows, columns, stacked), 0) + count
     return max(
         n * (matrix * rows * columns + square * min(rows, columns) ** 2) for (rows, columns, _), n in groups.items()

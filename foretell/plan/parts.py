@@ -307,8 +307,9 @@ class Parts:
         return Cost(terms, [math.log2(tokens), math.log2(D), math.log2(V), 3.0 * chunked])
 
     def _muon_cost(self, a: Architecture, speed: Speed) -> Cost:
-        tables = _of_numbers(_table_numbers(a), 2, speed)
-        matrices, numbers = list(flops.matrices(a)), _matrix_numbers(a)
+        matrices = list(flops.muon_matrices(a))
+        numbers = sum(count * rows * columns for count, rows, columns, _ in matrices)
+        tables = _of_numbers(_matrix_numbers(a) + _table_numbers(a) - numbers, 2, speed)
         operations = sum(count * flops.newton_schulz_flops(rows, columns) for count, rows, columns, _ in matrices)
         terms = [
             speed.arithmetic(operations),
@@ -384,5 +385,5 @@ def _matrix_numbers(a: Architecture) -> int:
 
 
 def _table_numbers(a: Architecture) -> int:
-    """Numbers that AdamW has where Muon has the matrices: of tables, and of a head of its own."""
+    """Numbers of tables, and of a head of its own."""
     return sum(rows * width for _, rows, width in a.tables) + a.parameters["head"]

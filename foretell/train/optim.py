@@ -4,7 +4,8 @@ Muon (Jordan et al., 2024) orthogonalises the momentum of each matrix by a Newto
 takes one matrix at a time in bfloat16; here all matrices of one shape go through the iteration as one batched product,
 in the dtype the caller chose, because bfloat16 is slow on some processors and dozens of small products are slow on all
 (docs/log.md has the comparison). A stack of matrices, such as that of experts, counts as so many matrices; a router of
-experts is a matrix like others, which learned better than at AdamW's rate for embeddings.
+experts is a matrix like others, which learned better than at AdamW's rate for embeddings, and so did GPT-2's table of
+positions (docs/log.md).
 """
 
 from __future__ import annotations
@@ -146,8 +147,8 @@ def build(
     takes_part = matrices is not None and c.optimizer == "muon"
     named = [(n, p) for n, p in every if p.numel()]
     inner = every if takes_part else named
-    weights = [p for n, p in inner if p.ndim >= 2 and not _is_table(n)]
-    tables = [p for n, p in named if p.ndim == 2 and _is_table(n)]
+    weights = [p for n, p in inner if p.ndim >= 2 and "embed_tokens" not in n and "lm_head" not in n]
+    tables = [p for n, p in named if p.ndim == 2 and ("embed_tokens" in n or "lm_head" in n)]
     biases = [p for n, p in named if n.endswith("expert_bias")]
     vectors = [p for n, p in named if p.ndim < 2 and not n.endswith("expert_bias")]
     lr = c.lr or DEFAULT_LR[c.optimizer]
@@ -170,11 +171,6 @@ def build(
         for group in optimizer.param_groups:
             group["peak_lr"] = group["lr"]
     return built
-
-
-def _is_table(name: str) -> bool:
-    """Rows of it are looked up, or it is the head."""
-    return "embed_tokens" in name or "embed_positions" in name or "lm_head" in name
 
 
 def _decayed(matrices: list[nn.Parameter], vectors: list[nn.Parameter], weight_decay: float) -> list[dict[str, object]]:
