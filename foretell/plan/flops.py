@@ -74,7 +74,7 @@ def matrices(a: Architecture) -> Iterator[tuple[int, int, int, bool]]:
 
 
 def muon_matrices(a: Architecture) -> Iterator[tuple[int, int, int, bool]]:
-    """The same of all that Muon works on: tables of positions too, not that of tokens, nor the head (`train/optim.py`)."""
+    """All that Muon works on: tables of positions too, not that of tokens, nor the head (`train/optim.py`)."""
     yield from matrices(a)
     for _, rows, width in a.tables[1:]:
         yield 1, rows, width, False
