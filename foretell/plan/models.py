@@ -96,7 +96,7 @@ def as_model(a: Architecture) -> ModelConfig:
 
 @functools.lru_cache(maxsize=1024)
 def of_model(model: ModelConfig) -> Architecture:
-    """The architecture of a completed [model] table: the model that this package trains (`models/families.py`)."""
+    """The architecture of a completed [model] table: the model that this package trains (`models/model.py`)."""
     keys = model.model_dump(exclude_none=True)
     keys["layer_types"] = tuple(
         "full_attention" if model.window(n) is None else "sliding_attention" for n in range(model.sizes.L)
@@ -113,9 +113,9 @@ def _own_keys(model: ModelConfig) -> dict[str, Any]:
     if model.model_type == "gpt2":
         return {"n_embd": D, "n_layer": L, "n_head": H, "n_inner": F, "n_positions": longest}
     if model.model_type == "t5":
-        names = {"d_model": D, "d_kv": E, "d_ff": F, "num_heads": H, "num_layers": L}
-        return {**names, "feed_forward_proj": model.hidden_act, "n_positions": longest}
+        own = {"d_model": D, "d_kv": E, "d_ff": F, "num_heads": H, "num_layers": L, "n_positions": longest}
+        return {**own, "feed_forward_proj": model.hidden_act or "relu"}
     if model.model_type == "marian":
-        names = {"d_model": D, "encoder_ffn_dim": F, "encoder_attention_heads": H, "encoder_layers": L}
-        return {**names, "decoder_layers": model.num_decoder_layers}
+        depths = {"encoder_layers": L, "decoder_layers": model.needed("num_decoder_layers")}
+        return {"d_model": D, "encoder_attention_heads": H, "encoder_ffn_dim": F, **depths}
     return {}
