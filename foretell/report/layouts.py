@@ -50,7 +50,7 @@ def document(found: Mapping[str, Any]) -> str:
     counts = say("layouts.lead", tokens=tokens, context=context, n=f"{found['fitting']:,}", of=f"{found['tried']:,}")
     body = (
         f'<header class="top"><p class="over">{say("layouts.over")} <b>{escape(where)}</b></p>'
-        f'<h1>{stress("layouts.headline", light=(), **told)}</h1><p class="lead">{counts}</p></header>'
+        f'<h1 class="long">{stress("layouts.headline", light=(), **told)}</h1><p class="lead">{counts}</p></header>'
         + sections.section("layouts", figure(found) + f'<p class="small">{say("about.picture")}</p>', 0)
         + sections.section("fastest", _listed(found["layouts"]), 0)
         + sections.section("left-out", _left_out(found), 0)
