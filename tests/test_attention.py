@@ -9,7 +9,7 @@ from tiny import model
 
 from foretell.models.attention import attend, causal_attention
 from foretell.models.decoder import Decoder
-from foretell.plan import memory
+from foretell.plan import activations, memory
 
 
 def _inputs(B: int, H: int, K: int, T: int, E: int, dtype: torch.dtype) -> list[torch.Tensor]:
@@ -57,7 +57,7 @@ def test_blocks_cover_each_row_once_and_skip_most_masked_keys() -> None:
     for T in (1, 2, 127, 128, 129, 256, 1000, 4096):
         blocks = list(memory.attention_blocks(T))
         assert [i for start, end in blocks for i in range(start, end)] == list(range(T))
-        assert len(blocks) <= memory.MOST_BLOCKS
+        assert len(blocks) <= activations.MOST_BLOCKS
     assert sum((end - start) * end for start, end in memory.attention_blocks(4096)) == 0.625 * 4096**2
 
 

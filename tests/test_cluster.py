@@ -188,7 +188,7 @@ def test_flops_are_those_of_the_exact_count(heads: int, kv: int, layers: int, wi
     H, K, E, D = heads * kv, kv, 2 * width, 4 * width
     config = ModelConfig(
         hidden_size=D, num_hidden_layers=layers, num_attention_heads=H, num_key_value_heads=K, head_dim=E,
-        intermediate_size=3 * width, vocab_size=97,
+        intermediate_size=3 * width, vocab_size=97, max_position_embeddings=512,
     )  # fmt: skip
     mine = shape.llama(D, H, K, layers, 3 * width, 97, head_dim=E)
     exact = flops.flops_per_token(config, context)

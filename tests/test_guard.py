@@ -120,13 +120,13 @@ def poisoned_rows(injected: Injected) -> None:
 
     def micro_batches(job: loop.Job, step: int, rows: list[int]) -> Iterator[Any]:
         done = 0
-        for inputs, targets, segments in made(job, step, rows):
+        for batch in made(job, step, rows):
             if step == injected.at and injected.here:
                 noise = torch.Generator().manual_seed(step)
-                for n in range(max(0, min(3 - done, len(inputs)))):
-                    targets[n] = torch.randint(256, targets[n].shape, generator=noise)
-            done += len(inputs)
-            yield inputs, targets, segments
+                for n in range(max(0, min(3 - done, len(batch.inputs)))):
+                    batch.targets[n] = torch.randint(256, batch.targets[n].shape, generator=noise)
+            done += len(batch.inputs)
+            yield batch
 
     loop.micro_batches = micro_batches
 

@@ -278,7 +278,7 @@ def test_jieba_keeps_no_cache_in_a_folder_of_all(tmp_path: Path, monkeypatch: py
     import tempfile
 
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    words._jieba.cache_clear()
+    words.chinese_words.cache_clear()
     assert words.segment("我来到北京").split(words.CUT) == ["", "我", "来到", "北京", ""]
     assert list(tmp_path.iterdir()) == []
 

@@ -39,6 +39,11 @@ class Matrix:
     memory: bool = False
 
     @property
+    def is_stack(self) -> bool:
+        """Whether it is of experts, whose number stands in front, even where there is one."""
+        return self.name.startswith("mlp.experts.")
+
+    @property
     def weights(self) -> int:
         """Numbers in it, without biases."""
         return self.copies * self.rows * self.columns
@@ -106,7 +111,7 @@ class Layer:
     @property
     def routed(self) -> Matrix | None:
         """The first product of the experts that tokens are routed to: (width, hidden), as many copies, k used."""
-        return next((m for m in self.matrices if m.copies > 1), None)
+        return next((m for m in self.matrices if m.is_stack), None)
 
     @property
     def idle(self) -> int:

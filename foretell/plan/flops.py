@@ -70,7 +70,7 @@ def matrices(a: Architecture) -> Iterator[tuple[int, int, int, bool]]:
     """(how many, rows, columns, in a stack of experts) of the weight matrices of all layers."""
     for n, layer in a.kinds:
         for m in layer.matrices:
-            yield n * m.copies, m.rows, m.columns, m.copies > 1
+            yield n * m.copies, m.rows, m.columns, m.is_stack
 
 
 def muon_matrices(a: Architecture) -> Iterator[tuple[int, int, int, bool]]:

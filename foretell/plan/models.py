@@ -109,7 +109,7 @@ def of_model(model: ModelConfig) -> Architecture:
 def _own_keys(model: ModelConfig) -> dict[str, Any]:
     """Sizes under the names that the configs of some families have for them."""
     D, L, H, _, E, F, _ = model.sizes
-    longest = model.needed("max_position_embeddings")
+    longest = model.max_position_embeddings
     if model.model_type == "gpt2":
         return {"n_embd": D, "n_layer": L, "n_head": H, "n_inner": F, "n_positions": longest}
     if model.model_type == "t5":

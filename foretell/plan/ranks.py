@@ -96,7 +96,7 @@ def place(parallel: ParallelConfig, train: TrainConfig, degrees: Degrees) -> Pla
 def held_rows(m: Matrix, d: Degrees) -> tuple[int, int]:
     """(rows, numbers a row) of a weight that tensor and expert parallelism leave one process, before FSDP2."""
     rows, columns = m.rows, m.columns
-    if m.copies > 1:  # stacked: the experts stand in front
+    if m.is_stack:  # stacked: the experts stand in front
         inner = rows * columns // (d.tp if m.split != "whole" else 1)
         return m.copies // d.ep, inner
     if m.split == "column":
@@ -110,7 +110,7 @@ def unit_numbers(layer: Layer, d: Degrees) -> tuple[int, int, int]:
     """Of one layer on one process: numbers when gathered, with FSDP2's padding; numbers held; of these, in matrices."""
     gathered = held = matrices = 0
     for m in layer.matrices:
-        ranks = d.dp_outer * d.cp if m.copies > 1 else d.fsdp
+        ranks = d.dp_outer * d.cp if m.is_stack else d.fsdp
         rows, each = held_rows(m, d)
         mine = math.ceil(rows / ranks)
         gathered += ranks * mine * each

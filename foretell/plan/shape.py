@@ -147,7 +147,7 @@ def _layers(a: Architecture) -> Iterator[tuple[int, Layer]]:
     for stack in a.stacks:
         for n, layer in stack.layers:
             products = tuple(
-                Product(m.columns, m.rows, m.split, m.copies if m.copies > 1 else 0, m.used, m.bias)
+                Product(m.columns, m.rows, m.split, m.copies if m.is_stack else 0, m.used, m.bias)
                 for m in layer.matrices
             )
             first, *more = layer.attentions

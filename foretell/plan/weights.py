@@ -27,7 +27,7 @@ def _part(name: str) -> str:
 
 
 def _of_matrix(m: Matrix) -> Iterator[Weight]:
-    if m.copies > 1:
+    if m.is_stack:
         yield m.name, (m.copies, m.rows, m.columns)
         return
     yield f"{m.name}.weight", (m.rows, m.columns)
