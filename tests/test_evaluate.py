@@ -88,7 +88,7 @@ def foreign() -> Tokenizer:
         show_progress=False,
     )
     inner.train_from_iterator([ENGLISH * 20, CHINESE * 20], trainer)
-    return tokenizer._wrap(hub.Tokenizer.from_str(inner.to_str()))
+    return tokenizer.wrap(hub.Tokenizer.from_str(inner.to_str()))
 
 
 @pytest.mark.parametrize(("context", "stride"), [(32, 32), (32, 8), (32, 31), (64, 64)])

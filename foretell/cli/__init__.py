@@ -20,6 +20,7 @@ from foretell import __version__, errors
 from foretell.cli import forecasting
 from foretell.cli.ladder import ladder_app
 from foretell.cli.options import Json, Out, Quiet, RunToml, console, emit, fail, read_config, with_options
+from foretell.cli.tokenizer import tokenizer_app
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -30,6 +31,7 @@ app = typer.Typer(
 )
 
 app.add_typer(ladder_app, name="ladder")
+app.add_typer(tokenizer_app, name="tokenizer")
 
 
 def main() -> None:

@@ -28,9 +28,13 @@ FORMAT_VERSION = 1
 class TokenizerConfig(Table):
     """`[tokenizer]`."""
 
-    kind: Literal["bpe", "bytes"] = Field("bpe", description="byte-level BPE, or plain UTF-8 bytes")
-    vocab_size: int | None = Field(None, gt=256, description="size of a trained BPE; fitted to the corpus when unset")
-    path: str | None = Field(None, description="a tokenizer.json to use instead of training one")
+    kind: Literal["bpe", "bytes", "wordpiece", "word"] = Field(
+        "bpe", description="byte-level BPE, plain UTF-8 bytes, BERT's WordPiece (uncased), or whole words"
+    )
+    vocab_size: int | None = Field(None, gt=256, description="size of a trained one; fitted to the corpus when unset")
+    path: str | None = Field(
+        None, description="a tokenizer.json, .model, .tiktoken or vocab.txt to use instead of training one"
+    )
 
 
 class DataConfig(Table):

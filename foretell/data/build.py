@@ -194,8 +194,8 @@ def _of_another(job: Job, out: Path) -> dict[str, Any]:
 
 def _check(c: TokenizerConfig) -> None:
     """Refuse what would be ignored in silence."""
-    if c.path and c.kind == "bytes":
-        raise ConfigError(f"tokenizer.kind=bytes and tokenizer.path={c.path} are two tokenizers; leave one out")
+    if c.path and c.kind != "bpe":
+        raise ConfigError(f"tokenizer.kind={c.kind} and tokenizer.path={c.path} are two tokenizers; leave one out")
     if c.vocab_size and (c.path or c.kind == "bytes"):
         given = f"tokenizer.path={c.path}" if c.path else "tokenizer.kind=bytes"
         raise ConfigError(f"tokenizer.vocab_size={c.vocab_size} has no effect with {given}; leave it out")

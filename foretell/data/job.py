@@ -82,7 +82,7 @@ class Job:
         """Which documents are kept, and where they go; the tokenizer; survey.json, which says that it is decided."""
         fates, tally, funnel = self._without_duplicates(names)
         rule = splits.Rule("given", (0.0, 0.0)) if self.split_of else tally.rule(self.tasks.config.split)
-        trained = self.tokenizer_config.path is None and self.tokenizer_config.kind == "bpe"
+        trained = self.tokenizer_config.path is None and self.tokenizer_config.kind != "bytes"
         sample = Sample(_SAMPLE_BYTES if trained else 3 * _XZ_BYTES)
         starts, place = [], 0
         for name, kept in zip(names, fates, strict=True):
@@ -291,7 +291,7 @@ def _tokenizer(config: TokenizerConfig, training: list[SampleChunk], text_bytes:
     if config.kind == "bytes":
         return tokenizer.byte_tokenizer()
     size = config.vocab_size or tokenizer.fitted_vocab_size(text_bytes)
-    return tokenizer.train_bpe((c.text.data.decode() for c in training), size)
+    return tokenizer.train((c.text.data.decode() for c in training), config.kind, size)
 
 
 def _in_order(training: list[SampleChunk], limit: int) -> bytes:

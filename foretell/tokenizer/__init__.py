@@ -7,7 +7,11 @@ merge. Qwen's NFC normalisation is left out: it would change the text.
 
 A special token such as <|endoftext|> inside user text stays text: it is spelled in ordinary tokens and never becomes
 the special id. Long texts are encoded in pieces, cut only where the pre-tokenizer cuts anyhow (`_CUT`), because the
-library slows down tenfold on one long string. Not handled: SentencePiece `.model` files, tiktoken rank files.
+library slows down tenfold on one long string.
+
+Other kinds in: SentencePiece `.model` files (`spm`), tiktoken rank files (`bytelevel`), vocab.txt of BERT
+(`wordpiece`), words (`words`). All become a `tokenizers.Tokenizer`, so all are saved as a tokenizer.json, and read
+again from it.
 """
 
 from __future__ import annotations
@@ -27,6 +31,7 @@ import tokenizers
 from tokenizers import Regex, decoders, models, pre_tokenizers, trainers
 
 from foretell.errors import ConfigError, DataError
+from foretell.tokenizer import bytelevel, spm, wordpiece, words
 
 END_OF_TEXT = "<|endoftext|>"
 _PATTERN = (
@@ -38,15 +43,17 @@ _PATTERN = (
 _CUT = re.compile(r"(?<=\S\n)(?=\S)|(?<=[A-Za-z])(?= [A-Za-z])|(?<=[\u4e00-\u9fa5])(?=[，。][\u4e00-\u9fa5])")
 _PIECE_CHARACTERS = 2_000
 _BATCH_CHARACTERS = 1 << 18  # a token costs the library some 150 bytes until it is copied out
-_ENDS = (END_OF_TEXT, "<|end_of_text|>", "</s>", "<eos>", "<|im_end|>")
+_ENDS = (END_OF_TEXT, "<|end_of_text|>", "</s>", "<eos>", "<|im_end|>", "[SEP]")
+_FILES = ("tokenizer.json", "tokenizer.model", "spiece.model", "vocab.txt")
+Kind = Literal["bpe", "bytes", "wordpiece", "word", "other"]
 
 
 @dataclass(frozen=True)
 class Tokenizer:
-    """A `tokenizers.Tokenizer` and the few questions Foretell asks of one. `kind`: ours (bpe, bytes) or other."""
+    """A `tokenizers.Tokenizer` and the few questions Foretell asks of one. `kind`: a trained one's, or other."""
 
     inner: tokenizers.Tokenizer
-    kind: Literal["bpe", "bytes", "other"]
+    kind: Kind
     eot_id: int | None
     bos_id: int | None
 
@@ -54,6 +61,13 @@ class Tokenizer:
     def vocab_size(self) -> int:
         """One more than the largest id: some vocabularies have gaps."""
         return max(self.inner.get_vocab(with_added_tokens=True).values()) + 1
+
+    @functools.cached_property
+    def unk_id(self) -> int | None:
+        """The id of text that the vocabulary does not have, if there is any such text."""
+        model = json.loads(self.inner.to_str())["model"]
+        token = model.get("unk_token")
+        return model.get("unk_id") if token is None else self.inner.token_to_id(token)
 
     @functools.cached_property
     def digest(self) -> str:
@@ -78,7 +92,7 @@ class Tokenizer:
         if self.kind == "bytes":
             data = [t.encode() for t in texts]
             return np.frombuffer(b"".join(data), np.uint8).astype(np.uint32), np.array([len(d) for d in data], np.int64)
-        cut = [_pieces(text) if self.kind == "bpe" else [text] for text in texts]
+        cut = [self._made_ready(text) for text in texts]
         pieces = list(chain.from_iterable(cut))
         parts, counts = [np.zeros(0, np.uint32)], [np.zeros(0, np.int64)]
         for group in _groups(pieces):
@@ -89,12 +103,37 @@ class Tokenizer:
         lengths = np.bincount(owners, np.concatenate(counts), len(texts)).astype(np.int64)
         return np.concatenate(parts), lengths
 
+    def _made_ready(self, text: str) -> list[str]:
+        if self.kind == "bpe":
+            return _pieces(text)
+        return [words.segment(text) if self._finds_words else text]
+
+    @functools.cached_property
+    def _finds_words(self) -> bool:
+        """Whether words are set apart before the library sees a text (Chinese), as its pre-tokenizer then expects."""
+        return self.kind == "word" and json.dumps(words.CUT) in json.dumps(
+            json.loads(self.inner.to_str())["pre_tokenizer"]
+        )
+
+    def encode_special(self, text: str) -> tokenizers.Encoding:
+        """The library's encoding of `text` in which special tokens are recognised. Never give it text of others."""
+        return self._special.encode(text, add_special_tokens=False)
+
+    @functools.cached_property
+    def _special(self) -> tokenizers.Tokenizer:
+        """A second one, so that no other thread meets the first in a state it did not ask for."""
+        inner = tokenizers.Tokenizer.from_str(self.inner.to_str())
+        inner.encode_special_tokens = False
+        return inner
+
     def decode(self, ids: Iterable[int]) -> str:
         """Text of `ids`; special tokens give nothing, an incomplete UTF-8 sequence gives U+FFFD."""
         ids = [int(i) for i in ids]
-        if self.kind == "other":
-            return self.inner.decode(ids, skip_special_tokens=True)
-        return b"".join(map(self.token_bytes, ids)).decode(errors="replace")
+        if self.kind in ("bpe", "bytes"):
+            return b"".join(map(self.token_bytes, ids)).decode(errors="replace")
+        if self.kind == "word":
+            return words.join(self.token_bytes(i).decode().removeprefix(" ") for i in ids)
+        return self.inner.decode(ids, skip_special_tokens=True)
 
     def token_bytes(self, id: int) -> bytes:
         """The exact bytes of one token, empty for a special token or an id outside the vocabulary."""
@@ -105,6 +144,8 @@ class Tokenizer:
         added = self.inner.get_added_tokens_decoder()
         decoder = json.loads(self.inner.to_str())["decoder"]
         spell = _byte_level_bytes if "ByteLevel" in json.dumps(decoder) else _metaspace_bytes
+        if self.kind in ("wordpiece", "word"):
+            spell = _word_bytes
         of_id = {i: spell(t) for t, i in self.inner.get_vocab(with_added_tokens=False).items()}
         for i, token in added.items():
             of_id[i] = b"" if token.special else token.content.encode()
@@ -117,16 +158,35 @@ class Tokenizer:
 
 
 def load(path: Path) -> Tokenizer:
-    """Any Hugging Face `tokenizer.json`, or a folder that has one. ConfigError when it is missing or not one."""
+    """A tokenizer.json, SentencePiece `.model`, `.tiktoken` or BERT vocab.txt file, or a folder that has one.
+
+    ConfigError when it is missing or not one.
+    """
     path = Path(path)
-    file = path / "tokenizer.json" if path.is_dir() else path
+    file = next((path / n for n in _FILES if (path / n).is_file()), path / _FILES[0]) if path.is_dir() else path
     try:
-        inner = tokenizers.Tokenizer.from_str(file.read_text(encoding="utf-8"))
+        if file.suffix == ".model":
+            return wrap(spm.load_model(file))
+        if file.suffix == ".tiktoken":
+            return wrap(bytelevel.load_ranks(file))
+        if file.suffix == ".txt":
+            return wrap(wordpiece.load_vocab(file))
+        return wrap(tokenizers.Tokenizer.from_str(file.read_text(encoding="utf-8")))
     except FileNotFoundError:
         raise ConfigError(f"{file}: no such file; give a tokenizer.json or a folder that has one") from None
+    except ConfigError:
+        raise
     except Exception as e:  # the library raises bare Exception
         raise ConfigError(f"{file}: not a tokenizer.json of the tokenizers library: {e}") from None
-    return _wrap(inner)
+
+
+def train(texts: Iterable[str], kind: str, vocab_size: int, lowercase: bool = True) -> Tokenizer:
+    """A tokenizer of that kind (bpe, bytes, wordpiece, word) of at most `vocab_size` tokens. `texts` is read once."""
+    if kind == "bytes":
+        return byte_tokenizer()
+    if kind == "wordpiece":
+        return wrap(wordpiece.train(texts, vocab_size, lowercase))
+    return wrap(words.train(texts, vocab_size)) if kind == "word" else train_bpe(texts, vocab_size)
 
 
 def train_bpe(texts: Iterable[str], vocab_size: int) -> Tokenizer:
@@ -145,14 +205,14 @@ def train_bpe(texts: Iterable[str], vocab_size: int) -> Tokenizer:
         show_progress=False,
     )
     inner.train_from_iterator((p for text in texts for p in _pieces(text)), trainer)
-    return _wrap(inner)
+    return wrap(inner)
 
 
 def byte_tokenizer() -> Tokenizer:
     """UTF-8 bytes as tokens: id = byte value, <|endoftext|> = 256. A byte-level BPE without merges on disk."""
     inner = _byte_level(models.BPE(vocab=dict(_byte_of_character()), merges=[]))
     inner.add_special_tokens([END_OF_TEXT])
-    return _wrap(inner)
+    return wrap(inner)
 
 
 def fitted_vocab_size(bytes_of_text: int) -> int:
@@ -172,18 +232,26 @@ def check_encodable(text: str) -> None:
         raise DataError(f"lone surrogate U+{ord(text[e.start]):04X} at character {e.start}: not Unicode text") from None
 
 
-def _wrap(inner: tokenizers.Tokenizer) -> Tokenizer:
+def wrap(inner: tokenizers.Tokenizer, eot: int | None = None, kind: Kind | None = None) -> Tokenizer:
+    """The library's tokenizer as ours.
+
+    `eot`: the id that ends a text, looked for by name where it is not given; `kind`: found out where it is not given.
+    """
     inner.no_truncation()
     inner.no_padding()
     inner.encode_special_tokens = True  # special tokens inside user text stay text
-    spec = json.loads(inner.to_str())
-    kind = _kind(spec, inner)
+    kind = kind or _kind(json.loads(inner.to_str()), inner)
     ends = (inner.token_to_id(t) for t in _ENDS)
-    eot = next((i for i in ends if i is not None), None)
-    return Tokenizer(inner, kind, eot, eot if kind != "other" else _leading_id(inner))
+    eot = eot if eot is not None else next((i for i in ends if i is not None), None)
+    return Tokenizer(inner, kind, eot, eot if kind in ("bpe", "bytes", "word") else _leading_id(inner))
 
 
-def _kind(spec: dict[str, Any], inner: tokenizers.Tokenizer) -> Literal["bpe", "bytes", "other"]:
+def _kind(spec: dict[str, Any], inner: tokenizers.Tokenizer) -> Kind:
+    model = spec["model"]["type"]
+    if model == "WordPiece":
+        return "wordpiece"
+    if model == "WordLevel" and inner.token_to_id(words.UNKNOWN) is not None:
+        return "word" if any(spec["pre_tokenizer"] == json.loads(words.shape(zh)) for zh in (False, True)) else "other"
     ours = json.loads(_byte_level(models.BPE()).to_str())
     same = all(spec[k] == ours[k] for k in ("normalizer", "pre_tokenizer", "decoder", "post_processor"))
     if not same or inner.token_to_id(END_OF_TEXT) is None or spec["model"]["type"] != "BPE":
@@ -232,14 +300,6 @@ def _groups(pieces: list[str]) -> Iterator[slice]:
         yield slice(start, len(pieces))
 
 
-@functools.cache
-def _alphabet() -> dict[int, str]:
-    """GPT-2's printable character for each byte: itself where printable, else the next free one from U+0100."""
-    plain = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    others = [b for b in range(256) if b not in plain]
-    return {b: chr(b) for b in plain} | {b: chr(0x100 + n) for n, b in enumerate(others)}
-
-
 def _byte_level_bytes(token: str) -> bytes:
     table = _byte_of_character()
     return bytes(table[c] for c in token) if all(c in table for c in token) else token.encode()
@@ -247,7 +307,12 @@ def _byte_level_bytes(token: str) -> bytes:
 
 @functools.cache
 def _byte_of_character() -> dict[str, int]:
-    return {c: b for b, c in _alphabet().items()}
+    return {c: b for b, c in bytelevel.alphabet().items()}
+
+
+def _word_bytes(token: str) -> bytes:
+    """WordPiece goes on with ##; everything else begins a word."""
+    return (token[2:] if len(token) > 2 and token.startswith("##") else words.alone(token)).encode()
 
 
 def _metaspace_bytes(token: str) -> bytes:
