@@ -21,6 +21,7 @@ from foretell import config as run_config
 from foretell.checkpoint import files
 from foretell.errors import ConfigError, DataError
 from foretell.models import hf
+from foretell.models.decoder import Decoder
 
 LEFT_OUT = {"test", "tests", "idlelib", "site-packages", "dist-packages", "__pycache__", "idle_test", "lib2to3"}
 COMPLETED = 50
@@ -116,6 +117,7 @@ class _Chapters:
 def write_samples(run: Path, paths: list[Path]) -> dict[str, Any]:
     """samples.json: a few completions, and how many of 50 functions from unseen modules parse when completed."""
     model, tokenizer = hf.load(run / "model")
+    assert isinstance(model, Decoder)
     samples = generate.generate(model, tokenizer, list(PROMPTS), max_new_tokens=80, temperature=0.6, seed=1)
     heads = function_heads(paths, COMPLETED)
     bodies = generate.generate(

@@ -34,6 +34,7 @@ ORDER = [
     "evaluate",
     "tasks",
     "generate",
+    "embed",
     "distributed",
     "vectors",
     "checkpoint",

@@ -255,12 +255,20 @@ def generate(
     seed: Annotated[int, typer.Option(help="Same seed, same text.")] = 0,
     as_json: Json = False,
 ) -> None:
-    """Complete a prompt, streaming; without --prompt, ask for prompts until an empty line."""
-    from foretell.cli.steps import complete, load_model
+    """Complete a prompt, streaming; without --prompt, ask for prompts until an empty line.
+
+    An encoder-decoder takes the prompt for a source, and writes its target.
+    """
+    from foretell.cli.steps import answer_source, complete, load_model
+    from foretell.config.model import ENCODERS
 
     if as_json and prompt is None:
         raise errors.ConfigError("generate --json needs a --prompt")
     loaded, tokenizer = load_model(model)
+    if loaded.config.model_type in ENCODERS:
+        draw = {"max_new_tokens": max_new_tokens, "temperature": temperature, "top_k": top_k, "top_p": top_p}
+        answer_source(loaded, tokenizer, prompt, {**draw, "min_p": min_p, "seed": seed}, as_json, stop, repetition_penalty)
+        return
     options: dict[str, Any] = {
         "max_new_tokens": max_new_tokens,
         "temperature": temperature,
@@ -277,6 +285,39 @@ def generate(
         emit(completing.generate(loaded, tokenizer, [prompt or ""], **options)[0], as_json)
     else:
         complete(loaded, tokenizer, prompt, options)
+
+
+@app.command()
+def embed(
+    model: Annotated[Path, typer.Argument(help="A run folder or a Hugging Face folder of an encoder.")],
+    texts: Annotated[list[str] | None, typer.Argument(metavar="[TEXT...]", help="Texts.")] = None,
+    file: Annotated[Path | None, typer.Option("--file", help="A text a line, in UTF-8.")] = None,
+    out: Annotated[Path | None, typer.Option("--out", help="Write the vectors here: .npy or .safetensors.")] = None,
+    as_json: Json = False,
+) -> None:
+    """A vector for each text, of length 1: a line of JSON each, or a file with --out."""
+    from foretell import embed as embedding
+    from foretell.cli.options import print_json
+    from foretell.cli.steps import load_model
+
+    given = [*(texts or []), *(embedding.lines(file) if file is not None else [])]
+    if not given:
+        raise errors.ConfigError("nothing to embed: give texts, or --file with a text a line")
+    if out is not None and out.suffix not in embedding.SUFFIXES:
+        raise errors.ConfigError(f"--out {out}: vectors are written as {' or '.join(embedding.SUFFIXES)}")
+    loaded, tokenizer = load_model(model)
+    found = embedding.embed(loaded, tokenizer, given)
+    if found.cut:
+        print(f"foretell: {found.cut:,} texts are longer than the model reads; they were cut", file=sys.stderr)
+    result: dict[str, Any] = {"texts": len(given), "dimensions": found.vectors.shape[1], "cut": found.cut}
+    if out is not None:
+        embedding.write(found.vectors, out)
+        emit({**result, "out": str(out)}, as_json, lambda r: f"{r['texts']:,} x {r['dimensions']:,} in {r['out']}")
+    elif as_json:
+        emit({**result, "vectors": found.vectors.tolist()}, as_json)
+    else:
+        for text, vector in zip(given, found.vectors.tolist(), strict=True):
+            print_json({"text": text, "vector": vector})
 
 
 @app.command()

@@ -268,3 +268,25 @@ def complete(model: Any, tokenizer: Any, prompt: str | None, options: dict[str, 
         print()
         if not interactive:
             return
+
+
+def answer_source(
+    model: Any,
+    tokenizer: Any,
+    source: str | None,
+    options: dict[str, Any],
+    as_json: bool,
+    stop: list[str] | None,
+    repetition_penalty: float,
+) -> None:
+    """`foretell generate` with an encoder-decoder: the target of one source."""
+    from foretell import generate
+    from foretell.cli.options import emit
+    from foretell.models.seq2seq import Seq2Seq
+
+    if not isinstance(model, Seq2Seq):
+        raise errors.ModelError("an encoder does not go on with a text; it gives vectors: foretell embed")
+    if source is None or stop or repetition_penalty != 1.0:
+        raise errors.ConfigError("an encoder-decoder wants --prompt, and has no --stop and no --repetition-penalty")
+    show = visible if sys.stdout.isatty() else str
+    emit(generate.answer(model, tokenizer, [source], **options)[0], as_json, lambda r: show(r["completion"]))

@@ -10,7 +10,7 @@ from pydantic import Field
 from foretell.config.table import Table
 from foretell.errors import ConfigError
 
-ModelType = Literal["gemma3_text", "gpt2", "llama", "mistral", "qwen2", "qwen3"]
+ModelType = Literal["bert", "gemma3_text", "gpt2", "llama", "marian", "mistral", "qwen2", "qwen3", "t5"]
 
 
 class Sizes(NamedTuple):
@@ -60,6 +60,16 @@ class ModelConfig(Table):
         None, description="of each layer, whether the window holds; unset: by the family"
     )
     query_pre_attn_scalar: int | None = Field(None, gt=0, description="gemma3_text: products are over its root; E")
+    num_decoder_layers: int | None = Field(None, gt=0, description="marian, t5: of the decoder; num_hidden_layers")
+    hidden_act: Literal["relu", "gelu", "silu", "gated-gelu"] | None = Field(
+        None, description="of the feed-forward part: bert gelu; marian relu, gelu or silu; t5 relu or gated-gelu"
+    )
+    type_vocab_size: int | None = Field(None, gt=0, description="bert: rows of the table of token types; 2")
+    relative_attention_num_buckets: int | None = Field(None, gt=1, description="t5: distances told apart; 32")
+    relative_attention_max_distance: int | None = Field(None, gt=1, description="t5: from here on they are one; 128")
+    scale_embedding: bool | None = Field(None, description="marian: embeddings times the root of D; true")
+    scale_decoder_outputs: bool | None = Field(None, description="t5: outputs over the root of D; where tied")
+    decoder_start_token_id: int | None = Field(None, ge=0, description="marian, t5: what a target begins with")
     rms_norm_eps: float = Field(1e-6, gt=0, description="epsilon of the norms")
     tie_word_embeddings: bool = Field(True, description="input and output embedding share one table")
     initializer_range: float = Field(0.02, gt=0, description="standard deviation of the initial embedding table")
@@ -92,9 +102,9 @@ class ModelConfig(Table):
             raise ConfigError(
                 f"model.hidden_size ({D}) must be a multiple of model.num_attention_heads ({H}), or set model.head_dim"
             )
-        if E % 2 and self.model_type != "gpt2":
+        if E % 2 and self.model_type not in WITHOUT_ANGLES:
             raise ConfigError(f"model.head_dim ({E}) must be even for rotary embeddings; use a hidden_size of {2 * H}n")
-        shared = H if self.model_type == "gpt2" else max(d for d in range(1, max(1, H // 2) + 1) if H % d == 0)
+        shared = H if self.model_type in WITHOUT_ANGLES else max(d for d in range(1, max(1, H // 2) + 1) if H % d == 0)
         K = self.num_key_value_heads or shared
         if H % K:
             raise ConfigError(f"model.num_attention_heads ({H}) must be a multiple of num_key_value_heads ({K})")
@@ -103,7 +113,8 @@ class ModelConfig(Table):
         longest = self.max_position_embeddings or context
         if longest < context:
             raise ConfigError(f"train.context ({context}) exceeds model.max_position_embeddings ({longest})")
-        F = self.intermediate_size or (4 * D if self.model_type == "gpt2" else 64 * math.ceil(8 * D / 3 / 64))
+        plain = self.model_type in WITHOUT_ANGLES and self.hidden_act != "gated-gelu"
+        F = self.intermediate_size or (4 * D if plain else 64 * math.ceil(8 * D / 3 / 64))
         return self.model_copy(
             update={
                 "num_attention_heads": H,
@@ -122,13 +133,17 @@ class ModelConfig(Table):
         kind, layers = self.model_type, self.num_hidden_layers or 0
         has = _OF_FAMILIES.get(kind, set())
         for key in sorted(set().union(*_OF_FAMILIES.values()) - has):
-            if getattr(self, key):
+            if getattr(self, key) is not None:
                 kinds = ", ".join(k for k, keys in _OF_FAMILIES.items() if key in keys)
                 raise ConfigError(
                     f"model.{key} is set, but {kind} has none; leave it out, or set model.model_type: {kinds}"
                 )
-        if kind == "gpt2" and K != H:
-            raise ConfigError(f"model.num_key_value_heads ({K}) must be num_attention_heads ({H}) in gpt2")
+        if kind in WITHOUT_ANGLES and K != H:
+            raise ConfigError(f"model.num_key_value_heads ({K}) must be num_attention_heads ({H}) in {kind}")
+        if kind == "bert" and not self.tie_word_embeddings:
+            raise ConfigError("model.tie_word_embeddings = false: bert has one table for both; leave it out")
+        if kind in _ACTIVATIONS and self.hidden_act not in (None, *_ACTIVATIONS[kind]):
+            raise ConfigError(f"model.hidden_act = {self.hidden_act}: {kind} has {' or '.join(_ACTIVATIONS[kind])}")
         types = self.layer_types
         if types is not None and len(types) != layers:
             raise ConfigError(f"model.layer_types has {len(types)} entries for {layers} layers; give one a layer")
@@ -138,6 +153,25 @@ class ModelConfig(Table):
             found["layer_types"] = types or tuple(near)
             found["sliding_window"] = self.sliding_window or min(512, longest)
             found["rope_local_base_freq"] = self.rope_local_base_freq or self.rope_theta
+        return found | self._resolved_encoders(layers)
+
+    def _resolved_encoders(self, layers: int) -> dict[str, Any]:
+        """The keys of encoders and encoder-decoders filled in."""
+        kind = self.model_type
+        found: dict[str, Any] = {}
+        if kind in _ACTIVATIONS:
+            found["hidden_act"] = self.hidden_act or _ACTIVATIONS[kind][0]
+        if kind == "bert":
+            found["type_vocab_size"] = self.type_vocab_size or 2
+        if kind in ENCODER_DECODERS:
+            found["num_decoder_layers"] = self.num_decoder_layers or layers
+        if kind == "marian":
+            found["scale_embedding"] = self.scale_embedding is not False
+        if kind == "t5":
+            scaled = self.scale_decoder_outputs
+            found["scale_decoder_outputs"] = self.tie_word_embeddings if scaled is None else scaled
+            found["relative_attention_num_buckets"] = self.relative_attention_num_buckets or 32
+            found["relative_attention_max_distance"] = self.relative_attention_max_distance or 128
         return found
 
     def _resolved_experts(self, F: int) -> dict[str, Any]:
@@ -162,15 +196,26 @@ class ModelConfig(Table):
         }
 
 
+ENCODER_DECODERS = ("marian", "t5")
+ENCODERS = ("bert", *ENCODER_DECODERS)
+# Without rotary positions, with a key and a value for each query.
+WITHOUT_ANGLES = ("gpt2", *ENCODERS)
+_ACTIVATIONS = {"bert": ("gelu",), "marian": ("relu", "gelu", "silu"), "t5": ("relu", "gated-gelu")}
 # What not every family has, by those that have it.
 _OF_FAMILIES = {
+    "bert": {"hidden_act", "type_vocab_size"},
     "gemma3_text": {
         *("layer_types", "query_pre_attn_scalar", "rope_local_base_freq", "rope_scaling", "sliding_window"),
     },
     "llama": {"rope_scaling"},
+    "marian": {"hidden_act", "num_decoder_layers", "scale_embedding", "decoder_start_token_id"},
     "mistral": {"rope_scaling", "sliding_window"},
     "qwen2": {"rope_scaling", "sliding_window", "layer_types"},
     "qwen3": {"rope_scaling", "num_experts"},
+    "t5": {
+        *("hidden_act", "num_decoder_layers", "decoder_start_token_id", "scale_decoder_outputs"),
+        *("relative_attention_num_buckets", "relative_attention_max_distance"),
+    },
 }
 _GEMMA_PERIOD = 6  # one of so many layers sees everything
 _OF_EXPERTS = ("num_experts_per_tok", "moe_intermediate_size", "norm_topk_prob", "balance", "router_aux_loss_coef")

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from foretell.config import ModelConfig
+from foretell.models.core import Kept
 
 
 class KVCache:
@@ -17,7 +18,7 @@ class KVCache:
 
     def __init__(self, c: ModelConfig, rows: int, longest: int, dtype: torch.dtype, device: torch.device) -> None:
         shape = (rows, c.num_key_value_heads or 0, longest, c.head_dim or 0)
-        self._last = (c.num_hidden_layers or 0) - 1
+        self._last = (c.num_decoder_layers or c.num_hidden_layers or 0) - 1
         self._keys = [torch.empty(shape, dtype=dtype, device=device) for _ in range(self._last + 1)]
         self._values = [torch.empty(shape, dtype=dtype, device=device) for _ in range(self._last + 1)]
         self.length = 0
@@ -35,3 +36,15 @@ class KVCache:
         """Keep only these rows, in this order."""
         self._keys = [t[rows] for t in self._keys]
         self._values = [t[rows] for t in self._values]
+
+
+class SourceCache(KVCache):
+    """An encoder-decoder's: of the target's tokens, and of the memory what its first step makes, by layer."""
+
+    def __init__(self, c: ModelConfig, rows: int, longest: int, dtype: torch.dtype, device: torch.device) -> None:
+        super().__init__(c, rows, longest, dtype, device)
+        self.memory: Kept = {}
+
+    def keep(self, rows: Tensor) -> None:
+        super().keep(rows)
+        self.memory = {layer: (k[rows], v[rows]) for layer, (k, v) in self.memory.items()}

@@ -22,6 +22,7 @@ from foretell.models.rope import Rotary, rotate
 Activation = Callable[[Tensor], Tensor]
 Norm = Callable[[int], nn.Module]
 Angles = tuple[Tensor, Tensor]
+Kept = dict[int, tuple[Tensor, Tensor]]  # keys and values (B, K, S, E) of each layer
 
 
 class Cache(Protocol):
@@ -123,14 +124,20 @@ class Attention(nn.Module):
         mask: Tensor | None,
         cache: Cache | None = None,
         memory: Tensor | None = None,
+        kept: Kept | None = None,
     ) -> Tensor:
         """x (B, T, D) to the same. angles: of the positions, or None. mask: as `attend` wants it.
 
-        memory: (B, S, D) that keys and values are made of in place of x.
+        memory: (B, S, D) that keys and values are made of in place of x. kept: where those of a memory are put by
+        layer, and found again, so that they are made once.
         """
         B, T, _ = x.shape
-        source = x if memory is None else memory
         q = self.q_proj(x).view(B, T, -1, self.head_dim)
+        if kept is not None and self.layer in kept:
+            k, v = kept[self.layer]
+            y = self.attend(q.transpose(1, 2), k, v, "sdpa", mask, causal=self.causal, scale=self.scale)
+            return self.o_proj(y.transpose(1, 2).reshape(B, T, -1))
+        source = x if memory is None else memory
         k = self.k_proj(source).view(B, source.shape[1], -1, self.head_dim)
         v = self.v_proj(source).view(B, source.shape[1], -1, self.head_dim).transpose(1, 2)
         if self.q_norm is not None and self.k_norm is not None:
@@ -140,6 +147,8 @@ class Attention(nn.Module):
             q, k = rotate(q, *angles), rotate(k, *angles)
         if cache is not None:
             k, v = cache.update(self.layer, k, v)
+        if kept is not None:
+            kept[self.layer] = k, v
         kernel = self.kernel if self.training else "sdpa"
         y = self.attend(q, k, v, kernel, mask, causal=self.causal, scale=self.scale)
         return self.o_proj(y.transpose(1, 2).reshape(B, T, -1))

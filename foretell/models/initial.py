@@ -19,7 +19,10 @@ from foretell.config import ModelConfig
 
 _BLOCK_NUMBERS = 1 << 16
 _ZERO, _TO_RESIDUAL = (".bias", "expert_bias"), ("o_proj.weight", "down_proj.weight", "experts.down_proj")
-_TABLES = ("embed_tokens.weight", "embed_positions.weight", "lm_head.weight", "mlp.gate.weight")
+_TABLES = (
+    *("embed_tokens.weight", "embed_positions.weight", "embed_types.weight", "relative_bias.weight"),
+    *("lm_head.weight", "mlp.gate.weight"),
+)
 
 
 def initialise(model: nn.Module, config: ModelConfig, seed: int) -> None:

@@ -28,7 +28,9 @@ from foretell.config import ModelConfig
 from foretell.errors import ConfigError, ModelError
 from foretell.models import folders
 from foretell.models.decoder import Decoder
-from foretell.models.hf import configs, names
+from foretell.models.encoder import Encoder
+from foretell.models.hf import configs, encoders, names
+from foretell.models.model import Model, made
 from foretell.tokenizer import Tokenizer
 
 WEIGHTS = "model.safetensors"
@@ -38,14 +40,33 @@ SHARD_BYTES = 5_000_000_000
 _TENSORS_OF_A_LAYER = 9  # at least
 # Buffers that some folders hold and no model needs.
 _SPARE = ("rotary_emb.inv_freq", ".attn.bias", ".attn.masked_bias")
+_NUMBERS = ("embeddings.position_ids",)  # the numbers 0, 1, 2, ... as integers
+# Weights that say nothing more, or that serve none of what is done here: a tied table again, a table of sines, BERT's
+# head for whether two sentences follow each other, and what leads to it.
+_ALSO = {
+    "bert": ("pooler.", "bert.pooler.", "cls.seq_relationship.", "cls.predictions.decoder."),
+    "marian": (*("model.encoder.embed_", "model.decoder.embed_", "lm_head."),),
+    "t5": (
+        *("encoder.embed_tokens.", "decoder.embed_tokens.", "lm_head."),
+        "decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.",
+    ),
+}
 
 
-def load(folder: Path) -> tuple[Decoder, Tokenizer]:
+def read(path: Path) -> ModelConfig:
+    """The `[model]` table of a config.json. ModelError for what the models here do not do."""
+    raw = configs.read_json(path)
+    kind = raw.get("model_type")
+    reads = encoders.table if isinstance(kind, str) and kind in encoders.KINDS else configs.table
+    return reads(raw, str(path))
+
+
+def load(folder: Path) -> tuple[Model, Tokenizer]:
     """The model, in float32, on the CPU, in evaluation mode, and its tokenizer. ModelError says what does not fit."""
     folder = Path(folder)
     if not (folder / "config.json").is_file():
         raise ModelError(f"{folder}: no config.json; give a run folder or a Hugging Face folder")
-    config = configs.read(folder / "config.json")
+    config = read(folder / "config.json")
     try:
         own = tokenizers.load(folder)
     except ConfigError as e:
@@ -58,8 +79,8 @@ def load(folder: Path) -> tuple[Decoder, Tokenizer]:
     return _built(folder, config).eval(), own
 
 
-def _built(folder: Path, config: ModelConfig) -> Decoder:
-    """The decoder with the folder's weights; made without memory first, so that shapes are compared before any is."""
+def _built(folder: Path, config: ModelConfig) -> Model:
+    """The model with the folder's weights; made without memory first, so that shapes are compared before any is."""
     place = _places(folder)
     layers = config.num_hidden_layers or 0
     if layers * (_TENSORS_OF_A_LAYER + 3 * ((config.num_experts or 1) - 1)) > len(place):
@@ -67,42 +88,63 @@ def _built(folder: Path, config: ModelConfig) -> Decoder:
         raise ModelError(
             f"{folder}: num_hidden_layers is {layers:,}{each}, but the weights are only {len(place):,} tensors"
         )
+    if config.model_type == "t5" and "lm_head.weight" in place and not _is_twice(place, "lm_head.weight"):
+        config = config.model_copy(update={"tie_word_embeddings": False})
+    bare = config.model_type == "bert" and not any(n.startswith("cls.predictions.") for n in place)
     try:
-        model = _unmade(config)
+        model = _unmade(config, bare)
     except (RuntimeError, OverflowError) as e:  # sides whose product overflows
         raise ModelError(f"{folder}/config.json: sizes that cannot be: {str(e).splitlines()[0]}") from None
     parameters = dict(model.named_parameters())
-    wanted = names.shapes(config.model_type, parameters)
-    _check_shapes(folder, wanted, place, tied=config.tie_word_embeddings)
+    rules = names.dialect(config, bare and "embeddings.word_embeddings.weight" in place)
+    wanted = names.shapes(rules, parameters)
+    _check_shapes(folder, wanted, place, config)
     tensors: dict[str, Tensor] = {}
     for file in sorted({place[name][0] for name in wanted}):
         with safe_open(file, framework="pt") as opened:
             tensors |= {n: opened.get_tensor(n).float() for n in wanted if place[n][0] == file}
-    state = names.back(config.model_type, parameters, tensors.__getitem__)
+    state = names.back(rules, parameters, tensors.__getitem__)
     model.load_state_dict(state, strict=False, assign=True)
-    if config.tie_word_embeddings:
+    if config.tie_word_embeddings and not bare:
         model.lm_head.weight = model.model.embed_tokens.weight
     model.config = config
-    model.model.fill_tables(config.max_position_embeddings or 1)
+    if isinstance(model, Decoder):
+        model.model.fill_tables(config.max_position_embeddings or 1)
     return model.requires_grad_(True)
 
 
-def _unmade(config: ModelConfig) -> Decoder:
-    """The decoder without memory for its weights."""
+def _is_twice(place: dict[str, tuple[Path, tuple[int, ...]]], name: str) -> bool:
+    """Whether the weight of that name is T5's shared table once more."""
+    if place[name][1] != place.get("shared.weight", (None, ()))[1]:
+        return False
+    both = []
+    for n in (name, "shared.weight"):
+        with safe_open(place[n][0], framework="pt") as opened:
+            both.append(opened.get_tensor(n))
+    return torch.equal(*both)
+
+
+def _unmade(config: ModelConfig, bare: bool = False) -> Model:
+    """The model without memory for its weights. bare: an encoder without its head."""
     with torch.device("meta"):
-        return Decoder(config)
+        return Encoder(config, has_head=False) if bare else made(config)
 
 
-def _shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
+def _shapes(config: ModelConfig, bare: bool) -> dict[str, tuple[int, ...]]:
     """The weights of a folder by name; a tied table is there once."""
-    return names.shapes(config.model_type, dict(_unmade(config).named_parameters()))
+    return names.shapes(names.dialect(config, bare), dict(_unmade(config, bare).named_parameters()))
 
 
 def _check_shapes(
-    folder: Path, wanted: dict[str, tuple[int, ...]], place: dict[str, tuple[Path, tuple[int, ...]]], tied: bool
+    folder: Path,
+    wanted: dict[str, tuple[int, ...]],
+    place: dict[str, tuple[Path, tuple[int, ...]]],
+    config: ModelConfig,
 ) -> None:
-    spare = {"lm_head.weight"} if tied else set[str]()  # some save the tied table twice
+    spare = {"lm_head.weight"} if config.tie_word_embeddings else set[str]()  # some save the tied table twice
+    also = _ALSO.get(config.model_type, ())
     unknown = [n for n in place if n not in wanted and n not in spare and not n.endswith(_SPARE)]
+    unknown = [n for n in unknown if not n.startswith(also)] if also else unknown
     missing = [n for n in wanted if n not in place]
     if missing or unknown:
         parts = [f"{len(m):,} {what} ({m[0]})" for m, what in ((missing, "missing"), (unknown, "unknown")) if m]
@@ -119,6 +161,8 @@ def _places(folder: Path) -> dict[str, tuple[Path, tuple[int, ...]]]:
         try:
             with safe_open(file, framework="pt") as opened:
                 for name in opened.keys():  # noqa: SIM118 - not a mapping
+                    if name.endswith(_NUMBERS):
+                        continue
                     if name in place:
                         raise ModelError(f"{folder}: {name} stands in {place[name][0].name} and in {file.name}")
                     part = opened.get_slice(name)
@@ -152,12 +196,13 @@ def _weight_files(folder: Path) -> list[Path]:
     return [folder / name for name in names]
 
 
-def save(model: Decoder, tokenizer: Tokenizer, folder: Path) -> None:
+def save(model: Model, tokenizer: Tokenizer, folder: Path) -> None:
     """Write the folder, whole or not at all; one that is there is replaced. Weights are stored as float32."""
     state = model.state_dict()
-    if model.config.tie_word_embeddings:
+    bare = isinstance(model, Encoder) and not model.has_head
+    if model.config.tie_word_embeddings and not bare:
         del state["lm_head.weight"]
-    write(model.config, state.items(), tokenizer, folder)
+    write(model.config, state.items(), tokenizer, folder, bare=bare)
 
 
 def write(
@@ -166,20 +211,22 @@ def write(
     tokenizer: Tokenizer,
     folder: Path,
     shard_bytes: int = SHARD_BYTES,
+    bare: bool = False,
 ) -> None:
     """Write the folder from named weights, of which no more than a file's are held in memory.
 
     Whole or not at all; one that is there is replaced. Weights are stored as float32: in one file, or, from
-    `shard_bytes` on, in several with an index. Raises ModelError where names or shapes are not the config's.
+    `shard_bytes` on, in several with an index. bare: an encoder without its head. Raises ModelError where names or
+    shapes are not the config's.
     """
-    wanted = _shapes(config)
-    parts = names.out(config.model_type, tensors)
+    wanted = _shapes(config, bare)
+    parts = names.out(names.dialect(config, bare), tensors)
     with folders.replaced(Path(folder)) as partial:
         written = _write_weights(parts, wanted, partial, shard_bytes)
         if missing := [n for n in wanted if n not in written]:
             raise ModelError(f"{folder}: {len(missing):,} of {len(wanted):,} weights are missing ({missing[0]})")
         tokenizer.save(partial / "tokenizer.json")
-        for name, value in _descriptions(config, tokenizer).items():
+        for name, value in _descriptions(config, tokenizer, bare).items():
             (partial / name).write_text(json.dumps(value, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
 
 
@@ -217,14 +264,19 @@ def _write_weights(
     return placed
 
 
-def _descriptions(c: ModelConfig, tokenizer: Tokenizer) -> dict[str, dict[str, Any]]:
+def _descriptions(c: ModelConfig, tokenizer: Tokenizer, bare: bool) -> dict[str, dict[str, Any]]:
     """The JSON files of the folder by name."""
     known = {"bos_token_id": tokenizer.bos_id, "eos_token_id": tokenizer.eot_id, "pad_token_id": tokenizer.eot_id}
     ends = {k: v for k, v in known.items() if v is not None}
     of_id = {v: k for k, v in tokenizer.inner.get_vocab(with_added_tokens=True).items()}
+    config = encoders.described(c, bare) if c.model_type in encoders.KINDS else configs.described(c)
+    start = {}
+    if "decoder_start_token_id" in config:
+        begins = c.decoder_start_token_id
+        start["decoder_start_token_id"] = tokenizer.eot_id if begins is None else begins
     return {
-        "config.json": {**configs.described(c), **ends},
-        "generation_config.json": {"_from_model_config": True, **ends},
+        "config.json": {**config, **ends, **start},
+        "generation_config.json": {"_from_model_config": True, **ends, **start},
         "tokenizer_config.json": {
             "tokenizer_class": "PreTrainedTokenizerFast",
             "model_max_length": c.max_position_embeddings,

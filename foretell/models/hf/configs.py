@@ -131,16 +131,14 @@ _UNSAID = {"hidden_act": "silu", "hidden_activation": "gelu_pytorch_tanh", "acti
            "decoder_sparse_step": 1}  # fmt: skip
 
 
-def read(path: Path) -> ModelConfig:
-    """The `[model]` table of a config.json. ModelError for what the models here do not do."""
-    return table(read_json(path), str(path))
+ENCODERS = ("bert", "marian", "t5")  # `encoders.py` reads them
 
 
 def table(raw: Raw, path: str) -> ModelConfig:
     """The `[model]` table of a config.json's content. path: named in errors."""
     kind = raw.get("model_type")
     if kind not in list(FAMILIES):  # which, unlike a dict, may be asked for any JSON value
-        known = ", ".join(repr(k) for k in FAMILIES)
+        known = ", ".join(repr(k) for k in (*FAMILIES, *ENCODERS))
         raise ModelError(f"{path}: model_type {kind!r} cannot be read; only {known} can")
     family = FAMILIES[kind]
     _refuse_what_differs(raw, family, path)
@@ -152,30 +150,38 @@ def table(raw: Raw, path: str) -> ModelConfig:
 
     sizes: dict[str, Any] = {}
     for key in _SIZES:
-        sizes[key] = _count(_derived(key, value(key), sizes, family, path), family.keys.get(key, key), path)
+        sizes[key] = checked_count(_derived(key, value(key), sizes, family, path), family.keys.get(key, key), path)
     D, H, K = (sizes[k] for k in ("hidden_size", "num_attention_heads", "num_key_value_heads"))
-    sizes["head_dim"] = _count(raw.get("head_dim") or family.head_dim or D // H, "head_dim", path)
+    sizes["head_dim"] = checked_count(raw.get("head_dim") or family.head_dim or D // H, "head_dim", path)
     E = sizes["head_dim"]
-    if sizes["max_position_embeddings"] > _LONGEST_CONTEXT:
-        raise ModelError(
-            f"{path}: max_position_embeddings is {sizes['max_position_embeddings']:,}; at most {_LONGEST_CONTEXT:,}"
-        )
     if H % K or (E % 2 and family.ours != "gpt2"):
         raise ModelError(f"{path}: {H} heads must be a multiple of {K} KV heads, and head_dim ({E}) even")
     windows = family.windows(raw, sizes["num_hidden_layers"]) if family.windows else {}
     eps = value("rms_norm_eps")
     tied = value("tie_word_embeddings")
-    try:
-        return ModelConfig(
-            model_type=family.ours,
+    return valid(
+        {
+            "model_type": family.ours,
             **sizes,
             **_angles(raw, family, sizes["max_position_embeddings"], path),
             **windows,
-            rms_norm_eps=_number(1e-6 if eps is None else eps, "rms_norm_eps", path),
-            tie_word_embeddings=tied is True,
-            initializer_range=_number(raw.get("initializer_range", 0.02), "initializer_range", path),
+            "rms_norm_eps": checked_number(1e-6 if eps is None else eps, "rms_norm_eps", path),
+            "tie_word_embeddings": tied is True,
+            "initializer_range": checked_number(raw.get("initializer_range", 0.02), "initializer_range", path),
             **_experts(raw, family, path),
+        },
+        path,
+    )
+
+
+def valid(keys: dict[str, Any], path: str) -> ModelConfig:
+    """The table of these keys. ModelError where a value cannot be."""
+    if keys["max_position_embeddings"] > _LONGEST_CONTEXT:
+        raise ModelError(
+            f"{path}: max_position_embeddings is {keys['max_position_embeddings']:,}; at most {_LONGEST_CONTEXT:,}"
         )
+    try:
+        return ModelConfig(**keys)
     except ValidationError as e:
         first = e.errors()[0]
         where = ".".join(map(str, first["loc"]))
@@ -203,7 +209,7 @@ def _angles(raw: Raw, family: Family, longest: int, path: str) -> dict[str, Any]
     found: dict[str, Any] = {}
     if family.ours == "gemma3_text":
         local = (near or {}).get("rope_theta") or raw.get("rope_local_base_freq") or 10_000.0
-        found["rope_local_base_freq"] = _number(local, "rope_local_base_freq", path)
+        found["rope_local_base_freq"] = checked_number(local, "rope_local_base_freq", path)
         if near and near.get("rope_type", "default") != "default":
             raise ModelError(
                 f"{path}: rope_parameters of sliding_attention = {json.dumps(near)[:100]} is not supported"
@@ -211,7 +217,7 @@ def _angles(raw: Raw, family: Family, longest: int, path: str) -> dict[str, Any]
     if near is not None:
         given = given.get("full_attention") or {}
     theta = given.get("rope_theta") or raw.get("rope_theta") or base
-    found["rope_theta"] = _number(theta, "rope_theta", path)
+    found["rope_theta"] = checked_number(theta, "rope_theta", path)
     kind = given.get("rope_type", given.get("type", "default"))
     if kind == "default":
         return found
@@ -232,18 +238,18 @@ def _experts(raw: Raw, family: Family, path: str) -> dict[str, Any]:
     """The keys of a mixture of experts; none in a dense model."""
     if family.balance is None:
         return {}
-    N = _count(raw.get("num_experts", raw.get("num_local_experts")), "num_experts", path)
-    k = _count(raw.get("num_experts_per_tok", 8), "num_experts_per_tok", path)
+    N = checked_count(raw.get("num_experts", raw.get("num_local_experts")), "num_experts", path)
+    k = checked_count(raw.get("num_experts_per_tok", 8), "num_experts_per_tok", path)
     if k > N:
         raise ModelError(f"{path}: num_experts_per_tok ({k:,}) exceeds num_experts ({N:,})")
     coefficient = raw.get("router_aux_loss_coef", 0.001)
     return {
         "num_experts": N,
         "num_experts_per_tok": k,
-        "moe_intermediate_size": _count(raw.get("moe_intermediate_size", 768), "moe_intermediate_size", path),
+        "moe_intermediate_size": checked_count(raw.get("moe_intermediate_size", 768), "moe_intermediate_size", path),
         "norm_topk_prob": raw.get("norm_topk_prob", False) is True,
         "balance": family.balance,
-        "router_aux_loss_coef": _number(coefficient, "router_aux_loss_coef", path) if coefficient else 0.0,
+        "router_aux_loss_coef": checked_number(coefficient, "router_aux_loss_coef", path) if coefficient else 0.0,
     }
 
 
@@ -259,13 +265,15 @@ def _refuse_what_differs(raw: Raw, family: Family, path: str) -> None:
             raise ModelError(f"{path}: {key} = {json.dumps(given)[:100]} is not supported in {raw['model_type']}")
 
 
-def _count(value: Any, key: str, path: str) -> int:
+def checked_count(value: Any, key: str, path: str) -> int:
+    """A size. ModelError where it is none."""
     if type(value) is not int or not 0 < value < 1 << 31:
         raise ModelError(f"{path}: {key} is {value!r}, not a count")
     return value
 
 
-def _number(value: Any, key: str, path: str) -> float:
+def checked_number(value: Any, key: str, path: str) -> float:
+    """A positive number. ModelError where it is none."""
     if type(value) not in (int, float) or not 0 < value < math.inf:
         raise ModelError(f"{path}: {key} is {value!r}, not a positive number")
     return float(value)

@@ -13,15 +13,17 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from foretell.config import ModelConfig
 from foretell.models import moe
 
 
 class Rule(NamedTuple):
-    """ours, in this order along dim 0, is theirs."""
+    """ours, in this order along dim 0, is theirs. row: they have a matrix of one row where we have a vector."""
 
     ours: tuple[str, ...]
     theirs: str
     transposed: bool = False
+    row: bool = False
 
 
 def _both(ours: tuple[str, ...], theirs: str, transposed: bool = False) -> tuple[Rule, Rule]:
@@ -33,6 +35,75 @@ def _both(ours: tuple[str, ...], theirs: str, transposed: bool = False) -> tuple
 
 
 _LAYER, _BLOCK = "model.layers.*", "transformer.h.*"
+
+
+def _bert(prefix: str) -> tuple[Rule, ...]:
+    """prefix: of all but the head; a bare model has none."""
+    layer = f"{prefix}encoder.layer.*"
+    rules: list[Rule] = []
+    for ours, theirs in (
+        *((f"self_attn.{n[0]}_proj", f"attention.self.{n}") for n in ("query", "key", "value")),
+        ("self_attn.o_proj", "attention.output.dense"),
+        ("input_layernorm", "attention.output.LayerNorm"),
+        ("mlp.up_proj", "intermediate.dense"),
+        ("mlp.down_proj", "output.dense"),
+        ("post_attention_layernorm", "output.LayerNorm"),
+    ):
+        rules += _both((f"{_LAYER}.{ours}",), f"{layer}.{theirs}")
+    kinds = (("tokens", "word"), ("positions", "position"), ("types", "token_type"))
+    tables = (Rule((f"model.embed_{o}.weight",), f"{prefix}embeddings.{t}_embeddings.weight") for o, t in kinds)
+    return (
+        *rules,
+        *tables,
+        *_both(("model.embed_norm",), f"{prefix}embeddings.LayerNorm"),
+        *_both(("head_dense",), "cls.predictions.transform.dense"),
+        *_both(("head_norm",), "cls.predictions.transform.LayerNorm"),
+        Rule(("lm_head.weight",), "cls.predictions.decoder.weight"),
+        Rule(("lm_head.bias",), "cls.predictions.bias"),
+    )
+
+
+def _marian() -> tuple[Rule, ...]:
+    rules = [Rule(("model.embed_tokens.weight",), "model.shared.weight")]
+    rules.append(Rule(("lm_head.bias",), "final_logits_bias", row=True))
+    for half, also in (("encoder", ()), ("decoder", (("cross_attn", "encoder_attn"),))):
+        place = f"model.{half}.layers.*"
+        for ours, theirs in (("self_attn", "self_attn"), *also):
+            rules += _both((f"{place}.{ours}.o_proj",), f"{place}.{theirs}.out_proj")
+            for n in "qkv":
+                rules += _both((f"{place}.{ours}.{n}_proj",), f"{place}.{theirs}.{n}_proj")
+        rules += _both((f"{place}.input_layernorm",), f"{place}.self_attn_layer_norm")
+        rules += _both((f"{place}.cross_attention_layernorm",), f"{place}.encoder_attn_layer_norm")
+        rules += _both((f"{place}.post_attention_layernorm",), f"{place}.final_layer_norm")
+        rules += [
+            *_both((f"{place}.mlp.up_proj",), f"{place}.fc1"),
+            *_both((f"{place}.mlp.down_proj",), f"{place}.fc2"),
+        ]
+    return tuple(rules)
+
+
+def _t5() -> tuple[Rule, ...]:
+    rules = [Rule(("model.embed_tokens.weight",), "shared.weight")]
+    for half, also in (("encoder", ()), ("decoder", (("cross_attn", "EncDecAttention", "cross_attention_layernorm"),))):
+        place, block = f"model.{half}.layers.*", f"{half}.block.*.layer"
+        attentions = (("self_attn", "SelfAttention", "input_layernorm"), *also)
+        for n, (ours, theirs, norm) in enumerate(attentions):
+            rules += [Rule((f"{place}.{ours}.{m}_proj.weight",), f"{block}.{n}.{theirs}.{m}.weight") for m in "qkvo"]
+            rules.append(Rule((f"{place}.{norm}.weight",), f"{block}.{n}.layer_norm.weight"))
+        last = f"{block}.{len(attentions)}"
+        rules.append(Rule((f"{place}.post_attention_layernorm.weight",), f"{last}.layer_norm.weight"))
+        for m, theirs in (("gate", "wi_0"), ("up", "wi"), ("down", "wo")):
+            rules.append(Rule((f"{place}.mlp.{m}_proj.weight",), f"{last}.DenseReluDense.{theirs}.weight"))
+        rules.append(Rule((f"model.{half}.norm.weight",), f"{half}.final_layer_norm.weight"))
+        bias = f"{half}.block.0.layer.0.SelfAttention.relative_attention_bias.weight"
+        rules.append(Rule((f"model.{half}.relative_bias.weight",), bias))
+    return tuple(rules)
+
+
+def _gated(rules: tuple[Rule, ...]) -> tuple[Rule, ...]:
+    return tuple(r._replace(theirs=r.theirs.replace(".wi.", ".wi_1.")) for r in rules)
+
+
 RULES: dict[str, tuple[Rule, ...]] = {
     "gpt2": (
         Rule(("model.embed_tokens.weight",), "transformer.wte.weight"),
@@ -45,7 +116,21 @@ RULES: dict[str, tuple[Rule, ...]] = {
         *_both((f"{_LAYER}.post_attention_layernorm",), f"{_BLOCK}.ln_2"),
         *_both(("model.norm",), "transformer.ln_f"),
     ),
+    "bert": _bert("bert."),
+    "bare bert": _bert(""),
+    "marian": _marian(),
+    "t5": _t5(),
+    "gated t5": _gated(_t5()),
 }
+
+
+def dialect(c: ModelConfig, bare: bool = False) -> str:
+    """The key of the config's rules. bare: of an encoder without its head."""
+    if c.model_type == "t5" and c.hidden_act == "gated-gelu":
+        return "gated t5"
+    return "bare bert" if bare else c.model_type
+
+
 _NUMBER = re.compile(r"(?<=\.)\d+(?=\.)")
 
 
@@ -73,7 +158,7 @@ def out(family: str, tensors: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[st
                 joined = (
                     torch.cat([parts[ours.replace("*", number)] for ours in rule.ours]) if len(parts) > 1 else tensor
                 )
-                yield theirs, joined.T if rule.transposed else joined
+                yield theirs, joined.T if rule.transposed else joined[None] if rule.row else joined
 
 
 def shapes(family: str, parameters: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
@@ -96,5 +181,7 @@ def _own(family: str, name: str, part: Tensor, stored: Callable[[str], Tensor]) 
     theirs = stored(rule.theirs.replace("*", number))
     if rule.transposed:
         theirs = theirs.T
+    if rule.row:
+        theirs = theirs[0]
     place = [ours.replace("*", number) for ours in rule.ours].index(name) if len(rule.ours) > 1 else 0
     return theirs[place * part.shape[0] : (place + 1) * part.shape[0]].contiguous()
