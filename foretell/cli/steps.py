@@ -220,18 +220,11 @@ def _wait_for_begin(shared: Claims, run: Path) -> None:
 
 
 def load_model(path: Path) -> tuple[Any, Any]:
-    """The model and tokenizer of a run folder or a Hugging Face folder."""
+    """The model and tokenizer of a run folder, a Hugging Face folder, an adapter's folder or a GGUF file."""
     from foretell import runtime
-    from foretell.models import hf
+    from foretell.models import source
 
-    if (path / "config.toml").exists():
-        if not (path / "model" / "config.json").exists():
-            raise errors.ModelError(
-                f"{path} has no finished model yet; finish it with: "
-                f"foretell train --name {path.name} --out {path.parent} --resume"
-            )
-        path = path / "model"
-    model, tokenizer = hf.load(path)
+    model, tokenizer = source.load(path)
     return model.to(runtime.device()), tokenizer
 
 

@@ -29,6 +29,8 @@ def forecast(plan: dict[str, Any]) -> Table:
         quantity = plan["memory_bytes"]["peak"] if name == "memory_bytes.peak" else plan.get(name)
         if quantity:
             table.add_row(label(name).en.lower(), _shown(name, quantity["value"]), _interval(name, quantity))
+    if plan.get("loss_note"):
+        table.add_row("loss", "", plan["loss_note"])
     if plan.get("text_used_up"):
         table.add_row(
             "", "", "no more steps: a text read more often is learned by heart; more text would use the budget"

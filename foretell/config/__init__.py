@@ -73,7 +73,16 @@ class TrainConfig(Table):
     )
     loss_chunk_tokens: int | None = Field(None, gt=0, description="tokens a cross-entropy chunk; unset: from memory")
     objective: Literal["next_token"] = Field("next_token", description="what is learned")
-    optimizer: Literal["muon", "adamw", "sgd"] = Field("muon", description="muon: matrices by Muon, the rest by AdamW")
+    base: str | None = Field(
+        None, description="model to go on from: a run folder, a Hugging Face folder, an adapter's, a GGUF file"
+    )
+    base_digest: str | None = Field(None, description="SHA-256 of the base's files; derived")
+    freeze: list[str] | None = Field(None, description="patterns of parameter names that do not learn")
+    trained_parameters: int | None = Field(None, gt=0, description="numbers that learn, where not all do; derived")
+    added_parameters: int | None = Field(None, gt=0, description="numbers of adapters among them; derived")
+    optimizer: Literal["muon", "adamw", "sgd"] = Field(
+        "muon", description="muon: matrices by Muon, the rest by AdamW; with a base adamw"
+    )
     lr: float | None = Field(None, gt=0, description="peak learning rate of the matrices; unset: a rule")
     embedding_lr: float | None = Field(None, gt=0, description="with muon: peak rate of everything AdamW updates")
     weight_decay: float = Field(
@@ -101,6 +110,17 @@ class TrainConfig(Table):
     keep: int = Field(2, gt=0, description="checkpoints kept")
     eval_every: int | None = Field(None, gt=0, description="steps between validations; unset: about 10 in a run")
     eval_tokens: int | None = Field(None, gt=0, description="validation tokens each time; unset: 1% of the run's")
+
+
+class LoraConfig(Table):
+    """`[lora]`: low-rank adapters (Hu et al., 2021) learn in place of the weights. Unset rank: none."""
+
+    rank: int | None = Field(None, gt=0, description="rank r of each adapter; 16 is usual")
+    alpha: float | None = Field(None, gt=0, description="what an adapter adds is scaled by alpha / rank; 2 x rank")
+    dropout: float = Field(0.0, ge=0, lt=1, description="of what goes into an adapter")
+    targets: list[str] | None = Field(
+        None, min_length=1, description="products that have one, such as q_proj; unset: all of attention, feed-forward"
+    )
 
 
 class ParallelConfig(Table):
@@ -173,6 +193,7 @@ class RunConfig(Table):
     tokenizer: TokenizerConfig = TokenizerConfig()
     data: DataConfig = DataConfig()
     train: TrainConfig = TrainConfig()
+    lora: LoraConfig = LoraConfig()
     parallel: ParallelConfig = ParallelConfig()
     cluster: ClusterConfig = ClusterConfig()
     evaluate: EvaluateConfig = EvaluateConfig()

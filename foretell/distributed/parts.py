@@ -7,7 +7,7 @@ works on: a plain tensor that shares memory with FSDP2's shard.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 
@@ -29,6 +29,10 @@ from foretell.models import initial
 from foretell.models.decoder import Decoder
 from foretell.plan import layout
 from foretell.plan.layout import Split, before_fsdp, box
+
+
+# A whole weight by its name in the whole model and its shape.
+Weights = Callable[[str, tuple[int, ...]], Tensor]
 
 
 @dataclass(frozen=True)
@@ -72,13 +76,27 @@ def narrow(model: Decoder, mesh: Mesh) -> dict[str, tuple[int, ...]]:
 
 
 @torch.no_grad()
-def fill(model: Decoder, config: ModelConfig, mesh: Mesh, shapes: dict[str, tuple[int, ...]], seed: int | None) -> None:
-    """The tables of positions and, where there is a seed, the initial weights of a narrowed model."""
+def fill(
+    model: Decoder,
+    config: ModelConfig,
+    mesh: Mesh,
+    shapes: dict[str, tuple[int, ...]],
+    seed: int | None,
+    weights: Weights | None = None,
+) -> None:
+    """The tables of positions and, where there is a seed, the initial weights of a narrowed model.
+
+    weights: where initial weights come from, one whole weight at a time, in place of being drawn.
+    """
     model.model.fill_tables(config.needed("max_position_embeddings"), runtime.device())
     if seed is None:
         return
     for name, p in model.named_parameters():
         offset, _ = before_fsdp(name, shapes[name], mesh.degrees, mesh.place)
+        if weights is not None:
+            whole = weights(whole_name(name, config.tie_word_embeddings), shapes[name])
+            p.copy_(whole[tuple(slice(o, o + n) for o, n in zip(offset, p.shape, strict=True))])
+            continue
         initial.fill(p, whole_name(name, config.tie_word_embeddings), offset, shapes[name], config, seed)
 
 

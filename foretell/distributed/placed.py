@@ -39,7 +39,8 @@ class Placed:
     """This process's part of a model, and what it takes to train it together with the others.
 
     config must be resolved, and `layout.check` must have passed it. An initialised process group is needed.
-    mesh: of that group, where it has been made already. drawn: whether weights get initial values.
+    mesh: of that group, where it has been made already. drawn: whether weights get initial values. weights: where these
+    come from, if not from the seed.
     """
 
     def __init__(
@@ -54,6 +55,7 @@ class Placed:
         dtype: torch.dtype = torch.float32,
         mesh: Mesh | None = None,
         drawn: bool = True,
+        weights: parts.Weights | None = None,
     ) -> None:
         self.degrees = layout.degrees(parallel, dist.get_world_size())
         self.mesh, self.length = mesh or Mesh(self.degrees), length
@@ -73,7 +75,7 @@ class Placed:
                 chunk = Decoder(config, dropout, kernel)
             pipeline.prune(chunk, stage, parallel.pp * len(stages))
             whole.append(parts.narrow(chunk, self.mesh))
-            parts.fill(chunk, config, self.mesh, whole[-1], seed if drawn else None)
+            parts.fill(chunk, config, self.mesh, whole[-1], seed if drawn else None, weights)
             self._connect(chunk, parallel)
             chunks.append(chunk)
         self.pipeline = Pipeline(self, chunks, stages, parallel.schedule) if parallel.pp > 1 else None

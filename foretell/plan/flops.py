@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from foretell.config import ModelConfig
+from foretell.config import ModelConfig, TrainConfig
 
 NEWTON_SCHULZ_STEPS = 5
 
@@ -103,6 +103,20 @@ def flops_per_token(model: ModelConfig, context: int) -> dict[str, float]:
         "without_head": 3 * (f["matrices"] + f["attention_causal"]),
         "6n": 6 * count.get("active", count["total"]),
     }
+
+
+def run_flops_per_token(model: ModelConfig, train: TrainConfig) -> dict[str, float]:
+    """The same of a run, in which not all numbers may learn: a frozen product has no gradient of its weight.
+
+    It still hands the gradient of its input on, which is also counted below the first layer that learns.
+    """
+    whole = flops_per_token(model, train.context)
+    if train.trained_parameters is None:
+        return whole
+    f = forward_flops_per_token(model, train.context)
+    frozen = max(0.0, f["matrices"] + f["head"] - 2 * (train.trained_parameters - (train.added_parameters or 0)))
+    more = 6 * (train.added_parameters or 0) - frozen
+    return {k: v + more for k, v in whole.items()}
 
 
 def optimizer_flops(model: ModelConfig, optimizer: str) -> float:

@@ -39,14 +39,34 @@ HELD_SHARE, HELD_BYTES = 0.2, 2.2e7
 FEWEST_ROWS, MOST_BLOCKS = 128, 4
 
 
-def state_bytes(model: ModelConfig, optimizer: str) -> dict[str, int]:
-    """Bytes of weights, gradients and optimiser tensors; all in float32."""
+def state_bytes(
+    model: ModelConfig, optimizer: str, trained: int | None = None, added: int | None = None
+) -> dict[str, int]:
+    """Bytes of weights, gradients and optimiser tensors; all in float32.
+
+    trained: of so many numbers, where not all learn (LoRA, frozen parts); added: numbers of adapters among them.
+    """
     count = parameters(model)
+    if trained is not None:
+        kept = (2 if optimizer == "adamw" else 1) * trained  # Muon's tables and norms are not told apart here
+        weights = FLOAT * (count["total"] + (added or 0))
+        return {"weights": weights, "gradients": FLOAT * trained, "optimizer": FLOAT * kept}
     total = count["total"]
     updated = total - bias_parameters(model)
     matrices = count["attention"] + count["feed_forward"] + count.get("router", 0) - bias_parameters(model)
     kept = {"sgd": updated, "adamw": 2 * updated, "muon": matrices + 2 * (updated - matrices)}[optimizer]
     return {"weights": FLOAT * total, "gradients": FLOAT * total, "optimizer": FLOAT * kept}
+
+
+def run_state_bytes(model: ModelConfig, train: TrainConfig) -> dict[str, int]:
+    """The same of a run."""
+    return state_bytes(model, train.optimizer, train.trained_parameters, train.added_parameters)
+
+
+def saved_bytes(model: ModelConfig, train: TrainConfig) -> int:
+    """Bytes of a checkpoint: what learns, and the optimiser's tensors."""
+    states = run_state_bytes(model, train)
+    return states["optimizer"] + (states["weights"] if train.trained_parameters is None else states["gradients"])
 
 
 def saved_bytes_per_token(model: ModelConfig, dtype: str, dropout: bool = False) -> int:
@@ -157,7 +177,7 @@ def workspace_bytes(model: ModelConfig, optimizer: str) -> int:
 
 def memory_bytes(m: ModelConfig, t: TrainConfig, process_bytes: float | None = None) -> dict[str, float]:
     """The parts, the peak of live tensors (`live`) and of resident memory (`peak`), in bytes, of completed tables."""
-    states = state_bytes(m, t.optimizer)
+    states = run_state_bytes(m, t)
     activations, logits = activation_bytes(m, t), logit_bytes(m, t)
     workspace = workspace_bytes(m, t.optimizer)
     process = (process_bytes or PROCESS_BYTES) + (COMPILER_BYTES if t.compile == "on" else 0.0)
@@ -166,7 +186,7 @@ def memory_bytes(m: ModelConfig, t: TrainConfig, process_bytes: float | None = N
     live = max(activations + passing + (states["gradients"] if several else 0), states["gradients"] + workspace)
     # Gradients and workspace find no room among the activations' holes, so they come on top of a peak they are not in.
     held = HELD_BYTES + HELD_SHARE * live + min(workspace, activations) + (0 if several else states["gradients"])
-    snapshot = states["weights"] + states["optimizer"]  # from the first save on: what is being written
+    snapshot = saved_bytes(m, t)  # from the first save on: what is being written
     return {
         "states": sum(states.values()),
         "activations": activations,

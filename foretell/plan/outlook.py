@@ -10,6 +10,7 @@ from foretell.plan import flops, history, memory, scaling, size, time, together
 from foretell.plan.budget import parse_budget
 
 MEMORY_SPREAD = 0.22
+NO_LAW = "the law of loss is of models that begin from nothing: of a run with a base no loss is forecast"
 CONVENTION = "all matrix products with the head, attention causal-exact, backward twice forward"
 
 
@@ -29,7 +30,7 @@ def plan(
     m, t = config.model, config.train
     batch, steps = t.global_batch_tokens or t.context, t.steps or 1
     tokens = batch * steps
-    per_token = flops.flops_per_token(m, t.context)
+    per_token = flops.run_flops_per_token(m, t)
     count = flops.parameters(m)
     peak_rate = time.peak_flops_per_second(machine)
     machines, divided = int(machine.get("machines", 1)), together.is_together(config, processes)
@@ -68,8 +69,10 @@ def plan(
         "lessons": history.factors(machine, trial is not None),
         **(together.shared(config, processes) if divided else {}),
     }
-    if corpus:
+    if corpus and t.base is None:
         result |= _quality(m, t, tokens, corpus, probe)
+    elif corpus:
+        result |= {"epochs": tokens / max(1, corpus["tokens"]), "loss_note": NO_LAW}
     return result
 
 

@@ -25,10 +25,10 @@ from foretell.distributed import record
 from foretell.distributed.mesh import join_alone
 from foretell.distributed.placed import Placed
 from foretell.errors import CheckpointError, ConfigError
-from foretell.models import hf
+from foretell.models import adapters, hf
 from foretell.plan import layout
 from foretell.train import log as run_log
-from foretell.train import loop, trial
+from foretell.train import loop, lora, trial, tune
 from foretell.train.alone import Alone, Team
 from foretell.train.loop import Display, Job
 
@@ -83,9 +83,12 @@ def begin(
         return
     if (run / "config.toml").exists():
         config = _stored_config(run, config, data, {**machine, "processes": processes}, allow_drift)
+        tune.check(config, data, processes)
         _check_layout(config, processes)
         forecast = json.loads((run / "plan.json").read_text(encoding="utf-8"))
     else:
+        config = tune.settled(config)
+        tune.check(config, data, processes)
         config, forecast = decide(_divided(config, processes), data, machine, show, processes, trials)
         _write_folder(run, config, forecast, data, {**machine, "processes": processes})
     show({"event": "plan", "plan": forecast, "config": config})
@@ -149,7 +152,11 @@ def _check_layout(config: RunConfig, processes: int) -> None:
 def _team(config: RunConfig) -> Team:
     c = config.train
     if _is_plain(config, runtime.world_size()):
-        return Alone(trial.built(config.model, c.dropout or 0.0, c.seed, c.attention))
+        model = tune.begun(config)
+        if model is None:
+            model = tune.adapted(trial.built(config.model, c.dropout or 0.0, c.seed, c.attention), config)
+        return Alone(model)
+    base = tune.base(config)
     return Placed(
         config.model,
         config.parallel,
@@ -158,18 +165,27 @@ def _team(config: RunConfig) -> Team:
         dropout=c.dropout or 0.0,
         kernel=c.attention,
         dtype=runtime.dtype(c.dtype),
+        weights=None if base is None else base.weight,
     )
 
 
 def _export(run: Path, config: RunConfig, data: Data, team: Team) -> None:
-    """The Hugging Face folder: from memory, or from the checkpoint that all processes have just written."""
+    """The Hugging Face folder: from memory, or from the checkpoint that all processes have just written.
+
+    Adapters are merged there, and stand by themselves in `adapter/`.
+    """
+    base = tune.base(config)
+    brought = base.chat if base is not None else None
     if isinstance(team, Alone):
-        hf.save(team.model, data.tokenizer, run / "model")
+        hf.save(team.model, data.tokenizer, run / "model", dict(lora.merged(team.model, config)), brought)
+        if config.lora.rank is not None and base is not None:
+            facts = (base.rules, str(base.path.absolute()), config.lora.rank, lora.scale(config.lora) * config.lora.rank)
+            adapters.write(run / "adapter", *facts, config.lora.dropout, lora.of(team.model))
         return
     last = checkpoint.open_latest(run / "checkpoints", "model.")
     if last is None:
         raise CheckpointError(f"{run / 'checkpoints'}: no checkpoint to export; resume the run")
-    hf.write(config.model, last.tensors("model."), data.tokenizer, run / "model")
+    hf.write(config.model, last.tensors("model."), data.tokenizer, run / "model", brought=brought)
 
 
 def decide(
@@ -191,13 +207,13 @@ def decide(
     budget = plan.parse_budget(config.train.budget) if config.train.budget and not fixed else None
     measured_probe = None
     worth = budget.is_worth_a_probe if budget else _seconds(config, text, machine, processes) > WORTH_PROBING_SECONDS
-    if trials and worth:
+    if trials and worth and config.train.base is None:  # the probe is for the law of models that begin from nothing
         show({"event": "probing"})
         measured_probe = trial.probe(data)
         show({"event": "probe", **measured_probe})
     if budget is not None:
         config = plan.size_for_budget(budget, machine=machine, corpus=text, probe=measured_probe, config=config)
-    config = plan.completed(config, text, machine)
+    config = tune.counted(plan.completed(config, text, machine))
     first = plan.plan(config, machine=machine, corpus=text, probe=measured_probe, processes=processes)
     seconds = float(first["seconds"]["value"])
     measured_trial = None
