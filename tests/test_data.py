@@ -662,7 +662,7 @@ def test_an_epoch_visits_each_window_once(prepared: Data, seed: int, batch_size:
     doubled = np.concatenate([stream, stream])
     every = np.lib.stride_tricks.sliding_window_view(doubled, context)[: len(stream)]
     for epoch in range(2):
-        expected = (loader._key(seed, epoch, "offset") + context * np.arange(windows)) % len(stream)
+        expected = (loader.key_of(seed, epoch, "offset") + context * np.arange(windows)) % len(stream)
         got = targets[epoch * windows : (epoch + 1) * windows]
         assert sorted(map(bytes, got)) == sorted(map(bytes, every[expected]))
 

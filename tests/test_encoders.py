@@ -185,7 +185,13 @@ def test_greedy_targets_are_those_of_transformers(name: str, tmp_path: Path) -> 
     model, ours = saved(name, tmp_path / "m")
     x, mask = padded()
     end = 7
-    options = {"max_new_tokens": 12, "do_sample": False, "num_beams": 1, "eos_token_id": end, "forced_eos_token_id": None}
+    options = {
+        "max_new_tokens": 12,
+        "do_sample": False,
+        "num_beams": 1,
+        "eos_token_id": end,
+        "forced_eos_token_id": None,
+    }
     expected = model.generate(input_ids=x, attention_mask=mask.long(), pad_token_id=3, bad_words_ids=None, **options)
     rows = [row[real].tolist() for row, real in zip(x, mask, strict=True)]
     randoms = [np.random.default_rng(n) for n in range(2)]

@@ -267,7 +267,9 @@ def generate(
     loaded, tokenizer = load_model(model)
     if loaded.config.model_type in ENCODERS:
         draw = {"max_new_tokens": max_new_tokens, "temperature": temperature, "top_k": top_k, "top_p": top_p}
-        answer_source(loaded, tokenizer, prompt, {**draw, "min_p": min_p, "seed": seed}, as_json, stop, repetition_penalty)
+        answer_source(
+            loaded, tokenizer, prompt, {**draw, "min_p": min_p, "seed": seed}, as_json, stop, repetition_penalty
+        )
         return
     options: dict[str, Any] = {
         "max_new_tokens": max_new_tokens,

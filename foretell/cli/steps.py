@@ -60,8 +60,11 @@ def prepared(c: RunConfig, out: Path, display: Display) -> Any:
     from rich.markup import escape
 
     from foretell import data
+    from foretell.data.objectives import SPECIAL
 
     sources = sources_of(c)
+    if c.train.objective in SPECIAL and c.tokenizer.objective is None:
+        c = config.updated(c, tokenizer={"objective": c.train.objective})
     if len(sources) == 1 and (Path(sources[0]) / "index.json").exists():
         opened = data.open_data(Path(sources[0]))
         for late in _late_settings(opened, c):
@@ -85,7 +88,7 @@ def _late_settings(opened: Any, c: RunConfig) -> list[str]:
     if wanted.vocab_size not in (None, own["vocab_size"]):
         late.append(f"tokenizer.vocab_size={wanted.vocab_size:,} (it is {own['vocab_size']:,})")
     late += [f"tokenizer.path={wanted.path}"] if wanted.path else []
-    for key in ("valid_fraction", "test_fraction", "split", "text_key"):
+    for key in ("valid_fraction", "test_fraction", "split", "text_key", "source_key", "target_key"):
         if getattr(asked, key) != type(asked).model_fields[key].default:
             late.append(f"data.{key}={getattr(asked, key)}")
     return late

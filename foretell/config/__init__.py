@@ -23,6 +23,7 @@ from foretell.config.table import Table as Table
 from foretell.errors import ConfigError
 
 FORMAT_VERSION = 1
+Objective = Literal["next_token", "masked", "span_corruption", "seq2seq", "fill_in_the_middle", "prefix"]
 
 
 class TokenizerConfig(Table):
@@ -35,6 +36,9 @@ class TokenizerConfig(Table):
     path: str | None = Field(
         None, description="a tokenizer.json, .model, .tiktoken or vocab.txt to use instead of training one"
     )
+    objective: Literal["masked", "span_corruption", "fill_in_the_middle"] | None = Field(
+        None, description="add the tokens that this objective needs, such as [MASK]"
+    )
 
 
 class DataConfig(Table):
@@ -45,6 +49,10 @@ class DataConfig(Table):
     test_fraction: float = Field(0.05, ge=0, lt=0.5, description="share of the text held out for the final test")
     split: Literal["auto", "hash", "tail"] = Field("auto", description="by document, or the end of the text")
     text_key: str | None = Field(None, description="key or column that holds the text; recognised when unset")
+    source_key: str | None = Field(
+        None, description="key, or column by name or number from 1, of a pair's source; JSON lines, CSV, TSV"
+    )
+    target_key: str | None = Field(None, description="the same of its target; every record is then a pair")
     packing: Literal["across", "within"] = Field("across", description="attention across document boundaries, or not")
     languages: list[str] | None = Field(None, description="keep documents in these, such as en and zh; unset: all")
     quality: bool = Field(False, description="drop what the rules of quality take for no prose")
@@ -72,7 +80,7 @@ class TrainConfig(Table):
         "auto", description="kernel that trains: torch's fused one, or batched products; auto measures"
     )
     loss_chunk_tokens: int | None = Field(None, gt=0, description="tokens a cross-entropy chunk; unset: from memory")
-    objective: Literal["next_token"] = Field("next_token", description="what is learned")
+    objective: Objective = Field("next_token", description="what is learned (docs/train.md)")
     base: str | None = Field(
         None, description="model to go on from: a run folder, a Hugging Face folder, an adapter's, a GGUF file"
     )

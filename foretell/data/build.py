@@ -29,7 +29,7 @@ from foretell.data import clean, readers
 from foretell.data.claims import Claims
 from foretell.data.job import Job, Progress
 from foretell.data.shards import FORMAT_VERSION, SPLITS, open_data, read_index
-from foretell.data.tasks import Tasks, write_json
+from foretell.data.tasks import Tasks, pair_of, write_json
 from foretell.data.workers import Worker, beside, check, on_ray
 from foretell.errors import ConfigError, DataError, ForetellError
 
@@ -39,7 +39,7 @@ _PAUSE_SECONDS = 0.02
 _LOOK_SECONDS = 1.0
 _MEMBER = "member-"
 # Settings that came later: left out of the fingerprint where they are off, so that older folders keep theirs.
-_LATER = ("languages", "quality", "near_duplicates", "decontaminate", "personal_data")
+_LATER = ("languages", "quality", "near_duplicates", "decontaminate", "personal_data", "source_key", "target_key")
 # What stands in a prepared folder, and what a file manager leaves in any.
 _OURS = re.compile(
     r"index\.json|tokenizer\.json|(train|valid|test)(-[0-9]{5,}\.tokens|\.ends|\.bytes)|"
@@ -69,6 +69,7 @@ def prepare(
     """
     began = time.monotonic()
     _check(tokenizer_config)
+    pair_of(data_config)
     out = Path(out)
     out.absolute().parent.mkdir(parents=True, exist_ok=True)
     work = out.absolute().parent / f".{out.name}.partial"
@@ -227,7 +228,8 @@ def _fingerprint(
     defaults = DataConfig()
     later = {k: v for k in _LATER if (v := getattr(data_config, k)) != getattr(defaults, k)}
     hook = getattr(split_of, "__qualname__", "") if split_of else ""
-    facts = [FORMAT_VERSION, files, tokenizer_config.model_dump(), own, settings, hook]
+    objective = {"objective"} if tokenizer_config.objective is None else set[str]()  # this one came later, too
+    facts = [FORMAT_VERSION, files, tokenizer_config.model_dump(exclude=objective), own, settings, hook]
     facts += [later, clean.fingerprint(data_config)] if later else []
     return hashlib.sha256(json.dumps(facts).encode("utf-8", "surrogateescape")).hexdigest()
 

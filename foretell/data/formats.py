@@ -17,11 +17,12 @@ from typing import Any
 
 from foretell.data.encodings import Decoder
 from foretell.data.lines import RECORD_BYTES, byte_runs, decoded, decoded_lines, prose_runs
-from foretell.data.records import Document, Rejected
+from foretell.data.records import BETWEEN, Document, Pair, Rejected
 from foretell.data.webpage import visible_text
 from foretell.errors import MissingExtra
 
 Record = Document | Rejected
+Columns = tuple[int, int]  # of source and target, from 0
 TEXT_KEYS = ("text", "content", "contents", "body", "document", "article", "paragraphs", "sentences", "code", "raw")
 PIECE_CHARACTERS = 1 << 22  # a longer text is cut into several documents
 _CELL_CHARACTERS = 1 << 20
@@ -43,6 +44,19 @@ def document(value: Any, source: str, offset: int) -> Record:
     except UnicodeEncodeError as e:
         return Rejected(source, offset, f"lone surrogate U+{ord(value[e.start]):04X} in the text")
     return Document(_lf(value), source, offset)
+
+
+def pair(left: Any, right: Any, source: str, offset: int) -> Record:
+    """A pair as one document, BETWEEN its two texts."""
+    sides: list[str] = []
+    for value in (left, right):
+        side = document(value, source, offset)
+        if isinstance(side, Rejected):
+            return side
+        if BETWEEN in side.text or not side.text.strip():
+            return Rejected(source, offset, "an empty side of a pair" if BETWEEN not in side.text else "U+001E in it")
+        sides.append(side.text.strip())
+    return Document(BETWEEN.join(sides), source, offset)
 
 
 def prose(blocks: Iterator[bytes], source: str) -> Iterator[Record]:
@@ -81,7 +95,7 @@ def _paragraph_end(text: str) -> int:
     return len(text)
 
 
-def json_lines(blocks: Iterator[bytes], source: str, text_key: str | None) -> Iterator[Record]:
+def json_lines(blocks: Iterator[bytes], source: str, text_key: str | Pair | None) -> Iterator[Record]:
     """A record from each line of JSON; a line that is none is rejected by itself."""
     decoder = Decoder()
     for run in byte_runs(blocks, longest=RECORD_BYTES):
@@ -92,11 +106,15 @@ def json_lines(blocks: Iterator[bytes], source: str, text_key: str | None) -> It
                 yield _json_record(line, source, offset, text_key)
 
 
-def _json_record(line: str, source: str, offset: int, text_key: str | None) -> Record:
+def _json_record(line: str, source: str, offset: int, text_key: str | Pair | None) -> Record:
     try:
         value = _JSON.decode(line)
     except (ValueError, RecursionError) as e:
         return Rejected(source, offset, f"not JSON: {e}")
+    if isinstance(text_key, Pair):
+        if not isinstance(value, dict) or any(k not in value for k in text_key):
+            return Rejected(source, offset, f"no pair: no keys {text_key.source} and {text_key.target}")
+        return pair(value[text_key.source], value[text_key.target], source, offset)
     if isinstance(value, dict):
         key = text_key or next((k for k in TEXT_KEYS if k in value), None)
         if key not in value:
@@ -105,7 +123,7 @@ def _json_record(line: str, source: str, offset: int, text_key: str | None) -> R
     return document(value, source, offset)
 
 
-def csv_rows(blocks: Iterator[bytes], source: str, text_key: str | None, *, tabs: bool) -> Iterator[Record]:
+def csv_rows(blocks: Iterator[bytes], source: str, text_key: str | Pair | None, *, tabs: bool) -> Iterator[Record]:
     """CSV with quoted cells that may hold newlines (RFC 4180), or TSV without quoting (IANA text/tab-separated-values).
 
     A row with a bad byte is quarantined; its quotes still count, or a cell that the bad line closes would swallow the
@@ -124,7 +142,7 @@ def csv_rows(blocks: Iterator[bytes], source: str, text_key: str | None, *, tabs
 
     csv.field_size_limit(_CELL_CHARACTERS)
     reader = csv.reader(lines(), delimiter="\t", quoting=csv.QUOTE_NONE) if tabs else csv.reader(lines())
-    column: int | None = None
+    column: int | Columns | None = None
     header = True
     while True:
         starts.clear()
@@ -141,7 +159,8 @@ def csv_rows(blocks: Iterator[bytes], source: str, text_key: str | None, *, tabs
             if text_key and column is None:
                 yield Rejected(source, starts[0], _no_text("columns", row))
                 return
-            if column is not None and not bad:
+            numbered = isinstance(text_key, Pair) and text_key.numbered
+            if column is not None and not bad and not numbered:
                 continue
         if bad:
             yield Rejected(source, starts[0], bad[0])
@@ -149,16 +168,25 @@ def csv_rows(blocks: Iterator[bytes], source: str, text_key: str | None, *, tabs
             yield _cell(row, column, source, starts[0])
 
 
-def _cell(row: list[str], column: int | None, source: str, offset: int) -> Record:
+def _cell(row: list[str], column: int | Columns | None, source: str, offset: int) -> Record:
     if column is None:
         return document("\t".join(row), source, offset)
+    if isinstance(column, tuple):
+        if max(column) >= len(row):
+            return Rejected(source, offset, f"row of {len(row)} cells has no column {max(column) + 1}")
+        return pair(row[column[0]], row[column[1]], source, offset)
     if column >= len(row):
         return Rejected(source, offset, f"row of {len(row)} cells has no column {column + 1}")
     return document(row[column], source, offset)
 
 
-def _text_column(header: list[str], text_key: str | None) -> int | None:
+def _text_column(header: list[str], text_key: str | Pair | None) -> int | Columns | None:
     names = [h.strip().lower() for h in header]
+    if isinstance(text_key, Pair):
+        if text_key.numbered:
+            return int(text_key.source) - 1, int(text_key.target) - 1
+        both = [names.index(k.lower()) for k in text_key if k.lower() in names]
+        return (both[0], both[1]) if len(both) == 2 else None
     keys = (text_key.lower(),) if text_key else TEXT_KEYS
     return next((names.index(k) for k in keys if k in names), None)
 

@@ -22,12 +22,13 @@ import numpy as np
 
 from foretell import tokenizer
 from foretell.config import TokenizerConfig
-from foretell.data import clean, dedup, intake, splits
+from foretell.data import clean, dedup, intake, objectives, splits
 from foretell.data.intake import Chunk, Drops, Funnel
+from foretell.data.records import BETWEEN
 from foretell.data.sample import Chunk as SampleChunk
 from foretell.data.sample import Sample
 from foretell.data.shards import FORMAT_VERSION, SPLITS, SplitWriter, token_dtype
-from foretell.data.tasks import CUT, DROPPED, Tasks, kept_path, write_json
+from foretell.data.tasks import CUT, DROPPED, Tasks, kept_path, pair_of, write_json
 from foretell.errors import ConfigError, DataError
 from foretell.tokenizer import Tokenizer
 
@@ -81,7 +82,8 @@ class Job:
     def _decide(self, names: list[str]) -> None:
         """Which documents are kept, and where they go; the tokenizer; survey.json, which says that it is decided."""
         fates, tally, funnel = self._without_duplicates(names)
-        rule = splits.Rule("given", (0.0, 0.0)) if self.split_of else tally.rule(self.tasks.config.split)
+        kind = "hash" if pair_of(self.tasks.config) else self.tasks.config.split
+        rule = splits.Rule("given", (0.0, 0.0)) if self.split_of else tally.rule(kind)
         trained = self.tokenizer_config.path is None and self.tokenizer_config.kind != "bytes"
         sample = Sample(_SAMPLE_BYTES if trained else 3 * _XZ_BYTES)
         starts, place = [], 0
@@ -124,7 +126,7 @@ class Job:
             self._drop_near(names, kept, config.near_duplicates, funnel)
         tally = splits.Tally(config.test_fraction, config.valid_fraction)
         for name, mask in zip(names, kept, strict=True):
-            digests = [d for d, keep in zip(self._digests(name), mask.tolist(), strict=True) if keep]
+            digests = [d for d, keep in zip(self._placing(name), mask.tolist(), strict=True) if keep]
             tally.add(digests, int(self._stored(name)["sizes"][mask].sum()))
         funnel.documents_out, funnel.bytes_out = tally.documents, tally.bytes
         if not tally.documents:
@@ -159,12 +161,16 @@ class Job:
         """What is known of a chunk's documents beside their texts."""
         return intake.load_arrays(self.work / f"{name}.digests.npz")
 
-    def _digests(self, name: str) -> list[bytes]:
-        raw = self._stored(name)["digests"].tobytes()
+    def _digests(self, name: str, what: str = "digests") -> list[bytes]:
+        raw = self._stored(name)[what].tobytes()
         return [raw[i : i + dedup.DIGEST_BYTES] for i in range(0, len(raw), dedup.DIGEST_BYTES)]
 
+    def _placing(self, name: str) -> list[bytes]:
+        """The digests by which texts go to their splits: of a pair its source's."""
+        return self._digests(name, "sources" if pair_of(self.tasks.config) else "digests")
+
     def _texts(self, name: str, kept: np.ndarray) -> list[intake.Text]:
-        chunk, digests = Chunk.load(kept_path(self.work, name)), self._digests(name)
+        chunk, digests = Chunk.load(kept_path(self.work, name)), self._placing(name)
         rows = zip(chunk.texts, digests, chunk.places, kept.tolist(), strict=True)
         return [intake.Text(text, digest, source) for text, digest, (source, _), keep in rows if keep]
 
@@ -238,6 +244,7 @@ class Job:
             "unique_tokens": entries["train"]["tokens"],
             "text_xz_bits_per_byte": bits.result(),
             **({"dropped": dropped} if dropped else {}),
+            **({"pairs": True} if pair_of(config) else {}),
         }
 
     def report_progress(self) -> None:
@@ -286,12 +293,18 @@ def _join_dropped(folder: Path, out: Path, names: list[str]) -> list[str]:
 
 
 def _tokenizer(config: TokenizerConfig, training: list[SampleChunk], text_bytes: int) -> Tokenizer:
+    own = _plain_tokenizer(config, training, text_bytes)
+    return tokenizer.added(own, objectives.with_special(own, config.objective)) if config.objective else own
+
+
+def _plain_tokenizer(config: TokenizerConfig, training: list[SampleChunk], text_bytes: int) -> Tokenizer:
     if config.path:
         return tokenizer.load(Path(config.path))
     if config.kind == "bytes":
         return tokenizer.byte_tokenizer()
     size = config.vocab_size or tokenizer.fitted_vocab_size(text_bytes)
-    return tokenizer.train((c.text.data.decode() for c in training), config.kind, size)
+    texts = (c.text.data.decode().replace(BETWEEN, "\n") for c in training)
+    return tokenizer.train(texts, config.kind, size)
 
 
 def _in_order(training: list[SampleChunk], limit: int) -> bytes:

@@ -11,17 +11,41 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from typing import Protocol
 
 import numpy as np
 
-from foretell.data.shards import Data, Tokens
+from foretell.data.shards import Tokens
 from foretell.errors import DataError
+from foretell.tokenizer import Tokenizer
 
 _ROUNDS = 6
 
 
+class Text(Protocol):
+    """Tokens in documents: prepared data, or texts of the moment."""
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """Theirs."""
+        ...
+
+    @property
+    def has_pairs(self) -> bool:
+        """Whether each document is a source and a target."""
+        ...
+
+    def tokens(self, split: str) -> Tokens:
+        """All tokens of a split."""
+        ...
+
+    def document_ends(self, split: str) -> np.ndarray:
+        """(documents,) int64: position after each document."""
+        ...
+
+
 def batch(
-    data: Data, split: str, *, seed: int, step: int, batch_size: int, context: int, rows: Sequence[int] | None = None
+    data: Text, split: str, *, seed: int, step: int, batch_size: int, context: int, rows: Sequence[int] | None = None
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Inputs, targets and segments, each (B, T) int64; of the batch's sequences only `rows` where they are given.
 
@@ -37,7 +61,7 @@ def batch(
     return inputs, targets, np.cumsum(inputs == data.tokenizer.eot_id, axis=1)
 
 
-def place(data: Data, split: str, *, seed: int, step: int, batch_size: int, context: int, row: int) -> tuple[int, str]:
+def place(data: Text, split: str, *, seed: int, step: int, batch_size: int, context: int, row: int) -> tuple[int, str]:
     """Where a sequence of a batch stands: the number of its first target in the split, and its text."""
     tokens = data.tokens(split)
     sample = np.array([row + step * batch_size], np.int64)
@@ -51,8 +75,8 @@ def _starts(length: int, split: str, seed: int, sample: np.ndarray, context: int
     starts = np.empty(len(sample), np.int64)
     for epoch in np.unique(sample // windows):
         here = sample // windows == epoch
-        order = permuted(sample[here] % windows, windows, _key(seed, int(epoch), "order"))
-        starts[here] = _key(seed, int(epoch), "offset") % length + order * context
+        order = permuted(sample[here] % windows, windows, key_of(seed, int(epoch), "order"))
+        starts[here] = key_of(seed, int(epoch), "offset") % length + order * context
     return starts
 
 
@@ -70,7 +94,7 @@ def permuted(index: np.ndarray, n: int, key: int) -> np.ndarray:
     half = max(1, ((n - 1).bit_length() + 1) // 2)
     mask = np.uint64((1 << half) - 1)
     shift = np.uint64(half)
-    keys = [np.uint64(_key(key, r, "round") & (2**64 - 1)) for r in range(_ROUNDS)]
+    keys = [np.uint64(key_of(key, r, "round") & (2**64 - 1)) for r in range(_ROUNDS)]
     result = index.astype(np.uint64)
     outside = np.ones(len(result), bool)
     while outside.any():  # the domain is below 4 n, so a walk is short
@@ -90,7 +114,7 @@ def _mixed(x: np.ndarray) -> np.ndarray:
     return x ^ (x >> np.uint64(31))
 
 
-def _key(seed: int, number: int, use: str) -> int:
+def key_of(seed: int, number: int, use: str) -> int:
     """63 bits from a seed, a number and a word."""
     data = f"{seed} {number} {use}".encode()
     return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "little") >> 1

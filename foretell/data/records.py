@@ -27,3 +27,19 @@ class Rejected(NamedTuple):
 
 class Damaged(Exception):
     """A byte stream ends early or cannot be trusted further; what came before it is good."""
+
+
+# Between the two texts of a pair, while they are one document: the record separator of ASCII, which no text has.
+BETWEEN = "\x1e"
+
+
+class Pair(NamedTuple):
+    """The keys of a pair's source and target, or the numbers of their columns, from 1."""
+
+    source: str
+    target: str
+
+    @property
+    def numbered(self) -> bool:
+        """Whether these are numbers: then there is no header."""
+        return self.source.isdecimal() and self.target.isdecimal()

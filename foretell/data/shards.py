@@ -113,6 +113,11 @@ class Data:
             "vocab_size": self.tokenizer.vocab_size,
         }
 
+    @property
+    def has_pairs(self) -> bool:
+        """Whether each document is a source and a target, each with its <|endoftext|>."""
+        return bool(self.index.get("pairs"))
+
     def tokens(self, split: str) -> Tokens:
         """All tokens of a split, memory-mapped."""
         self._entry(split)

@@ -25,7 +25,9 @@ from foretell.data import clean, dedup, intake, splits
 from foretell.data.claims import Claims, Held, appearing
 from foretell.data.intake import Chunk, Drops, Funnel
 from foretell.data.readers import Entry
+from foretell.data.records import BETWEEN, Pair
 from foretell.data.shards import token_dtype
+from foretell.errors import ConfigError
 from foretell.tokenizer import Tokenizer
 
 GROUP_BYTES = 1 << 24  # inputs of one task of reading
@@ -114,7 +116,8 @@ class Tasks:
 
     def _read(self, name: str, n: int, group: list[Entry], held: Held) -> None:
         funnel, count = Funnel(), 0
-        for chunk in intake.chunks(group, self.config.text_key, self.chunk_bytes, funnel, held.note):
+        key = pair_of(self.config) or self.config.text_key
+        for chunk in intake.chunks(group, key, self.chunk_bytes, funnel, held.note):
             chunk.save(self.work / f"{n:06d}-{count:04d}.npz")
             count += 1
         self._leave(name, {"chunks": count, "funnel": funnel.record()})
@@ -132,6 +135,9 @@ class Tasks:
             "digests": np.frombuffer(b"".join(map(dedup.digest, chunk.texts)), np.uint8),
             "sizes": np.array([len(t) for t in chunk.texts], np.int64),
         }
+        if pair_of(self.config):  # by its source a pair goes to its split, or one source would stand in two of them
+            sources = [t.partition(BETWEEN.encode())[0] for t in chunk.texts]
+            arrays["sources"] = np.frombuffer(b"".join(map(dedup.digest, sources)), np.uint8)
         if self.config.near_duplicates is not None:
             from foretell.data import near
 
@@ -149,9 +155,13 @@ class Tasks:
         end, dtype = np.uint32(self._tokenizer.eot_id or 0), token_dtype(self._tokenizer.vocab_size)
         flats, lengths, done = [np.zeros(0, dtype)], [np.zeros(0, np.int64)], 0
         for part in _in_parts(texts):
-            flat, length = self._tokenizer.encode_flat([t.decode() for t in part])
+            decoded = [t.decode() for t in part]
+            sides = 2 if pair_of(self.config) else 1
+            if sides == 2:
+                decoded = [side for text in decoded for side in text.split(BETWEEN)]
+            flat, length = self._tokenizer.encode_flat(decoded)
             flats.append(np.insert(flat, np.cumsum(length), end).astype(dtype))
-            lengths.append(length + 1)
+            lengths.append((length + 1).reshape(-1, sides).sum(1))
             done += sum(map(len, part))
             held.note(done)
         intake.save_arrays(
@@ -165,6 +175,18 @@ class Tasks:
 
     def _leave(self, name: str, account: dict[str, Any]) -> None:
         write_json(self.work / f"{name}.json", account)
+
+
+def pair_of(config: DataConfig) -> Pair | None:
+    """The keys of pairs, where the records are pairs. ConfigError for what goes with none."""
+    if config.source_key is None and config.target_key is None:
+        return None
+    if config.source_key is None or config.target_key is None:
+        raise ConfigError("data.source_key and data.target_key go together; set both, or leave both out")
+    if config.text_key is not None or config.split == "tail":
+        what = "data.text_key" if config.text_key is not None else "data.split=tail"
+        raise ConfigError(f"{what} does not go with pairs (data.source_key, data.target_key); leave it out")
+    return Pair(config.source_key, config.target_key)
 
 
 def _in_parts(texts: list[bytes]) -> Iterator[list[bytes]]:

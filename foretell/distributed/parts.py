@@ -27,6 +27,7 @@ from foretell.config import ModelConfig
 from foretell.distributed.mesh import Mesh
 from foretell.models import initial
 from foretell.models.decoder import Decoder
+from foretell.models.model import Model, layers
 from foretell.plan import layout
 from foretell.plan.layout import Split, before_fsdp, box
 
@@ -58,7 +59,7 @@ def whole_name(path: str, tied: bool) -> str:
     return "model.embed_tokens.weight" if tied and path == "lm_head.weight" else path
 
 
-def narrow(model: Decoder, mesh: Mesh) -> dict[str, tuple[int, ...]]:
+def narrow(model: Model, mesh: Mesh) -> dict[str, tuple[int, ...]]:
     """Replace each parameter of a model on the meta device by memory for this rank's part.
 
     Returns the whole shapes by the names they have here.
@@ -77,7 +78,7 @@ def narrow(model: Decoder, mesh: Mesh) -> dict[str, tuple[int, ...]]:
 
 @torch.no_grad()
 def fill(
-    model: Decoder,
+    model: Model,
     config: ModelConfig,
     mesh: Mesh,
     shapes: dict[str, tuple[int, ...]],
@@ -88,7 +89,8 @@ def fill(
 
     weights: where initial weights come from, one whole weight at a time, in place of being drawn.
     """
-    model.model.fill_tables(config.needed("max_position_embeddings"), runtime.device())
+    if isinstance(model, Decoder):
+        model.model.fill_tables(config.needed("max_position_embeddings"), runtime.device())
     if seed is None:
         return
     for name, p in model.named_parameters():
@@ -100,7 +102,7 @@ def fill(
         initial.fill(p, whole_name(name, config.tie_word_embeddings), offset, shapes[name], config, seed)
 
 
-def shard(model: Decoder, mesh: Mesh, dtype: torch.dtype, reshard: bool, offload: bool) -> None:
+def shard(model: Model, mesh: Mesh, dtype: torch.dtype, reshard: bool, offload: bool) -> None:
     """FSDP2 over every layer and over what is left. Weights travel in `dtype`, gradients in float32.
 
     reshard: give a layer's weights back after its forward pass; not in a pipeline, which needs them soon again.
@@ -111,7 +113,7 @@ def shard(model: Decoder, mesh: Mesh, dtype: torch.dtype, reshard: bool, offload
     policy = MixedPrecisionPolicy(
         param_dtype=None if dtype == torch.float32 else dtype, reduce_dtype=torch.float32, cast_forward_inputs=False
     )
-    for layer in model.model.layers:
+    for layer in layers(model):
         experts = getattr(layer.mlp, "experts", None)
         if experts is not None and mesh.degrees.experts_apart:
             fsdp(experts, mesh=mesh.expert_fsdp, mp_policy=policy, reshard_after_forward=reshard)
@@ -119,10 +121,10 @@ def shard(model: Decoder, mesh: Mesh, dtype: torch.dtype, reshard: bool, offload
     whole = MixedPrecisionPolicy(reduce_dtype=torch.float32, cast_forward_inputs=False)
     fsdp(model, mesh=mesh.fsdp, mp_policy=whole, reshard_after_forward=False)
     if mesh.degrees.pp == 1:
-        register_fsdp_forward_method(model, "hidden")
+        register_fsdp_forward_method(model, "hidden" if isinstance(model, Decoder) else "features")
 
 
-def parts(model: Decoder, mesh: Mesh, shapes: dict[str, tuple[int, ...]]) -> Iterator[Part]:
+def parts(model: Model, mesh: Mesh, shapes: dict[str, tuple[int, ...]]) -> Iterator[Part]:
     """Every parameter of the model as a part; a tied table once."""
     tied = model.config.tie_word_embeddings
     for name, p in model.named_parameters():

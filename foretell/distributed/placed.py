@@ -28,8 +28,8 @@ from foretell.distributed.mesh import Mesh
 from foretell.distributed.parts import Part
 from foretell.distributed.pipeline import Pipeline
 from foretell.distributed.whole import WholeMatrices
-from foretell.models.core import Layer
 from foretell.models.decoder import Decoder
+from foretell.models.model import Given, Model, features, head, layers, made, masked
 from foretell.models.moe import MoE
 from foretell.plan import layout
 from foretell.plan.layout import Box
@@ -72,13 +72,16 @@ class Placed:
         chunks, whole = [], []
         for stage in stages:
             with torch.device("meta"):
-                chunk = Decoder(config, dropout, kernel)
-            pipeline.prune(chunk, stage, parallel.pp * len(stages))
+                chunk = made(config, dropout, kernel)
+            if parallel.pp > 1:
+                pipeline.prune(_decoder(chunk), stage, parallel.pp * len(stages))
             whole.append(parts.narrow(chunk, self.mesh))
             parts.fill(chunk, config, self.mesh, whole[-1], seed if drawn else None, weights)
             self._connect(chunk, parallel)
             chunks.append(chunk)
-        self.pipeline = Pipeline(self, chunks, stages, parallel.schedule) if parallel.pp > 1 else None
+        self.pipeline = (
+            Pipeline(self, [_decoder(c) for c in chunks], stages, parallel.schedule) if parallel.pp > 1 else None
+        )
         for stage, chunk, shapes in zip(stages, chunks, whole, strict=True):
             parts.shard(chunk, self.mesh, dtype, reshard=self.pipeline is None, offload=parallel.offload)
             self.copies.attach(chunk, stage)
@@ -98,14 +101,15 @@ class Placed:
             return Meeting(group, parallel)
         return Summing(group, parallel)
 
-    def _connect(self, chunk: Decoder, parallel: ParallelConfig) -> None:
+    def _connect(self, chunk: Model, parallel: ParallelConfig) -> None:
         if self.degrees.tp > 1:
             tensor.connect(chunk, self.mesh.group("tp"))
         if self.degrees.cp > 1:
             cp_rank = self.mesh.place["cp"]
-            chunk.model.near = context.nearing(self.length, cp_rank, self.degrees.cp, self.exchange, runtime.device())
-        for layer in chunk.model.layers:
-            assert isinstance(layer, Layer)
+            _decoder(chunk).model.near = context.nearing(
+                self.length, cp_rank, self.degrees.cp, self.exchange, runtime.device()
+            )
+        for layer in layers(chunk):
             if self.degrees.cp > 1:
                 layer.self_attn.attend = context.attending(self.mesh.group("cp"), self.exchange)
             if isinstance(layer.mlp, MoE):
@@ -128,10 +132,16 @@ class Placed:
         starts = range(own * micro_batch_size, sequences, dp * micro_batch_size)
         return [row for start in starts for row in range(start, start + micro_batch_size)]
 
-    def hidden(self, inputs: Tensor, segments: Tensor | None) -> Tensor:
-        """Hidden states (B, T / cp, D) of this rank's positions of inputs (B, T), whole along D and the tp axis."""
-        mask = self.mask(segments, inputs.device)
-        return self.whole(self.model.hidden(self.own(inputs), self.places(len(inputs)), mask))
+    def hidden(self, inputs: Tensor, segments: Tensor | None, given: Given | None = None) -> Tensor:
+        """What the head takes (B, T / cp, D), of this rank's positions of inputs (B, T), whole along D and tp."""
+        model = self.model
+        if not isinstance(model, Decoder):
+            return self.whole(features(model, inputs, segments, given))
+        if given is not None:  # a prefix; never with parts of a sequence
+            mask = masked(segments, given.prefix, inputs.shape[1], True, inputs.device)
+        else:
+            mask = self.mask(segments, inputs.device)
+        return self.whole(model.hidden(self.own(inputs), self.places(len(inputs)), mask))
 
     def whole(self, hidden: Tensor) -> Tensor:
         """Hidden states as the head wants them: sequence parallelism undone."""
@@ -149,18 +159,24 @@ class Placed:
 
     def own(self, x: Tensor) -> Tensor:
         """This rank's positions of x (B, T)."""
-        return x[:, self.positions.to(x.device)]
+        return x[:, self.positions.to(x.device)] if self.degrees.cp > 1 else x
 
-    def share(self, sequences: int, of: int) -> float:
-        """The share of a batch of `of` sequences that this rank's positions of `sequences` are."""
+    def share(self, part: int, of: int) -> float:
+        """The share of `of` sequences or tokens that this rank's positions of `part` are."""
         alone = self.degrees.dp_replicate if self.copies.copies_differ else 1
-        return alone * sequences / of / self.degrees.cp
+        return alone * part / of / self.degrees.cp
+
+    def counted(self, number: int) -> int:
+        """The sum over the ranks that see different sequences."""
+        total = torch.tensor(number, device=runtime.device())
+        dist.all_reduce(total, group=self.mesh.tokens.get_group())
+        return int(total.item())
 
     def split_cross_entropy(self, hidden: Tensor, targets: Tensor, chunk: int | None) -> Tensor | None:
         """The mean loss of hidden (N, D) at targets (N,) where the vocabulary is divided, else None."""
         if self.degrees.tp == 1:
             return None
-        weight = self.model.lm_head.weight
+        hidden, weight = head(self.model, hidden)
         if torch.is_autocast_enabled(hidden.device.type):
             weight = weight.to(torch.get_autocast_dtype(hidden.device.type))
         return tensor.cross_entropy(hidden, weight, targets, chunk, self.mesh.group("tp"))
@@ -279,15 +295,22 @@ class Placed:
         dist.all_reduce(largest, dist.ReduceOp.MAX)
         return largest.cpu()
 
-    def token_scores(self, inputs: Tensor, targets: Tensor, scored: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def token_scores(
+        self,
+        inputs: Tensor,
+        targets: Tensor,
+        scored: Tensor,
+        segments: Tensor | None = None,
+        given: Given | None = None,
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """Of this rank's scored positions: the row of each, its negative log-likelihood, whether it was likeliest."""
         wanted = self.own(scored)
         with torch.autocast(inputs.device.type, self.dtype, enabled=self.dtype != torch.float32):
-            hidden = self.hidden(inputs, None) if self.pipeline is None else self.pipeline.hidden(inputs)
+            hidden = self.hidden(inputs, segments, given) if self.pipeline is None else self.pipeline.hidden(inputs)
             if hidden is None:  # the last stage scores
                 return torch.empty(0, dtype=torch.int64), torch.empty(0), torch.empty(0)
             hidden, own = (hidden if self.pipeline is None else self.whole(hidden))[wanted], self.own(targets)[wanted]
-            nll, correct = tensor.token_scores(hidden, self.model.lm_head.weight, own, self.mesh.group("tp"))
+            nll, correct = tensor.token_scores(*head(self.model, hidden), own, self.mesh.group("tp"))
         return wanted.nonzero()[:, 0], nll, correct
 
     def summed(self, sums: np.ndarray) -> np.ndarray:
@@ -320,3 +343,9 @@ class Placed:
     def box(self, name: str) -> Box:
         """Offset and size of this rank's part of parameter `name`."""
         return self.by_name[name].offset, tuple(self.by_name[name].local.shape)
+
+
+def _decoder(model: Model) -> Decoder:
+    """Of the layouts that only decoders have: `train/objectives.py` has refused others."""
+    assert isinstance(model, Decoder)
+    return model

@@ -20,8 +20,9 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from foretell.models.core import Layer
 from foretell.models.decoder import Decoder
+from foretell.models.model import Model, layers
+from foretell.models.seq2seq import Seq2Seq
 
 
 def gathered(x: Tensor, group: dist.ProcessGroup) -> Tensor:
@@ -73,7 +74,7 @@ def scatter(x: Tensor, group: dist.ProcessGroup) -> Tensor:
     return _Scatter.apply(x, group)
 
 
-def connect(model: Decoder, group: dist.ProcessGroup) -> None:
+def connect(model: Model, group: dist.ProcessGroup) -> None:
     """Make the layers and the embedding of `model`, whose weights are this rank's parts, work with those of `group`."""
     rank, ranks = dist.get_rank(group), dist.get_world_size(group)
 
@@ -83,16 +84,19 @@ def connect(model: Decoder, group: dist.ProcessGroup) -> None:
     def behind(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
         return scatter(output, group)
 
-    for layer in model.model.layers:
-        assert isinstance(layer, Layer)
-        for part in (layer.self_attn, layer.mlp):
+    for layer in layers(model):
+        cross = getattr(layer, "cross_attn", None)
+        attentions = [layer.self_attn, *([] if cross is None else [cross])]
+        for part in (*attentions, layer.mlp):
             part.register_forward_pre_hook(before)
             part.register_forward_hook(behind)
-        for last in (layer.self_attn.o_proj, getattr(layer.mlp, "down_proj", None)):
+        for last in (*(a.o_proj for a in attentions), getattr(layer.mlp, "down_proj", None)):
             if isinstance(last, nn.Linear) and last.bias is not None:
                 last.forward = _sharing_bias(last, ranks)  # type: ignore
-    if model.model.embed_positions is not None:
-        model.model.embed_positions.register_forward_hook(lambda module, args, rows: rows.chunk(ranks, -2)[rank])
+    for rows in _places(model):
+        rows.register_forward_hook(lambda module, args, rows: rows.chunk(ranks, -2)[rank])
+    if isinstance(model, Seq2Seq):  # every layer of the decoder wants the whole memory
+        model.model.encoder.register_forward_hook(lambda module, args, memory: gather(memory, group))
     table = model.model.embed_tokens
     if not isinstance(table, nn.Embedding):  # a stage behind the first
         return
@@ -105,6 +109,17 @@ def connect(model: Decoder, group: dist.ProcessGroup) -> None:
         return scatter(found * here.unsqueeze(-1), group)
 
     table.forward = looked_up  # type: ignore
+
+
+def _places(model: Model) -> list[nn.Module]:
+    """What adds rows to the embeddings of all positions, of which a rank wants its own."""
+    if isinstance(model, Seq2Seq):
+        found: list[nn.Module | None] = [model.model.positions]
+    elif isinstance(model, Decoder):
+        found = [model.model.embed_positions]
+    else:
+        found = [model.model.embed_positions, model.model.embed_types]
+    return [m for m in found if m is not None]
 
 
 def _sharing_bias(linear: nn.Linear, ranks: int) -> Callable[[Tensor], Tensor]:

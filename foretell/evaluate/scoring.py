@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from foretell.models.decoder import Decoder
+from foretell.models.model import Given
 
 _LOGITS = 1 << 21  # 8 MB of float32: larger chunks fall out of the processor's cache
 _BATCH_TOKENS = 1 << 14
@@ -80,7 +81,14 @@ class Crew(Protocol):
         """What this process holds of the model."""
         ...
 
-    def token_scores(self, inputs: Tensor, targets: Tensor, scored: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def token_scores(
+        self,
+        inputs: Tensor,
+        targets: Tensor,
+        scored: Tensor,
+        segments: Tensor | None = None,
+        given: Given | None = None,
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """Of this process's scored positions: the row of each, what `token_scores` says of it."""
         ...
 
@@ -147,8 +155,8 @@ def _score_batch(model: Decoder, batch: list[Window], sums: Sums, crew: Crew | N
     for row, w in enumerate(batch):
         n = len(w.inputs)
         inputs[row, :n], targets[row, :n], scored[row, w.first : n] = w.inputs, w.targets, True
-    arrays = [torch.from_numpy(a).to(device) for a in (inputs, targets, scored)]
-    rows, nll, correct = _token_scores(model, *arrays) if crew is None else crew.token_scores(*arrays)
+    x, y, asked = [torch.from_numpy(a).to(device) for a in (inputs, targets, scored)]
+    rows, nll, correct = _token_scores(model, x, y, asked) if crew is None else crew.token_scores(x, y, asked)
     row_of = rows.cpu().numpy()
     sums.add(
         [w.document for w in batch],

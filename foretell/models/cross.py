@@ -75,11 +75,11 @@ class Half(nn.Module):
 class Encoding(Half):
     """The half that reads a source."""
 
-    def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
-        """x (B, S, D) to the memory. mask: (B, S) boolean, True at real tokens, or (B, 1, S, S); None: all are."""
+    def forward(self, x: Tensor, mask: Tensor | None, S: int) -> Tensor:
+        """x (B, S, D) to the memory. mask: (B, S) boolean, True at real tokens; None: all are. S: of the whole x."""
         seen = over_keys(mask)
         if self.relative_bias is not None:
-            seen = added(self.relative_bias(x.shape[1], 0, x.shape[1]), seen)
+            seen = added(self.relative_bias(S, 0, S), seen)
         for layer in self.layers:
             x = layer(x, None, seen, None)
         return self.norm(x)

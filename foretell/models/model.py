@@ -6,6 +6,7 @@ Shapes: B batch, S time of a source, T time, D hidden, V vocabulary, N tokens.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +19,14 @@ from foretell.models.encoder import Encoder
 from foretell.models.seq2seq import Seq2Seq
 
 Model = Decoder | Encoder | Seq2Seq
+
+
+class Given(NamedTuple):
+    """What a row has besides its inputs: how many of them all may see (B,); a source (B, S) and its mask (B, S)."""
+
+    prefix: Tensor | None = None
+    source: Tensor | None = None
+    source_mask: Tensor | None = None
 
 
 def made(config: ModelConfig, dropout: float = 0.0, kernel: str = "sdpa") -> Model:
@@ -39,20 +48,19 @@ def layers(model: Model) -> Iterator[Layer]:
             yield layer
 
 
-def features(
-    model: Model,
-    inputs: Tensor,
-    mask: Tensor | None = None,
-    source: Tensor | None = None,
-    source_mask: Tensor | None = None,
-) -> Tensor:
-    """What the head's product takes (B, T, D), of inputs (B, T). mask: (B, 1, T, T); a decoder's default is causal.
+def features(model: Model, inputs: Tensor, segments: Tensor | None = None, given: Given | None = None) -> Tensor:
+    """What the head's product takes (B, T, D), of inputs (B, T).
 
-    source (B, S) and source_mask (B, S) are an encoder-decoder's, which takes no mask of its target.
+    segments: (B, T) document numbers, to keep attention inside documents. An encoder-decoder needs a given source, and
+    keeps no documents apart.
     """
     if isinstance(model, Seq2Seq):
-        assert source is not None
-        return model.features(source, inputs, source_mask)
+        assert given is not None
+        assert given.source is not None
+        return model.features(given.source, inputs, given.source_mask)
+    prefix = None if given is None else given.prefix
+    causal = isinstance(model, Decoder)
+    mask = masked(segments, prefix, inputs.shape[1], causal, inputs.device)
     return model.features(inputs, mask=mask) if isinstance(model, Encoder) else model.hidden(inputs, mask=mask)
 
 

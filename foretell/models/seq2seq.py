@@ -57,7 +57,7 @@ class Seq2Seq(nn.Module):
 
     def encode(self, ids: Tensor, mask: Tensor | None = None) -> Tensor:
         """The memory (B, S, D) of a source: ids (B, S), mask (B, S) boolean, True at real tokens, None: all are."""
-        return self.model.encoder(self.model.embedded(ids), mask)
+        return self.model.encoder(self.model.embedded(ids), mask, ids.shape[1])
 
     def decode(
         self, ids: Tensor, memory: Tensor, memory_mask: Tensor | None = None, cache: MemoryCache | None = None

@@ -48,10 +48,12 @@ COLUMN, ROW, WHOLE = Split(tp=0), Split(tp=1), Split(tp=None, summed=True)
 
 # The first pattern that matches a parameter's name decides.
 TABLE: tuple[tuple[str, Split], ...] = (
-    (r"model\.embed_tokens\.weight|lm_head\.weight", COLUMN),
-    (r"model\.embed_positions\.weight", WHOLE),
-    (r".*\.self_attn\.[qkv]_proj\.(weight|bias)", COLUMN),
-    (r".*\.self_attn\.o_proj\.weight", ROW),
+    (r"model\.embed_tokens\.weight|lm_head\.(weight|bias)", COLUMN),
+    (r"model\.embed_(positions|types)\.weight", WHOLE),
+    (r"model\.(encoder|decoder)\.relative_bias\.weight", Split(tp=1)),  # a column a head
+    (r"head_dense\.(weight|bias)", WHOLE),
+    (r".*\.(self|cross)_attn\.[qkv]_proj\.(weight|bias)", COLUMN),
+    (r".*\.(self|cross)_attn\.o_proj\.weight", ROW),
     (r".*\.mlp\.(gate|up)_proj\.(weight|bias)", COLUMN),
     (r".*\.(o|down)_proj\.bias", WHOLE),
     (r".*\.mlp\.down_proj\.weight", ROW),

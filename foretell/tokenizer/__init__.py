@@ -189,6 +189,15 @@ def train(texts: Iterable[str], kind: str, vocab_size: int, lowercase: bool = Tr
     return wrap(words.train(texts, vocab_size)) if kind == "word" else train_bpe(texts, vocab_size)
 
 
+def added(own: Tokenizer, specials: list[str]) -> Tokenizer:
+    """The tokenizer with these special tokens behind its others; itself where there are none to add."""
+    if not specials:
+        return own
+    inner = tokenizers.Tokenizer.from_str(own.inner.to_str())
+    inner.add_special_tokens(specials)
+    return wrap(inner, own.eot_id)
+
+
 def train_bpe(texts: Iterable[str], vocab_size: int) -> Tokenizer:
     """Byte-level BPE of at most `vocab_size` ids: <|endoftext|> (id 0), the 256 bytes, and merges.
 

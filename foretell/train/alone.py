@@ -18,14 +18,14 @@ from foretell.checkpoint import Piece
 from foretell.distributed.copies import Summing
 from foretell.distributed.pipeline import Pipeline
 from foretell.evaluate.scoring import Crew
-from foretell.models.decoder import Decoder, document_mask
+from foretell.models.model import Given, Model, features
 from foretell.train.optim import Matrices
 
 
 class Team(Protocol):
     """The processes that train one model, as seen from one of them."""
 
-    model: Decoder
+    model: Model
     rank: int
     ranks: int
 
@@ -49,8 +49,11 @@ class Team(Protocol):
         """Who evaluates, where it is not the model alone."""
         ...
 
-    def hidden(self, inputs: Tensor, segments: Tensor | None) -> Tensor:
-        """Hidden states of this process's positions of inputs (B, T); segments: (B, T), to keep documents apart."""
+    def hidden(self, inputs: Tensor, segments: Tensor | None, given: Given | None = None) -> Tensor:
+        """What the head takes, of this process's positions of inputs (B, T); segments: (B, T), to keep documents apart.
+
+        given: what the rows have besides.
+        """
         ...
 
     def own(self, x: Tensor) -> Tensor:
@@ -69,8 +72,12 @@ class Team(Protocol):
         """Which sequences of a global batch are this process's, micro-batch after micro-batch."""
         ...
 
-    def share(self, sequences: int, of: int) -> float:
-        """What the mean loss of this process's part of `sequences` counts in the mean of a batch of `of`."""
+    def share(self, part: int, of: int) -> float:
+        """What the mean loss of this process's part of so many sequences or tokens counts in the mean of `of`."""
+        ...
+
+    def counted(self, number: int) -> int:
+        """The sum of what processes with different sequences count."""
         ...
 
     def before_micro_batch(self, step: int, n: int, of: int) -> None:
@@ -142,11 +149,11 @@ class Alone:
     copies: Summing | None = None
     layout = ""
 
-    def __init__(self, model: Decoder) -> None:
+    def __init__(self, model: Model) -> None:
         self.model = self.chunks = model
 
-    def hidden(self, inputs: Tensor, segments: Tensor | None) -> Tensor:
-        return self.model.hidden(inputs, mask=None if segments is None else document_mask(segments))
+    def hidden(self, inputs: Tensor, segments: Tensor | None, given: Given | None = None) -> Tensor:
+        return features(self.model, inputs, segments, given)
 
     def own(self, x: Tensor) -> Tensor:
         return x
@@ -160,8 +167,11 @@ class Alone:
     def rows(self, sequences: int, micro_batch_size: int) -> list[int]:
         return list(range(sequences))
 
-    def share(self, sequences: int, of: int) -> float:
-        return sequences / of
+    def share(self, part: int, of: int) -> float:
+        return part / of
+
+    def counted(self, number: int) -> int:
+        return number
 
     def before_micro_batch(self, step: int, n: int, of: int) -> None:
         pass

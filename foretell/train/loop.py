@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
@@ -26,22 +26,24 @@ from torch import Tensor
 from foretell import evaluate, runtime
 from foretell.checkpoint import Saver
 from foretell.config import TrainConfig
-from foretell.data import Data, batch, place
+from foretell.data import Data, objectives, place
 from foretell.errors import ForetellError, Interrupted
+from foretell.models.decoder import Decoder
+from foretell.models.model import Given
 from foretell.train import log as run_log
 from foretell.train import optim, saved
 from foretell.train.alone import Team, random_state, set_random_state
 from foretell.train.cause import cause
 from foretell.train.guard import MOST_IN_A_ROW
 from foretell.train.loss import head_loss, next_token_loss
+from foretell.train.objectives import Batch, tensors
 from foretell.train.saved import State
 from foretell.train.schedule import lr_factor
 
 Display = Callable[[dict[str, Any]], None]
-LossOf = Callable[[Tensor, Tensor, Tensor | None], Tensor]
+LossOf = Callable[[Batch], Tensor]
 # A wish to stop is the number of the signal, or this: less than any.
 _OVER = 1
-_OBJECTIVES = {"next_token": next_token_loss}
 
 
 @dataclass(frozen=True)
@@ -58,6 +60,7 @@ class Job:
     peak_flops_per_second: float
     limit_seconds: float | None = None
     session: str = ""  # the same on all processes, and new for each start of several
+    start: int | None = None  # what a target of an encoder-decoder begins with; None: the end of a text
 
     @property
     def steps(self) -> int:
@@ -74,6 +77,11 @@ class Job:
         return self.batch_tokens // self.config.context
 
     @property
+    def partly(self) -> bool:
+        """Whether not all targets of a row count."""
+        return self.config.objective in objectives.PARTLY
+
+    @property
     def micro_batch_size(self) -> int:
         """Sequences at once."""
         return self.config.needed("micro_batch_size")
@@ -84,44 +92,50 @@ def autocast(dtype: torch.dtype) -> AbstractContextManager[Any]:
     return nullcontext() if dtype == torch.float32 else torch.autocast(runtime.device().type, dtype)
 
 
-def micro_batches(job: Job, step: int, rows: list[int]) -> Iterator[tuple[Tensor, Tensor, Tensor | None]]:
-    """Some rows of the global batch of `step`, cut into micro-batches of (inputs, targets, segments)."""
+def micro_batches(job: Job, step: int, rows: list[int]) -> Iterator[Batch]:
+    """Some rows of the global batch of `step`, cut into micro-batches."""
     c = job.config
-    arrays = batch(job.data, "train", seed=c.seed, step=step, batch_size=job.sequences, context=c.context, rows=rows)
-    inputs, targets, segments = (torch.from_numpy(a).to(runtime.device()) for a in arrays)
+    where = {"seed": c.seed, "step": step, "batch_size": job.sequences, "context": c.context, "rows": rows}
+    found = objectives.rows(c.objective, job.data, "train", start=job.start, **where)  # type: ignore[arg-type]
     for i in range(0, len(rows), job.micro_batch_size):
-        part = slice(i, i + job.micro_batch_size)
-        yield inputs[part], targets[part], segments[part] if job.packing == "within" else None
+        part = found.part(slice(i, i + job.micro_batch_size))
+        part = part if job.compiled else part.trimmed()  # a compiler wants one shape
+        yield tensors(part, runtime.device(), job.packing == "within", job.partly)
 
 
 def loss_function(job: Job, team: Team) -> LossOf:
     """Mean loss of this process's part of a micro-batch, compiled where the run's execution path says so."""
-    chunk = job.config.loss_chunk_tokens
-    objective = _OBJECTIVES[job.config.objective]
+    chunk, partly = job.config.loss_chunk_tokens, job.partly
 
-    def loss(inputs: Tensor, targets: Tensor, segments: Tensor | None) -> Tensor:
-        return objective(team, inputs, targets, segments, chunk)
+    def loss(inputs: Tensor, targets: Tensor, segments: Tensor | None, given: Given | None) -> Tensor:
+        return next_token_loss(team, inputs, targets, segments, chunk, given, partly)
 
-    return torch.compile(loss, dynamic=False) if job.compiled else loss
+    made = torch.compile(loss, dynamic=False) if job.compiled else loss
+    return lambda batch: made(*batch[:4])
 
 
 def gradient(job: Job, team: Team, loss_of: LossOf, step: int) -> tuple[float, float]:
     """Loss and gradient norm of the batch of `step`. The gradients are where the optimiser looks for them, clipped."""
     c = job.config
     rows = team.rows(job.sequences, job.micro_batch_size)
-    batches, share = micro_batches(job, step, rows), team.share(job.micro_batch_size, job.sequences)
+    batches: Iterable[Batch] = micro_batches(job, step, rows)
+    total = job.batch_tokens
+    if job.partly:
+        batches = list(batches)
+        total = team.counted(sum(b.scored for b in batches))
     losses: list[float] = []
     if team.pipeline is None:
-        for n, (inputs, targets, segments) in enumerate(batches):
+        for n, batch in enumerate(batches):
             team.before_micro_batch(step, n, len(rows) // job.micro_batch_size)
             with autocast(job.dtype):
-                micro_loss = loss_of(inputs, targets, segments) * share
+                micro_loss = loss_of(batch) * team.share(batch.scored, total)
             micro_loss.backward()
             losses.append(micro_loss.item())
     else:
         with autocast(job.dtype):
             loss_of_hidden = partial(head_loss, team, chunk_tokens=c.loss_chunk_tokens)
-            losses = [team.pipeline.step(batches, loss_of_hidden, share)]
+            share = team.share(job.micro_batch_size, job.sequences)
+            losses = [team.pipeline.step((b[:3] for b in batches), loss_of_hidden, share)]
     return team.finish(losses, c.grad_clip or math.inf)
 
 
@@ -164,16 +178,19 @@ def take_step(
 def _cause(job: Job, team: Team, step: int) -> str:
     c, rows = job.config, team.rows(job.sequences, job.micro_batch_size)
     one_by_one = list(micro_batches(replace(job, config=c.model_copy(update={"micro_batch_size": 1})), step, rows))
-    objective = _OBJECTIVES[c.objective]
 
     def loss(n: int) -> Tensor:
+        inputs, targets, segments, given, _ = one_by_one[n]
         with autocast(job.dtype):
-            return objective(team, *one_by_one[n], c.loss_chunk_tokens)
+            return next_token_loss(team, inputs, targets, segments, c.loss_chunk_tokens, given, job.partly)
 
     def where(row: int) -> str:
-        start, text = place(
-            job.data, "train", seed=c.seed, step=step, batch_size=job.sequences, context=c.context, row=row
-        )
+        drawn: dict[str, Any] = {"seed": c.seed, "step": step, "batch_size": job.sequences, "context": c.context}
+        if c.objective == "seq2seq":
+            pair = objectives.rows(c.objective, job.data, "train", rows=[row], **drawn)
+            text = "" if pair.source is None else job.data.tokenizer.decode(pair.source[0].tolist())
+            return f"pair {row} of the batch (its source: {' '.join(text.split())[:60]!r})"
+        start, text = place(job.data, "train", row=row, **drawn)
         return f"sequence {row} of the batch (training tokens from {start:,} on: {' '.join(text.split())[:60]!r})"
 
     return cause(team, rows, job.sequences, loss, where)
@@ -297,16 +314,7 @@ def _begun(team: Team, job: Job, resume: bool, show: Display) -> tuple[_Session,
 
 def _validate(team: Team, job: Job, state: State) -> dict[str, Any]:
     """The validation event of this step. Random state and training mode are left as they were."""
-    c = job.config
-    scores = evaluate.evaluate_split(
-        team.model,
-        job.data,
-        "valid",
-        max_tokens=c.eval_tokens,
-        context=c.context,
-        batch_size=job.micro_batch_size,
-        crew=team.crew,
-    )
+    scores = scored(team, job, "valid", job.config.eval_tokens)
     team.chunks.train()
     return {
         "event": "eval",
@@ -316,6 +324,20 @@ def _validate(team: Team, job: Job, state: State) -> dict[str, Any]:
         "tokens": state.tokens,
         "seconds": state.seconds,
     }
+
+
+def scored(team: Team, job: Job, split: str, max_tokens: int | None, **window: Any) -> dict[str, Any]:
+    """Scores on a split at what is learned; of objectives that ask for each next token, the likelihood of the text.
+
+    window: `context` and `stride`, the training's context by default.
+    """
+    c, model = job.config, team.model
+    known: dict[str, Any] = {"max_tokens": max_tokens, "batch_size": job.micro_batch_size, "crew": team.crew}
+    if not job.partly:
+        assert isinstance(model, Decoder)
+        return evaluate.evaluate_split(model, job.data, split, **{"context": c.context, **window}, **known)
+    within = job.packing == "within"
+    return evaluate.evaluate_objective(model, job.data, split, c.objective, context=c.context, within=within, **known)
 
 
 def _how_to_go_on(job: Job, state: State) -> str:

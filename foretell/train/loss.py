@@ -13,13 +13,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from foretell.models.decoder import Decoder
+from foretell.data.objectives import UNSCORED
+from foretell.models.model import Given, Model, head
 from foretell.models.moe import with_balance
 from foretell.train.alone import Team
 
 
 def next_token_loss(
-    team: Team, inputs: Tensor, targets: Tensor, segments: Tensor | None, chunk_tokens: int | None
+    team: Team,
+    inputs: Tensor,
+    targets: Tensor,
+    segments: Tensor | None,
+    chunk_tokens: int | None,
+    given: Given | None = None,
+    partly: bool = False,
 ) -> Tensor:
     """Mean negative log-likelihood in nats of targets (B, T), given inputs (B, T). A scalar in float32.
 
@@ -27,27 +34,33 @@ def next_token_loss(
     no part of the likelihood.
 
     segments: (B, T) document numbers to keep attention inside documents, or None. chunk_tokens: tokens a chunk of the
-    cross-entropy, or None for all at once.
+    cross-entropy, or None for all at once. given: what the rows have besides. partly: whether targets may be UNSCORED,
+    which then do not count.
     """
     if team.model.config.num_experts is None:
-        hidden, balance = team.hidden(inputs, segments), None
+        hidden, balance = team.hidden(inputs, segments, given), None
     else:
-        hidden, balance = with_balance(team.model, lambda: team.hidden(inputs, segments))
-    loss = head_loss(team, hidden, team.own(targets), chunk_tokens)
+        hidden, balance = with_balance(team.model, lambda: team.hidden(inputs, segments, given))
+    loss = head_loss(team, hidden, team.own(targets), chunk_tokens, partly)
     return loss if balance is None else loss + balance
 
 
-def head_loss(team: Team, hidden: Tensor, targets: Tensor, chunk_tokens: int | None) -> Tensor:
-    """The mean negative log-likelihood of targets (B, T), given hidden states (B, T, D): the last stage's part."""
+def head_loss(team: Team, hidden: Tensor, targets: Tensor, chunk_tokens: int | None, partly: bool = False) -> Tensor:
+    """The mean negative log-likelihood of targets (B, T), given what the head takes (B, T, D): a last stage's part."""
     hidden, flat = hidden.flatten(0, 1), targets.flatten()
+    if partly:
+        counts = flat != UNSCORED
+        hidden, flat = hidden[counts], flat[counts]
+        if not flat.numel():  # a mean of nothing is no number, and every process must have a gradient
+            return hidden.sum() * 0.0
     loss = team.split_cross_entropy(hidden, flat, chunk_tokens)
     return _cross_entropy(team.model, hidden, flat, chunk_tokens) if loss is None else loss
 
 
-def _cross_entropy(model: Decoder, hidden: Tensor, flat: Tensor, chunk_tokens: int | None) -> Tensor:
+def _cross_entropy(model: Model, hidden: Tensor, flat: Tensor, chunk_tokens: int | None) -> Tensor:
     if chunk_tokens is None or chunk_tokens >= flat.numel():
         return F.cross_entropy(model.lm_head(hidden).float(), flat)
-    weight = model.lm_head.weight
+    hidden, weight = head(model, hidden)
     if torch.is_autocast_enabled(hidden.device.type):
         weight = weight.to(torch.get_autocast_dtype(hidden.device.type))
     return _ChunkedCrossEntropy.apply(hidden.to(weight.dtype), weight, flat, chunk_tokens)

@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from foretell import checkpoint, evaluate, plan, runtime
+from foretell import checkpoint, plan, runtime
 from foretell import config as run_config
 from foretell.checkpoint import files
 from foretell.config import RunConfig
@@ -28,7 +28,7 @@ from foretell.errors import CheckpointError, ConfigError
 from foretell.models import adapters, hf
 from foretell.plan import layout
 from foretell.train import log as run_log
-from foretell.train import loop, lora, trial, tune
+from foretell.train import loop, lora, objectives, trial, tune
 from foretell.train.alone import Alone, Team
 from foretell.train.loop import Display, Job
 
@@ -84,7 +84,7 @@ def begin(
     if (run / "config.toml").exists():
         config = _stored_config(run, config, data, {**machine, "processes": processes}, allow_drift)
         tune.check(config, data, processes)
-        _check_layout(config, processes)
+        _check(config, data, processes)
         forecast = json.loads((run / "plan.json").read_text(encoding="utf-8"))
     else:
         config = tune.settled(config)
@@ -111,11 +111,11 @@ def go_on(run: Path, data: Data, *, resume: bool, display: Display | None = None
     outcome = loop.run(team, job, resume=resume, display=show)
     peak = int(team.maxima(torch.tensor([runtime.peak_memory_bytes()]))[0])
     show({"event": "evaluating", "split": "valid"})
-    measured = _measured(run, config, data, team, forecast, outcome, peak)
+    measured = _measured(run, config, job, team, forecast, outcome, peak)
     scores = None
     if data.index["splits"].get("test", {}).get("tokens"):
         show({"event": "evaluating", "split": "test"})
-        scores = _scores(team, data, "test", config)
+        scores = _scores(team, job, "test", config)
     if team.rank == 0:
         _export(run, config, data, team)
         if scores is not None:
@@ -142,9 +142,11 @@ def _is_plain(config: RunConfig, processes: int) -> bool:
     return processes == 1 and not (config.parallel.strict or config.parallel.offload)
 
 
-def _check_layout(config: RunConfig, processes: int) -> None:
+def _check(config: RunConfig, data: Data, processes: int) -> None:
+    """Raises ConfigError or DataError for what cannot be learned or divided so."""
     c = config.train
     d = layout.degrees(config.parallel, processes)
+    objectives.check(config, data)
     sequences = c.needed("global_batch_tokens") // c.context
     layout.check(d, config.parallel, config.model, c.context, sequences, c.needed("micro_batch_size"))
 
@@ -201,6 +203,7 @@ def decide(
     trials: whether text and shape may be tried first. Raises ConfigError where what was chosen cannot be divided among
     so many processes as [parallel] says.
     """
+    objectives.check(config, data)
     text = data.corpus
     # A config that fixes its length, such as that of a finished run, is kept: its budget only sets the guard.
     fixed = config.train.steps or config.train.tokens
@@ -232,7 +235,7 @@ def decide(
         )
     runtime.reset_peak_memory()
     here = {**machine, "process_bytes": _held_bytes(config, machine, measured_trial)}
-    _check_layout(config, processes)
+    _check(config, data, processes)
     known = {"corpus": text, "probe": measured_probe, "trial": measured_trial}
     forecast = plan.plan(config, machine=here, processes=processes, **known)
     return config, {**forecast, "created": datetime.now(UTC).isoformat(timespec="seconds")}
@@ -334,23 +337,15 @@ def _job(
         peak_flops_per_second=plan.peak_flops_per_second(machine),
         limit_seconds=limit,
         session=session,
+        start=config.model.decoder_start_token_id,
     )
 
 
-def _scores(team: Team, data: Data, split: str, config: RunConfig) -> dict[str, Any]:
+def _scores(team: Team, job: Job, split: str, config: RunConfig) -> dict[str, Any]:
     """A whole split scored, in windows of [evaluate], else of the training's context."""
-    e, t = config.evaluate, config.train
-    context = (e.context if team.crew is None else None) or t.context  # a crew's windows are the training's
-    return evaluate.evaluate_split(
-        team.model,
-        data,
-        split,
-        max_tokens=e.max_tokens,
-        context=context,
-        stride=e.stride,
-        batch_size=t.micro_batch_size,
-        crew=team.crew,
-    )
+    e = config.evaluate
+    context = (e.context if team.crew is None else None) or config.train.context  # a crew's windows are the training's
+    return loop.scored(team, job, split, e.max_tokens, context=context, stride=e.stride)
 
 
 def _communicated(run: Path) -> dict[str, float]:
@@ -362,7 +357,7 @@ def _communicated(run: Path) -> dict[str, float]:
 def _measured(
     run: Path,
     config: RunConfig,
-    data: Data,
+    job: Job,
     team: Team,
     forecast: dict[str, Any],
     outcome: dict[str, Any],
@@ -370,7 +365,7 @@ def _measured(
 ) -> dict[str, Any]:
     """measured.json: the forecast's fields as they came out, and the result of the verb."""
     c = config.train
-    scores = _scores(team, data, "valid", config)
+    scores = _scores(team, job, "valid", config)
     steps = [e for e in run_log.read(run / "log.jsonl") if e["event"] == "step"]
     rates = sorted(e["tokens_per_second"] for e in steps)
     median_rate = rates[len(rates) // 2]

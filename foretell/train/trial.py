@@ -12,6 +12,7 @@ from __future__ import annotations
 import statistics
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from foretell.config import ModelConfig, RunConfig, TrainConfig
 from foretell.data import Data
 from foretell.models.attention import attend
 from foretell.models.decoder import Decoder
+from foretell.models.model import Model, made
 from foretell.train import optim, tune
 from foretell.train.alone import Alone
 from foretell.train.loop import Job, loss_function, take_step
@@ -41,18 +43,19 @@ TRIAL_SECONDS = 6.0
 ATTENTION_ROUNDS = 6
 
 
-def built(model: ModelConfig, dropout: float, seed: int, attention: str = "sdpa") -> Decoder:
+def built(config: ModelConfig, dropout: float, seed: int, attention: str = "sdpa") -> Model:
     """A model with its initial weights on this run's device: a pure function of (config, seed)."""
-    decoder = Decoder(model, dropout, attention)
-    decoder.initialise(seed)
+    model = made(config, dropout, attention)
+    model.initialise(seed)
     runtime.seed_all(seed)
-    return decoder.to(runtime.device())
+    return model.to(runtime.device())
 
 
 def probe(data: Data) -> dict[str, Any]:
     """Train the probe on `data`; returns its size, tokens, bits per byte on validation text, and its step time."""
     model_config = PROBE_MODEL.resolved(data.tokenizer.vocab_size, PROBE_TRAIN.context)
     model = built(model_config, 0.0, seed=0)
+    assert isinstance(model, Decoder)
     with tempfile.TemporaryDirectory() as folder:
         job = Job(PROBE_TRAIN, data, Path(folder), "across", torch.float32, False, 0.0, 1.0)
         seconds = _timed_steps(job, model, job.steps)
@@ -126,6 +129,7 @@ def trial(config: RunConfig, data: Data, dtype: str, compiled: bool, steps: int 
     model = tune.adapted(own, config)
     with tempfile.TemporaryDirectory() as folder:
         job = Job(config.train, data, Path(folder), config.data.packing, runtime.dtype(dtype), compiled, 0.0, 1.0)
+        job = replace(job, start=config.model.decoder_start_token_id)
         try:
             seconds = _timed_steps(job, model, steps + 2, TRIAL_SECONDS)
         except Exception as e:  # a compiler that fails is a path that is not there, whatever it raises
@@ -157,7 +161,7 @@ def choose_path(
     return run_config.updated(config, train=changes), {**best, "tried": tried}
 
 
-def _timed_steps(job: Job, model: Decoder, steps: int, least_seconds: float = 0.0) -> list[float]:
+def _timed_steps(job: Job, model: Model, steps: int, least_seconds: float = 0.0) -> list[float]:
     """Wall seconds of each of the first `steps` steps, and of more until `least_seconds` after the first are over."""
     team = Alone(model)
     optimizers = optim.build(team.named(), job.config, job.dtype)

@@ -1,0 +1,70 @@
+"""What a run learns: whether its config, model and text can, and the batches of it as tensors.
+
+The rows themselves are made by `data/objectives.py`, which evaluation shares.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from foretell.config import RunConfig
+from foretell.config.model import ENCODER_DECODERS
+from foretell.data import Data, objectives
+from foretell.data.objectives import PARTLY, UNSCORED, WITH_SOURCE, Rows
+from foretell.errors import ConfigError
+from foretell.models.model import Given
+
+_OF_KINDS = {
+    "encoder": ("masked",),
+    "encoder-decoder": ("span_corruption", "seq2seq"),
+    "decoder": ("next_token", "fill_in_the_middle", "prefix"),
+}
+
+
+class Batch(NamedTuple):
+    """A micro-batch. inputs, targets: (B, T). segments: (B, T) document numbers to keep apart, or None.
+
+    given: what rows have besides. scored: how many targets count.
+    """
+
+    inputs: Tensor
+    targets: Tensor
+    segments: Tensor | None
+    given: Given | None
+    scored: int
+
+
+def tensors(rows: Rows, device: torch.device, within: bool, partly: bool) -> Batch:
+    """Rows as tensors. within: whether attention stays inside documents. partly: whether some targets do not count."""
+    there = [None if a is None else torch.from_numpy(a).to(device) for a in rows]
+    inputs, targets, segments, prefix, source, real = there
+    assert inputs is not None
+    assert targets is not None
+    given = Given(prefix, source, real) if prefix is not None or source is not None else None
+    scored = int((rows.targets != UNSCORED).sum()) if partly else rows.targets.size
+    return Batch(inputs, targets, segments if within else None, given, scored)
+
+
+def check(config: RunConfig, data: Data) -> None:
+    """Raises ConfigError or DataError where this model cannot learn this from this text on this layout."""
+    kind, objective, p = config.model.model_type, config.train.objective, config.parallel
+    of = "encoder" if kind == "bert" else "encoder-decoder" if kind in ENCODER_DECODERS else "decoder"
+    if objective not in _OF_KINDS[of]:
+        fitting = " or ".join(_OF_KINDS[of])
+        raise ConfigError(f"train.objective={objective} is nothing for {kind}, a kind of {of}: set {fitting}")
+    objectives.special_ids(data.tokenizer, objective)
+    objectives.count(data, "train", objective, config.train.context)
+    if objective == "span_corruption":
+        objectives.check_context(config.train.context)
+    if config.data.packing == "within" and objective in WITH_SOURCE:
+        raise ConfigError(f"data.packing=within does not go with train.objective={objective}; leave it out")
+    for axis in ("cp", "pp"):
+        if getattr(p, axis) > 1 and (of != "decoder" or objective in PARTLY):
+            what = kind if of != "decoder" else f"train.objective={objective}"
+            raise ConfigError(
+                f"parallel.{axis} ({getattr(p, axis)}) cannot be had with {what} yet; divide by dp_shard, dp_replicate "
+                "or tp"
+            )
