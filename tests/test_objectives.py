@@ -190,7 +190,10 @@ def test_one_source_stands_in_one_split(tmp_path: Path) -> None:
 
 
 def test_pairs_are_read_from_json_lines_by_key(tmp_path: Path) -> None:
-    lines = "".join(f'{{"en": "good {n}", "zh": "好 {n}"}}\n' for n in range(60)) + '{"en": "alone"}\n{"en": "", "zh": "x"}\n'
+    lines = (
+        "".join(f'{{"en": "good {n}", "zh": "好 {n}"}}\n' for n in range(60))
+        + '{"en": "alone"}\n{"en": "", "zh": "x"}\n'
+    )
     own = pairs(tmp_path, lines, "a.jsonl", source_key="en", target_key="zh")
     assert own.index["funnel"]["quarantined"] == 2
     assert sum(s["documents"] for s in own.index["splits"].values()) == 60

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from foretell import errors
-from foretell.cli.options import Json, Out, Quiet, RunToml, console, emit, read_config, with_options
+from foretell.cli.options import Base, Json, Out, Quiet, RunToml, console, emit, read_config, with_options
 
 if TYPE_CHECKING:
     from foretell.config import RunConfig
@@ -19,6 +19,7 @@ def plan(
     arguments: RunToml = None,
     source: Annotated[str | None, typer.Option("--data", help="Text, or a prepared folder.")] = None,
     budget: Annotated[str | None, typer.Option(help="10m, 2h, 90s, or 1e15 FLOPs.")] = None,
+    base: Base = None,
     search: Annotated[bool, typer.Option("--search", help="On a cluster: the best layouts.")] = False,
     trace: Annotated[
         bool, typer.Option("--trace", help="On a cluster: run the step itself, on fake tensors, and compare.")
@@ -33,7 +34,7 @@ def plan(
     from foretell.cli.display import Display
     from foretell.cli.steps import machine, prepared
 
-    c = with_options(read_config(arguments), source, budget)
+    c = with_options(read_config(arguments), source, budget, base)
     if c.cluster.hardware is not None:
         if search:
             emit(forecasting.search_layouts(c), as_json, cluster_tables.layouts)
@@ -50,6 +51,10 @@ def plan(
     with Display(console(), quiet) as display:
         record = machine(display)
         corpus = prepared(c, out, display).corpus if c.data.source else None
+    if c.train.base is not None or c.lora.rank is not None:
+        from foretell.train import tune
+
+        c = tune.settled(c)
     forecast = forecasting.forecast(c, machine=record, corpus=corpus)
     emit(forecast, as_json, tables.forecast)
 

@@ -70,6 +70,8 @@ def prepared(c: RunConfig, out: Path, display: Display) -> Any:
         for late in _late_settings(opened, c):
             display.say(f"  [yellow]no effect on text that is prepared already:[/] {escape(late)}")
         return opened
+    if c.train.base is not None:
+        c = _with_tokenizer_of(c.train.base, c, out)
     key = json.dumps([sources, c.tokenizer.model_dump(), c.data.model_dump(exclude={"source", "packing"})])
     folder = out / "data" / f"{label(sources)}-{hashlib.sha256(key.encode()).hexdigest()[:8]}"
     display.say(escape(f"preparing {', '.join(sources)} in {folder}"))
@@ -77,6 +79,23 @@ def prepared(c: RunConfig, out: Path, display: Display) -> Any:
     apart = None if named else out  # runs in the text's own folder would change the text with every run
     data.prepare(sources, folder, c.tokenizer, c.data, progress=display.prepare, without=apart)
     return data.open_data(folder)
+
+
+def _with_tokenizer_of(base: str, c: RunConfig, out: Path) -> RunConfig:
+    """The config with the tokenizer of a model that the run goes on from, written beside the prepared texts."""
+    from foretell.models import source
+
+    asked = sorted(c.tokenizer.model_fields_set - {"objective"})
+    if any(getattr(c.tokenizer, key) != type(c.tokenizer).model_fields[key].default for key in asked):
+        raise errors.ConfigError(
+            f"tokenizer.{asked[0]} has no effect with train.base, whose tokenizer is kept; leave it out"
+        )
+    own = source.open(Path(base)).tokenizer
+    file = out / "data" / f"tokenizer-{own.digest[:16]}.json"
+    if not file.exists():
+        file.parent.mkdir(parents=True, exist_ok=True)
+        own.save(file)
+    return config.updated(c, tokenizer={"path": str(file)})
 
 
 def _late_settings(opened: Any, c: RunConfig) -> list[str]:

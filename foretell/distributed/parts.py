@@ -31,7 +31,6 @@ from foretell.models.model import Model, layers
 from foretell.plan import layout
 from foretell.plan.layout import Split, before_fsdp, box
 
-
 # A whole weight by its name in the whole model and its shape.
 Weights = Callable[[str, tuple[int, ...]], Tensor]
 

@@ -59,7 +59,9 @@ class Adapter:
         for path in (Path(self.base), folder / self.base):
             if self.base and path.exists():
                 return path
-        raise ModelError(f"{folder / CONFIG}: its base {self.base!r} is not on this machine; set base_model_name_or_path")
+        raise ModelError(
+            f"{folder / CONFIG}: its base {self.base!r} is not on this machine; set base_model_name_or_path"
+        )
 
     def deltas(self, stored: Callable[[str], Tensor]) -> Callable[[str], Tensor]:
         """The base's weights with what the adapter adds to them."""

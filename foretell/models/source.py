@@ -88,9 +88,7 @@ def open(path: Path, depth: int = 0) -> Source:
 def _folder(path: Path) -> Source:
     """A Hugging Face folder."""
     found = hf.open(path)
-    return Source(
-        path, found.files, found.config, found.tokenizer, _chat(path), found.rules, found.stored, found.bare
-    )
+    return Source(path, found.files, found.config, found.tokenizer, _chat(path), found.rules, found.stored, found.bare)
 
 
 def _chat(folder: Path) -> Chat:

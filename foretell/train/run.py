@@ -181,7 +181,12 @@ def _export(run: Path, config: RunConfig, data: Data, team: Team) -> None:
     if isinstance(team, Alone):
         hf.save(team.model, data.tokenizer, run / "model", dict(lora.merged(team.model, config)), brought)
         if config.lora.rank is not None and base is not None:
-            facts = (base.rules, str(base.path.absolute()), config.lora.rank, lora.scale(config.lora) * config.lora.rank)
+            facts = (
+                base.rules,
+                str(base.path.absolute()),
+                config.lora.rank,
+                lora.scale(config.lora) * config.lora.rank,
+            )
             adapters.write(run / "adapter", *facts, config.lora.dropout, lora.of(team.model))
         return
     last = checkpoint.open_latest(run / "checkpoints", "model.")

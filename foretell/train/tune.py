@@ -47,7 +47,11 @@ def settled(config: RunConfig) -> RunConfig:
     for key in sorted(config.model.model_fields_set):
         own, given = getattr(found.config, key), getattr(config.model, key)
         if given is not None and given != own:
-            raise ConfigError(f"model.{key} is {given}, but the base {config.train.base} has {own}; leave model.{key} out")
+            raise ConfigError(
+                f"model.{key} is {given}, but the base {config.train.base} has {own}; leave model.{key} out"
+            )
+    if found.bare:
+        raise ConfigError(f"the base {config.train.base} has no head, so nothing can be predicted with it")
     t = config.train
     changes: dict[str, object] = {"base_digest": found.digest}
     if "optimizer" not in t.model_fields_set:
@@ -70,7 +74,7 @@ def counted(config: RunConfig) -> RunConfig:
         model = adapted(made(config.model), config)
     learning = [(n, p.numel()) for n, p in model.named_parameters() if p.requires_grad]
     added = sum(size for n, size in learning if n.endswith(lora.HALVES))
-    numbers = {"trained_parameters": sum(size for _, size in learning), **({"added_parameters": added} if added else {})}
+    numbers = {"trained_parameters": sum(size for _, size in learning), "added_parameters": added or None}
     return run_config.updated(config, train=numbers)
 
 

@@ -163,9 +163,7 @@ def built(
     return model.requires_grad_(True).eval()
 
 
-def weights(
-    rules: str, parameters: dict[str, Any], stored: Callable[[str], Tensor], path: Path
-) -> dict[str, Tensor]:
+def weights(rules: str, parameters: dict[str, Any], stored: Callable[[str], Tensor], path: Path) -> dict[str, Tensor]:
     """A weight for each of `parameters`, whose shapes count. ModelError where a stored one has another."""
     state = names.back(rules, parameters, stored)
     for name, p in parameters.items():
@@ -335,9 +333,7 @@ def _write_weights(
     return placed
 
 
-def _descriptions(
-    c: ModelConfig, tokenizer: Tokenizer, bare: bool, brought: Chat | None
-) -> dict[str, dict[str, Any]]:
+def _descriptions(c: ModelConfig, tokenizer: Tokenizer, bare: bool, brought: Chat | None) -> dict[str, dict[str, Any]]:
     """The JSON files of the folder by name."""
     known = {"bos_token_id": tokenizer.bos_id, "eos_token_id": tokenizer.eot_id, "pad_token_id": tokenizer.eot_id}
     chat = brought or Chat()
