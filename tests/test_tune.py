@@ -92,8 +92,8 @@ def test_what_contradicts_the_base_is_named(tmp_path: Path, base: Path, text: Pa
         tuned(tmp_path / "b", base, lines)
     with pytest.raises(ConfigError, match=r"train.context \(128\) exceeds"):
         tuned(tmp_path / "c", base, text, "train.context=128", "train.global_batch_tokens=512")
+    keys = run_config.load(None, [*TUNE, "lora.rank=4", "model.hidden_size=64", "model.num_hidden_layers=2"])
     with pytest.raises(ConfigError, match=r"there is no train.base"):
-        keys = run_config.load(None, [*TUNE, "lora.rank=4", "model.hidden_size=64", "model.num_hidden_layers=2"])
         train(keys, open_data(text), tmp_path / "d", machine=MACHINE)
     with pytest.raises(ConfigError, match=r"muon has no usual rate"):
         tuned(tmp_path / "e", base, text, "train.optimizer=muon")
@@ -139,7 +139,7 @@ def test_adapters_alone_learn_and_are_saved(tmp_path: Path, base: Path, text: Pa
     assert last is not None
     names = {n for n, _ in last.tensors("")} - {"random.cpu"}
     assert all(n.endswith(("lora_A", "lora_B")) for n in names)
-    assert sum(n.startswith("model.") or n.startswith("optimizer.") for n in names) == len(names)
+    assert sum(n.startswith(("model.", "optimizer.")) for n in names) == len(names)
     kept = run_config.load(tmp_path / "run" / "config.toml")
     # q, k, v, o of 64 and 32 numbers, gate, up and down between 64 and 192, rank 4, two layers
     sizes = 2 * 4 * (128 + 96 + 96 + 128 + 3 * (64 + 192))

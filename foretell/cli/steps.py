@@ -71,7 +71,8 @@ def prepared(c: RunConfig, out: Path, display: Display) -> Any:
             display.say(f"  [yellow]no effect on text that is prepared already:[/] {escape(late)}")
         return opened
     if c.train.base is not None:
-        c = _with_tokenizer_of(c.train.base, c, out)
+        base = c.train.base
+        c = _with_template_of(base, _with_tokenizer_of(base, c, out), sources)
     key = json.dumps([sources, c.tokenizer.model_dump(), c.data.model_dump(exclude={"source", "packing"})])
     folder = out / "data" / f"{label(sources)}-{hashlib.sha256(key.encode()).hexdigest()[:8]}"
     display.say(escape(f"preparing {', '.join(sources)} in {folder}"))
@@ -96,6 +97,25 @@ def _with_tokenizer_of(base: str, c: RunConfig, out: Path) -> RunConfig:
         file.parent.mkdir(parents=True, exist_ok=True)
         own.save(file)
     return config.updated(c, tokenizer={"path": str(file)})
+
+
+def _with_template_of(base: str, c: RunConfig, sources: list[str]) -> RunConfig:
+    """The config with the chat template of a model that the run goes on from, where there are conversations."""
+    from foretell.data import conversations, readers
+    from foretell.models import source
+    from foretell.tokenizer import chat
+
+    kind = c.data.format or conversations.recognised(readers.expand([s for s in sources if s != "-"]).entries)
+    if kind not in ("chat", "preference"):
+        return c
+    brought = source.open(Path(base)).chat
+    keys: dict[str, Any] = {"format": kind}
+    if c.data.chat_template is None:
+        own = chat.recognise(brought.template, brought.bos, brought.eos)
+        keys |= {"chat_template": own.name, "chat_bos": own.bos, "chat_eos": own.eos}
+        if c.data.chat_system is None:
+            keys["chat_system"] = own.system
+    return config.updated(c, data=keys)
 
 
 def _late_settings(opened: Any, c: RunConfig) -> list[str]:

@@ -23,7 +23,9 @@ from foretell.config.table import Table as Table
 from foretell.errors import ConfigError
 
 FORMAT_VERSION = 1
-Objective = Literal["next_token", "masked", "span_corruption", "seq2seq", "fill_in_the_middle", "prefix"]
+Objective = Literal[
+    "next_token", "masked", "span_corruption", "seq2seq", "fill_in_the_middle", "prefix", "answers", "dpo"
+]
 
 
 class TokenizerConfig(Table):
@@ -53,6 +55,13 @@ class DataConfig(Table):
         None, description="key, or column by name or number from 1, of a pair's source; JSON lines, CSV, TSV"
     )
     target_key: str | None = Field(None, description="the same of its target; every record is then a pair")
+    format: Literal["text", "chat", "preference"] | None = Field(
+        None, description="texts, conversations or preferences (docs/finetune.md); recognised when unset"
+    )
+    chat_template: str | None = Field(None, description="of conversations, by name, such as chatml; that of the base")
+    chat_system: str | None = Field(None, description="what the system says where a conversation does not say it")
+    chat_bos: str | None = Field(None, description="the mark before a conversation, where its template has one")
+    chat_eos: str | None = Field(None, description="the mark behind an answer, where its template leaves it open")
     packing: Literal["across", "within"] = Field("across", description="attention across document boundaries, or not")
     languages: list[str] | None = Field(None, description="keep documents in these, such as en and zh; unset: all")
     quality: bool = Field(False, description="drop what the rules of quality take for no prose")
@@ -86,6 +95,7 @@ class TrainConfig(Table):
     )
     base_digest: str | None = Field(None, description="SHA-256 of the base's files; derived")
     freeze: list[str] | None = Field(None, description="patterns of parameter names that do not learn")
+    dpo_beta: float = Field(0.1, gt=0, description="dpo: how far the model is held to its base")
     trained_parameters: int | None = Field(None, gt=0, description="numbers that learn, where not all do; derived")
     added_parameters: int | None = Field(None, gt=0, description="numbers of adapters among them; derived")
     optimizer: Literal["muon", "adamw", "sgd"] = Field(

@@ -200,7 +200,7 @@ def run_parts(
     m, t = config.model, config.train
     step = step_seconds(m, t, machine, trial, probe)["value"]
     steps = t.steps or 1
-    evaluations = math.ceil(steps / (t.eval_every or steps))
+    evaluations = math.ceil(steps / (t.eval_every or steps)) + (t.base is not None)  # a base's before the first step
     evaluated = (t.eval_tokens or 0) / (t.global_batch_tokens or t.context)
     saves = math.ceil(steps / (t.save_every or steps)) - 1  # the loop's clock stops before the last one
     return {

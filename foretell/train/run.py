@@ -10,25 +10,25 @@ from __future__ import annotations
 
 import json
 import secrets
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from foretell import checkpoint, plan, runtime
 from foretell import config as run_config
+from foretell import plan, runtime
 from foretell.checkpoint import files
 from foretell.config import RunConfig
 from foretell.data import Data
 from foretell.distributed import record
 from foretell.distributed.mesh import join_alone
 from foretell.distributed.placed import Placed
-from foretell.errors import CheckpointError, ConfigError
-from foretell.models import adapters, hf
+from foretell.errors import ConfigError
 from foretell.plan import layout
+from foretell.train import export, loop, objectives, preference, trial, tune
 from foretell.train import log as run_log
-from foretell.train import loop, lora, objectives, trial, tune
 from foretell.train.alone import Alone, Team
 from foretell.train.loop import Display, Job
 
@@ -87,7 +87,7 @@ def begin(
         _check(config, data, processes)
         forecast = json.loads((run / "plan.json").read_text(encoding="utf-8"))
     else:
-        config = tune.settled(config)
+        config = tune.settled(objectives.fitting(config, data))
         tune.check(config, data, processes)
         config, forecast = decide(_divided(config, processes), data, machine, show, processes, trials)
         _write_folder(run, config, forecast, data, {**machine, "processes": processes})
@@ -107,6 +107,9 @@ def go_on(run: Path, data: Data, *, resume: bool, display: Display | None = None
     forecast, machine = (json.loads((run / n).read_text(encoding="utf-8")) for n in ("plan.json", "machine.json"))
     team = _team(config)
     job = _job(config, data, run, machine, forecast, team.told(secrets.token_hex(8)))
+    if config.train.objective == "dpo":
+        show({"event": "evaluating", "split": "train"})
+        job = replace(job, reference=preference.reference(team.model, config, data, run))
     runtime.reset_peak_memory()
     outcome = loop.run(team, job, resume=resume, display=show)
     peak = int(team.maxima(torch.tensor([runtime.peak_memory_bytes()]))[0])
@@ -117,7 +120,7 @@ def go_on(run: Path, data: Data, *, resume: bool, display: Display | None = None
         show({"event": "evaluating", "split": "test"})
         scores = _scores(team, job, "test", config)
     if team.rank == 0:
-        _export(run, config, data, team)
+        export.model(run, config, data, team)
         if scores is not None:
             _write_json(run / "eval.json", {"split": "test", **scores})
             show({"event": "scores", "split": "test", "scores": scores})
@@ -169,30 +172,6 @@ def _team(config: RunConfig) -> Team:
         dtype=runtime.dtype(c.dtype),
         weights=None if base is None else base.weight,
     )
-
-
-def _export(run: Path, config: RunConfig, data: Data, team: Team) -> None:
-    """The Hugging Face folder: from memory, or from the checkpoint that all processes have just written.
-
-    Adapters are merged there, and stand by themselves in `adapter/`.
-    """
-    base = tune.base(config)
-    brought = base.chat if base is not None else None
-    if isinstance(team, Alone):
-        hf.save(team.model, data.tokenizer, run / "model", dict(lora.merged(team.model, config)), brought)
-        if config.lora.rank is not None and base is not None:
-            facts = (
-                base.rules,
-                str(base.path.absolute()),
-                config.lora.rank,
-                lora.scale(config.lora) * config.lora.rank,
-            )
-            adapters.write(run / "adapter", *facts, config.lora.dropout, lora.of(team.model))
-        return
-    last = checkpoint.open_latest(run / "checkpoints", "model.")
-    if last is None:
-        raise CheckpointError(f"{run / 'checkpoints'}: no checkpoint to export; resume the run")
-    hf.write(config.model, last.tensors("model."), data.tokenizer, run / "model", brought=brought)
 
 
 def decide(
@@ -312,7 +291,7 @@ def _write_folder(run: Path, config: RunConfig, forecast: dict[str, Any], data: 
     _write_json(run / "plan.json", {"format_version": run_config.FORMAT_VERSION, **forecast})
     _write_json(run / "machine.json", machine)
     keys = ("fingerprint", "tokenizer", "splits", "funnel", "text_xz_bits_per_byte", "bytes_per_token", "unique_tokens")
-    found = {k: data.index[k] for k in keys}
+    found = {k: data.index[k] for k in keys} | {"conversations": data.index.get("conversations")}
     _write_json(run / "data.json", found | {"corpus": data.corpus, "prepared": str(data.path)})
     files.write_atomic(run / "config.toml", run_config.dumps(config).encode())
 

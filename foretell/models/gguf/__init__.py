@@ -4,7 +4,7 @@ file = gguf.read(path)                     the header; nothing else is read yet
 gguf.config(file)                          keys of a config.json
 dict(gguf.weights(file))                   the state dict, float32
 gguf.tokenizer(file)                       a foretell.tokenizer.Tokenizer
-file.metadata["tokenizer.chat_template"]   for foretell.generate.chat.recognise
+file.metadata["tokenizer.chat_template"]   for foretell.tokenizer.chat.recognise
 """
 
 from __future__ import annotations
