@@ -22,7 +22,8 @@ RECORDS, PAGE = ROOT / "docs" / "records", ROOT / "docs" / "forecast-accuracy.md
 HEAD = """# forecast accuracy
 
 Made by `benchmarks/forecast_accuracy.py` from the records in `docs/records/`: forecasts that were on file before what
-they forecast began, and what came out. Errors are measured over forecast, minus one; intervals are central 90%. Nothing
+they forecast began, and what came out (of memory: what today's code says of configs that fitted nothing). Errors are
+measured over forecast, minus one; intervals are central 90%. Nothing
 is left out because it missed. How step times of published runs compare stands in [cluster.md](cluster.md), back-tests
 of the scaling law on public tables in [scaling-laws.md](scaling-laws.md), the loss law of `foretell train` on texts
 left out in [plan.md](plan.md#final-loss).
@@ -85,6 +86,33 @@ def ladder(name: str, record: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
+MEMORY = {
+    "eager": "Peak of live tensors, an eager step on one device",
+    "compiled": "Peak of live tensors, a compiled step",
+    "process": "Largest resident memory of a whole `foretell train`",
+}
+
+
+def memory(record: dict[str, Any]) -> str:
+    """Memory of steps and of processes (`benchmarks/memory.py`)."""
+    machine = record["machine"]
+    lines = [f"## Memory\n\n{machine['processor']}, {machine['threads']} thread(s), torch {machine['torch']}."]
+    for part, title in MEMORY.items():
+        rows, summary = record["parts"].get(part), record["summary"].get(part)
+        if not rows:
+            continue
+        lines += ["", f"### {title}", "", "| config | parameters | path | measured | forecast | error |"]
+        lines.append("| --- | ---: | --- | ---: | ---: | ---: |")
+        for name, r in rows.items():
+            how = r.get("train") or r["path"]
+            path = ", ".join(str(how[k]) for k in ("dtype", "attention", "optimizer") if k in how)
+            sizes = " | ".join(f"{r[k] / 1e6:,.1f} MB" for k in ("measured_bytes", "forecast_bytes"))
+            lines.append(f"| {name} | {r['parameters']:,} | {path} | {sizes} | {r['error_percent']:+.2f}% |")
+        told = f"median {summary['median']:.2f}%, worst {summary['worst']:.2f}%; the bar is {summary['bar']:g}%."
+        lines += ["", f"Without their sign: {told}"]
+    return "\n".join(lines) + "\n"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=Path, nargs="*", default=[])
@@ -94,6 +122,8 @@ def main() -> None:
         parts.append(ladder(file.parent.name.removeprefix("ladder-"), json.loads(file.read_text(encoding="utf-8"))))
     if (RECORDS / "runs.json").exists():
         parts.append(runs(json.loads((RECORDS / "runs.json").read_text(encoding="utf-8"))))
+    if (RECORDS / "memory.json").exists():
+        parts.append(memory(json.loads((RECORDS / "memory.json").read_text(encoding="utf-8"))))
     PAGE.write_text("\n".join(parts), encoding="utf-8")
     print(PAGE.read_text(encoding="utf-8"))
 

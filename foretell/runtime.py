@@ -31,8 +31,6 @@ _ALLOCATOR = {
     "glibc.malloc.trim_threshold=17179869184:glibc.malloc.top_pad=33554432",
     "MALLOC_ARENA_MAX": "2",
 }
-# What the heap keeps of freed blocks under these settings beyond what it keeps without them: 164 MB on two shapes.
-_ALLOCATOR_KEEPS_BYTES = 164_000_000
 _EXECUTED = "FORETELL_TUNED"
 _REPORT = "FORETELL_WORKER_REPORT"
 _ONE_WISH_SECONDS = 15.0
@@ -63,11 +61,6 @@ def _interpreter_flags() -> list[str]:
     import subprocess
 
     return subprocess._args_from_interpreter_flags()  # type: ignore[attr-defined]
-
-
-def allocator_keeps_bytes() -> int:
-    """Memory that the allocator settings in force cost; 0 where there are none."""
-    return _ALLOCATOR_KEEPS_BYTES if _EXECUTED in os.environ else 0
 
 
 def device() -> torch.device:

@@ -132,3 +132,14 @@ def test_the_verb_shows_and_prints() -> None:
     found = run("model.preset=gpt2", "cluster.hardware=a100-80gb", "train.global_batch_tokens=524288", "--search")
     assert "layouts fit" in found.stdout
     assert "needs cluster.hardware" in str(run("model.preset=gpt2").exception)
+
+
+def test_the_search_leaves_out_what_would_form_layers_again_for_each_weight() -> None:
+    c = cluster(
+        "train.global_batch_tokens=1048576", "parallel.schedule=zero-bubble", "parallel.recompute=full", nodes=4
+    )
+    rows = search.search(c, shown=10_000)["layouts"]
+    assert any(row["schedule"] == "zero-bubble" for row in rows)
+    assert not any(row["schedule"] == "zero-bubble" and row["recompute"] != "none" for row in rows)
+    with pytest.raises(ConfigError, match="forms a layer again for each of its weights"):
+        abroad.forecast(cluster("parallel.pp=2", "parallel.schedule=zero-bubble", "parallel.recompute=full"))

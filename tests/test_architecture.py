@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -102,10 +103,25 @@ def test_the_attention_of_each_token_is_counted_by_hand() -> None:
         ("deepseek-v3", 671_000),
         ("bert-large", 335),
         ("t5-11b", 11_300),
+        ("smollm2-135m", 134.515008),  # these five: of the published weights, to the last one
+        ("mistral-7b", 7_241.732096),
+        ("qwen2.5-0.5b", 494.032768),
+        ("gemma3-270m", 268.098176),
+        ("gemma3-1b", 999.885952),
     ],
 )
-def test_published_sizes(name: str, millions: int) -> None:
-    assert models.preset(name).parameters["total"] == pytest.approx(millions * 1e6, rel=0.006)
+def test_published_sizes(name: str, millions: float) -> None:
+    exact = isinstance(millions, float)
+    assert models.preset(name).parameters["total"] == pytest.approx(millions * 1e6, rel=1e-12 if exact else 0.006)
+
+
+@pytest.mark.parametrize(
+    "name", ["smollm2-135m", "mistral-7b", "qwen2.5-0.5b", "gemma3-270m", "gpt2-medium", "qwen3-4b"]
+)
+def test_a_preset_of_a_family_that_is_trained_is_the_same_as_a_table(name: str) -> None:
+    known = models.preset(name)
+    again = models.of_model(models.as_model(known))
+    assert replace(again, name=name) == known
 
 
 def test_active_parameters_as_published() -> None:

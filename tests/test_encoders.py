@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from test_families import agree
 from tiny import bpe
 
+from foretell import plan
 from foretell.config import ModelConfig
 from foretell.errors import ConfigError, ModelError
 from foretell.generate.answer import written
@@ -18,6 +19,7 @@ from foretell.generate.cache import SourceCache
 from foretell.generate.sampling import Sampling
 from foretell.models import hf
 from foretell.models.encoder import Encoder
+from foretell.models.model import made
 from foretell.models.seq2seq import Seq2Seq
 
 transformers = pytest.importorskip("transformers")
@@ -244,3 +246,18 @@ def test_keys_of_another_family_are_refused(keys: dict[str, Any], word: str) -> 
     config = ModelConfig.model_validate({"hidden_size": 64, "num_hidden_layers": 2, **keys})
     with pytest.raises(ConfigError, match=word):
         config.resolved(V, 48)
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [
+        {"model_type": "bert"},
+        {"model_type": "marian", "num_decoder_layers": 3},
+        {"model_type": "t5", "head_dim": 24},
+        {"model_type": "t5", "hidden_act": "gated-gelu", "tie_word_embeddings": False},
+    ],
+    ids=str,
+)
+def test_the_forecast_counts_every_parameter(keys: dict[str, Any]) -> None:
+    config = ModelConfig.model_validate({"hidden_size": 64, "num_hidden_layers": 2, **keys}).resolved(V, 48)
+    assert plan.parameters(config)["total"] == sum(p.numel() for p in made(config).parameters())

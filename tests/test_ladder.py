@@ -24,7 +24,7 @@ from foretell.config import RunConfig, TrainConfig
 from foretell.data import open_data
 from foretell.data.claims import Claims
 from foretell.errors import ConfigError, Interrupted
-from foretell.ladder import design
+from foretell.ladder import design, fit_table
 from foretell.ladder.climb import run as climb_ladder
 from foretell.ladder.folder import read_design
 from foretell.plan import flops
@@ -122,6 +122,7 @@ def test_the_run_of_the_target_is_judged_by_the_ladder(climbed: tuple[Path, dict
     assert (loss["predicted"], loss["held"]) == (result["forecast"]["value"], result["held"])
     assert loss["error_percent"] == pytest.approx(result["error_percent"])
     assert report.write([run]).stat().st_size > 10_000
+    assert 'id="ladder-plot-0"' in (run / "report.html").read_text(encoding="utf-8")
 
 
 def test_what_is_finished_is_not_trained_again(climbed: tuple[Path, dict[str, Any], Events], lines: Path) -> None:
@@ -334,3 +335,21 @@ def test_shapes_of_the_decay(shape: str, middle: float) -> None:
     c = TrainConfig.model_validate({"warmup_steps": 0, "decay_fraction": 0.2, "decay_shape": shape})
     assert [lr_factor(s, 1000, c) for s in (0, 799, 800, 900)] == pytest.approx([1, 1, 1, middle])
     assert 0 < lr_factor(999, 1000, c) < 0.01
+
+
+def test_a_run_with_a_budget_is_sized_by_the_ladder(
+    climbed: tuple[Path, dict[str, Any], Events], lines: Path, tmp_path: Path
+) -> None:
+    """`foretell train --budget 3e9 --ladder FOLDER`, to the end: the ladder's law and recipe, and the verdict by it."""
+    folder = climbed[0]
+    given = ["train.budget=3e9", f"train.ladder={folder}", "train.context=16"]
+    train(run_config.load(None, given), open_data(lines), tmp_path / "run", machine=MACHINE)
+    own, stored = run_config.load(tmp_path / "run" / "config.toml"), plan.stored(tmp_path / "run" / "plan.json")
+    assert (own.train.decay_fraction, own.train.dtype) == (0.2, "float32")
+    assert stored["loss_from"] == "ladder"
+    size, unique = stored["parameters"]["total"], min(stored["tokens"], stored["corpus"]["tokens"])
+    (said,) = fit_table(folder / "rungs.csv", [(size, stored["tokens"], unique)])["forecasts"]
+    assert stored["loss"] == pytest.approx({k: said[k] for k in ("value", "low", "high")})
+    assert stored["flops_total"] == pytest.approx(3e9, rel=0.1)
+    verified = plan.verify(stored, plan.stored(tmp_path / "run" / "measured.json"))
+    assert any(q["name"] == "loss" for q in verified["quantities"])

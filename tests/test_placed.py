@@ -13,7 +13,9 @@ from ranks import on
 
 from foretell.config import ModelConfig, ParallelConfig, TrainConfig
 from foretell.distributed.placed import Placed
+from foretell.errors import ConfigError
 from foretell.models.decoder import Decoder
+from foretell.plan import layout
 from foretell.train import optim
 from foretell.train.alone import Alone
 from foretell.train.loss import head_loss, next_token_loss
@@ -164,3 +166,48 @@ def test_ranks_without_a_row_of_a_matrix_take_part_in_its_exchange() -> None:
 @pytest.mark.parametrize("layout", ["cp", "cp-gather", "cp-ring", "tp", "1f1b"])
 def test_documents_stay_apart_on_every_layout(layout: str) -> None:
     compared(DENSE, *LAYOUTS[layout], "adamw", within=True)
+
+
+def forward_runs(parallel: ParallelConfig) -> tuple[float, float]:
+    """How often each of this rank's layers runs its attention, and its feed-forward part, in a micro-batch."""
+    placed = Placed(DEEP, parallel, CONTEXT, seed=0)
+    runs = {"self_attn": 0, "gate_proj": 0}
+
+    def counted(name: str) -> Any:
+        def hook(*_: Any) -> None:
+            runs[name] += 1
+
+        return hook
+
+    layers = [layer for chunk in placed.chunks for layer in chunk.model.layers]
+    for layer in layers:
+        layer.self_attn.register_forward_pre_hook(counted("self_attn"))
+        layer.mlp.gate_proj.register_forward_pre_hook(counted("gate_proj"))
+    inputs, targets, _ = batch_of(0)
+    batches = [(inputs[i : i + MICRO], targets[i : i + MICRO], None) for i in range(0, SEQUENCES, MICRO)]
+    assert placed.pipeline is not None
+    placed.pipeline.step(batches, partial(head_loss, placed, chunk_tokens=None), MICRO / SEQUENCES)
+    dist.barrier()
+    each = len(layers) * len(batches)
+    return runs["self_attn"] / each, runs["gate_proj"] / each
+
+
+SCHEDULES = ("gpipe", "1f1b", "interleaved", "zero-bubble")
+
+
+@pytest.mark.parametrize("recompute", ["none", "selective", "full"])
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_a_layer_is_formed_again_once_at_most(schedule: Any, recompute: Any) -> None:
+    """What `plan` counts: once, or twice where recomputed. What runs a layer more often is refused, with a way out."""
+    parallel = ParallelConfig(pp=2, dp_shard=1, schedule=schedule, recompute=recompute)
+    d = layout.degrees(parallel, 2)
+    expected = {"none": (1, 1), "selective": (1, 2), "full": (2, 2)}[recompute]
+    counted = on(2, forward_runs, parallel)
+    if schedule == "zero-bubble" and recompute != "none":
+        with pytest.raises(ConfigError, match="set schedule=interleaved, or recompute=none"):
+            layout.check(d, parallel, DEEP, CONTEXT, SEQUENCES, MICRO)
+        # If torch takes the gradients of a layer's weights at once some day, the refusal can go.
+        assert counted[1][1] > 3
+        return
+    layout.check(d, parallel, DEEP, CONTEXT, SEQUENCES, MICRO)
+    assert counted == [expected, expected]

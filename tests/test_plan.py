@@ -118,8 +118,9 @@ def test_muon_products_equal_an_operator_level_count() -> None:
     from torch.utils.flop_counter import FlopCounterMode
 
     with FlopCounterMode(display=False) as counter:
-        for _, rows, columns in flops.layer_matrices(RESOLVED):
-            optim.orthogonalise(torch.randn(RESOLVED.num_hidden_layers or 1, rows, columns))
+        for name, p in Decoder(RESOLVED).named_parameters():
+            if p.ndim == 2 and ".layers." in name:
+                optim.orthogonalise(torch.randn(1, *p.shape))
     assert counter.get_total_flops() == flops.optimizer_flops(RESOLVED, "muon")
     assert flops.optimizer_flops(RESOLVED, "adamw") == 0
 
@@ -214,7 +215,7 @@ def _live_peak_bytes(model: ModelConfig, train: TrainConfig) -> int:
         (64, 4, 2, 64, "muon", "products"),  # the products of one block are the peak
     ],
 )
-def test_live_memory_is_within_three_percent_of_torchs_own_count(
+def test_live_memory_is_within_one_percent_of_torchs_own_count(
     width: int, micro: int, batches: int, chunk: int | None, optimizer: str, kernel: str
 ) -> None:
     context = 256 if kernel == "products" else 64
@@ -230,9 +231,9 @@ def test_live_memory_is_within_three_percent_of_torchs_own_count(
         compile="off",
     )
     states = memory.state_bytes(model, optimizer)
-    before = states["weights"] + states["optimizer"]
+    before = states["weights"] + states["optimizer"] + memory.table_bytes(model)
     expected = memory.memory_bytes(model, train)["live"] - before
-    assert _live_peak_bytes(model, train) == pytest.approx(expected, rel=0.03)
+    assert _live_peak_bytes(model, train) == pytest.approx(expected, rel=0.01)
 
 
 _RESIDENT = """

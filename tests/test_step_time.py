@@ -24,8 +24,8 @@ from foretell.calibrate import parts as measured
 from foretell.config import ModelConfig, RunConfig
 from foretell.models import families
 from foretell.models.rope import rotary_tables
-from foretell.plan import fitted, time
-from foretell.plan.parts import Parts, Speed, Step, elementwise_bytes
+from foretell.plan import elementwise, fitted, models, time
+from foretell.plan.parts import Parts, Speed, Step
 
 FAST, SLOW = Speed(0.0045, 5e-6, 6e-4), Speed(0.0050, 8e-6, 5e-4)
 HALF = {"float32": 1.0, "bfloat16": 0.5}
@@ -119,10 +119,13 @@ def known(record: dict[str, Any]) -> Parts:
     return Parts(record["parts"], 2)
 
 
+MODEL_KEYS = ("model_type", "sliding_window", "intermediate_size", "num_attention_heads", "num_experts")
+
+
 def config(
     D: int = 320, L: int = 5, V: int = 6000, T: int = 256, B: int = 12, micro: int = 1, **train: Any
 ) -> RunConfig:
-    model = {k: train.pop(k) for k in ("intermediate_size", "num_attention_heads", "num_experts") if k in train}
+    model = {k: train.pop(k) for k in MODEL_KEYS if k in train}
     c = run_config.updated(
         RunConfig(),
         model={"hidden_size": D, "num_hidden_layers": L, "vocab_size": V, **model},
@@ -164,8 +167,8 @@ def test_shapes_that_were_not_measured_take_what_the_law_says(
 
 def test_a_step_is_the_sum_of_its_parts(known: Parts) -> None:
     """On a machine where it is, the coefficient of the sum is one, and what is missing is nothing."""
-    sizes = config().model.sizes
-    step = Step(sizes, 256, 12, 3, "float32", "products", "adamw", dropout=True)
+    m = config().model
+    step = Step(models.of_model(m), 256, 12, 3, "float32", "products", "adamw", dropout=True)
     parts = known.of_step(step, FAST)
     assert known.step(step, FAST) == pytest.approx(sum(parts.values()), rel=0.02)
     one = known.of_step(step._replace(micro_batches=1), FAST)
@@ -173,7 +176,7 @@ def test_a_step_is_the_sum_of_its_parts(known: Parts) -> None:
     assert parts["head"] == pytest.approx(3 * one["head"])
     assert parts["optimizer"] == one["optimizer"]
     assert one["accumulation"] == 0 < parts["accumulation"]
-    dropouts = 11 * Machine(FAST).dropout(12 * 256 * sizes.D)
+    dropouts = 11 * Machine(FAST).dropout(12 * 256 * m.sizes.D)
     assert one["dropout"] == pytest.approx(dropouts, rel=0.05)
     assert known.of_step(step._replace(dropout=False), FAST)["dropout"] == 0
 
@@ -221,6 +224,37 @@ def test_experts_and_compiled_steps_are_forecast_roughly(record: dict[str, Any])
     assert {w for _, w in several} == {time.ROUGH_PARTS_SPREAD}
     # Two experts of half the width, both chosen by every token, do what one does, and a little more.
     assert dense < several[0][0] < 1.6 * dense
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama", "mistral", "qwen2", "gemma3_text"])
+def test_another_family_is_forecast_from_the_same_parts_and_less_surely(record: dict[str, Any], family: str) -> None:
+    own, other = config(), config(model_type=family)
+    seconds, width = time.untried_step_seconds(*tables(other), record)
+    assert width == time.ROUGH_PARTS_SPREAD
+    assert time.standing(*tables(other), record, None) == "rough parts"
+    assert time.standing(*tables(own), record, None) == "parts"
+    assert time.standing(*tables(other), {**record, "parts": []}, None) == "roofline"
+    assert time.standing(*tables(other), record, {"step_seconds": 1.0}) == "trial"
+    # What the machine takes for the products of that family, which are most of a step, and not much more.
+    m, n = other.model, other.train.needed("global_batch_tokens")
+    at = Machine(
+        Speed(**{k: known_speed(record)[k] for k in ("product_seconds", "operator_seconds", "stream_seconds")})
+    )
+    shapes = [(x.columns, x.rows) for _, y in models.of_model(m).kinds[:1] for x in y.matrices]
+    products = 3 * m.sizes.L * sum(at.product("float32", n, i, o) for i, o in shapes)
+    assert products < seconds < 3 * products
+
+
+def known_speed(record: dict[str, Any]) -> dict[str, float]:
+    return measured.median_speed(record["parts"])
+
+
+def test_a_window_costs_what_its_mask_costs(record: dict[str, Any]) -> None:
+    """Torch's kernel meets every key of a masked layer, whichever kernel the others take; a wide window hides none."""
+    near, far = (config(model_type="mistral", sliding_window=w) for w in (64, 256))
+    assert time.untried_step_seconds(*tables(near), record)[0] > time.untried_step_seconds(*tables(far), record)[0]
+    free = config(model_type="llama")
+    assert time.untried_step_seconds(*tables(far), record) == time.untried_step_seconds(*tables(free), record)
 
 
 def test_a_record_that_lacks_a_part_is_answered_by_the_roofline(record: dict[str, Any]) -> None:
@@ -331,12 +365,12 @@ def test_what_the_terms_miss_is_interpolated_and_forgotten_far_away() -> None:
 class Counted(TorchDispatchMode):
     """Bytes that operators read and write, but for views, products and attention."""
 
-    others = ("mm", "bmm", "baddbmm", "_scaled_dot_product")
+    others = ("mm", "addmm", "bmm", "baddbmm", "_scaled_dot_product")
     views = ("view", "t", "transpose", "expand", "alias", "slice", "split", "unsqueeze", "_unsafe_view", "detach")
 
     def __init__(self) -> None:
         super().__init__()
-        self.bytes = 0
+        self.bytes = self.calls = 0
 
     def __torch_dispatch__(self, f: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = f(*args, **(kwargs or {}))
@@ -344,15 +378,27 @@ class Counted(TorchDispatchMode):
         if name not in self.views and not name.startswith(self.others):
             tensors = [x for x in tree_leaves((args, kwargs, result)) if isinstance(x, torch.Tensor)]
             self.bytes += sum(x.numel() * x.element_size() for x in tensors)
+            self.calls += 1
         return result
 
 
 @pytest.mark.parametrize(
-    "over", [{}, {"intermediate_size": 640}, {"num_attention_heads": 8, "num_key_value_heads": 8, "head_dim": 32}]
+    "over",
+    [
+        {},
+        {"intermediate_size": 640},
+        {"num_attention_heads": 8, "num_key_value_heads": 8, "head_dim": 32},
+        {"model_type": "llama"},
+        {"model_type": "qwen2", "num_key_value_heads": 1},
+        {"model_type": "gpt2", "intermediate_size": 320},
+        {"model_type": "gemma3_text", "layer_types": ("full_attention",)},
+    ],
 )
-def test_elementwise_bytes_are_those_of_the_operators(over: dict[str, int]) -> None:
-    counts = []
+def test_elementwise_bytes_are_those_of_the_operators(over: dict[str, Any]) -> None:
+    counts, called = [], []
     for layers in (1, 2):
+        if "layer_types" in over:
+            over = {**over, "layer_types": ("full_attention",) * layers}
         c = ModelConfig(hidden_size=128, num_hidden_layers=layers, **over).resolved(512, 32)
         stack = [layer.train() for layer in families.parts(c, 0.0, "sdpa").layers]
         angles = rotary_tables(32, c.sizes.E, 1e4)
@@ -360,10 +406,13 @@ def test_elementwise_bytes_are_those_of_the_operators(over: dict[str, int]) -> N
         with Counted() as counted:
             y: torch.Tensor = x
             for one in stack:
-                y = one(y, angles, None, None)
+                y = one(y, None if one.rotary is None else angles, None, None)
             y.backward(torch.ones_like(y))
         counts.append(counted.bytes)
-    assert (counts[1] - counts[0]) / 512 == pytest.approx(elementwise_bytes(c.sizes), rel=0.01)
+        called.append(counted.calls)
+    layer = models.of_model(c).kinds[0][1]
+    assert (counts[1] - counts[0]) / 512 == pytest.approx(elementwise.bytes_per_token(layer, 128), rel=0.01)
+    assert called[1] - called[0] == pytest.approx(elementwise.operators(layer), rel=0.08)
 
 
 @pytest.fixture

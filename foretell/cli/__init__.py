@@ -149,6 +149,10 @@ def train(
     source: Annotated[str | None, typer.Option("--data", help="Text, or a prepared folder.")] = None,
     budget: Annotated[str | None, typer.Option(help="10m, 2h, 90s, or 1e15 FLOPs: sizes the model by itself.")] = None,
     base: Base = None,
+    ladder: Annotated[
+        Path | None,
+        typer.Option("--ladder", help="A finished ladder's folder: its law decides, not the one that ships."),
+    ] = None,
     name: Annotated[str | None, typer.Option(help="Name of the run folder; from the data when not given.")] = None,
     out: Out = Path("runs"),
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run of that name.")] = False,
@@ -172,7 +176,7 @@ def train(
         with Display(console(), quiet or runtime.rank() > 0) as display:
             work(out / (name or ""), Path(source) if source else None, display)
         return
-    c = with_options(read_config(arguments), source, budget, base)
+    c = with_options(read_config(arguments), source, budget, ladder, base)
     with Display(console(), quiet) as display:
         where = Processes(processes, nodes, rendezvous, max_restarts, begin_only)
         result = train_and_report(c, out, name, resume, allow_drift, display, where)
@@ -224,21 +228,37 @@ def evaluate(
     source: Annotated[list[str], typer.Option("--data", help="Text to score; may be given again.")],
     context: Annotated[int | None, typer.Option(help="Window in tokens; the model's when not given.")] = None,
     stride: Annotated[int | None, typer.Option(help="Tokens between windows; context when not given.")] = None,
+    source_key: Annotated[str | None, typer.Option(help="Pairs: key or column of the source.")] = None,
+    target_key: Annotated[str | None, typer.Option(help="Pairs: key or column of the target.")] = None,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Perplexity, bits per byte and next-token accuracy on text, each with an interval."""
+    """Perplexity, bits per byte and next-token accuracy on text, each with an interval.
+
+    An encoder is asked for hidden tokens, an encoder-decoder for targets of pairs, or for what was cut out of a text.
+    """
     from rich.markup import escape
 
-    from foretell import data
+    from foretell import config, data
     from foretell import evaluate as scoring
     from foretell.cli.display import Display
     from foretell.cli.steps import load_model
+    from foretell.config.model import ENCODERS
 
     loaded, tokenizer = load_model(model)
     with Display(console(), quiet) as display:
         display.say(f"  [dim]scoring {escape(', '.join(source))} …[/]")
-    result = scoring.evaluate(loaded, tokenizer, data.texts(source), context=context, stride=stride)
+    keys = config.DataConfig.model_validate({"source_key": source_key, "target_key": target_key})
+    pair = data.pair_of(keys)
+    if loaded.config.model_type in ENCODERS:
+        if stride is not None:
+            raise errors.ConfigError("--stride has no effect on what is asked of rows; leave it out")
+        texts = data.texts(source, pair)
+        result = scoring.evaluate_texts(loaded, tokenizer, texts, has_pairs=pair is not None, context=context)
+    elif pair is not None:
+        raise errors.ConfigError("--source-key and --target-key want an encoder-decoder; this model has no source")
+    else:
+        result = scoring.evaluate(loaded, tokenizer, data.texts(source), context=context, stride=stride)
     emit(result, as_json, scoring.render)
 
 
@@ -325,11 +345,11 @@ def embed(
 
 @app.command()
 def report(
-    runs: Annotated[list[Path], typer.Argument(help="Run folders; several are compared.")],
+    runs: Annotated[list[Path], typer.Argument(help="Run folders, several are compared; or a ladder's.")],
     out: Annotated[Path | None, typer.Option("--out", help="The page; RUN/report.html when not given.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Write a run's page: self-contained, opens offline, in English and Chinese."""
+    """Write the page of a run or a ladder: self-contained, opens offline, in English and Chinese."""
     from foretell import report as pages
 
     path = pages.write(runs, out)

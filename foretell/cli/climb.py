@@ -19,7 +19,11 @@ from foretell.report import numbers
 
 
 def ladder(c: RunConfig, out: Path, name: str | None, climb: bool, display: Display) -> dict[str, Any]:
-    """Prepare, measure the machine, and run the ladder of that name, which knows its own text once it is there."""
+    """Prepare, measure the machine, and run the ladder of that name, which knows its own text once it is there.
+
+    Writes its page, and that of the target's run where it was trained.
+    """
+    from foretell import report
     from foretell.ladder.climb import run
     from foretell.ladder.folder import read_design
 
@@ -27,7 +31,11 @@ def ladder(c: RunConfig, out: Path, name: str | None, climb: bool, display: Disp
         c = config.updated(c, data=stored.base.data.model_dump(), tokenizer=stored.base.tokenizer.model_dump())
     folder = out / (name or f"{label(sources_of(c))}-ladder")
     data = prepared(c, out, display)
-    return run(c, data, folder, machine=machine(display), climb=climb, display=shown(display))
+    result = run(c, data, folder, machine=machine(display), climb=climb, display=shown(display))
+    trained = folder / "targets" / result["target"]["name"] / "run"
+    if (trained / "measured.json").exists():
+        report.write([trained])
+    return {**result, "report": str(report.write([folder]))}
 
 
 def shown(display: Display) -> Callable[[dict[str, Any]], None]:
@@ -59,6 +67,7 @@ def render(result: dict[str, Any]) -> Any:
     if result["measured"] is not None:
         verdict = "[green]held[/]" if result["held"] else "[red]missed[/]"
         parts.append(f"measured {result['measured']:.4f}: {result['error_percent']:+.2f}%, {verdict}")
+    parts.append(f"[dim]{escape(result['report'])}[/]")
     return Group(*parts)
 
 

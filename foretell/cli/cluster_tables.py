@@ -156,7 +156,8 @@ def layouts(found: dict[str, Any]) -> RenderableType:
     )
     reasons = "\n".join(f"  left out, {n:,}: {why}" for why, n in found["left_out"].items())
     best = f"the first: foretell plan ... {found['layouts'][0]['command']}"
-    return Group(Text(head), table, Text(reasons, style="dim"), Text(best))
+    drawn = [Text(f"the plot: {found['plot']}")] if "plot" in found else []
+    return Group(Text(head), table, Text(reasons, style="dim"), Text(best), *drawn)
 
 
 def traced(found: dict[str, Any]) -> RenderableType:

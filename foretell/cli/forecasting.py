@@ -20,7 +20,12 @@ def plan(
     source: Annotated[str | None, typer.Option("--data", help="Text, or a prepared folder.")] = None,
     budget: Annotated[str | None, typer.Option(help="10m, 2h, 90s, or 1e15 FLOPs.")] = None,
     base: Base = None,
+    ladder: Annotated[
+        Path | None,
+        typer.Option("--ladder", help="A finished ladder's folder: its law decides, not the one that ships."),
+    ] = None,
     search: Annotated[bool, typer.Option("--search", help="On a cluster: the best layouts.")] = False,
+    plot: Annotated[Path | None, typer.Option("--plot", help="With --search: a page (.html) with the picture.")] = None,
     trace: Annotated[
         bool, typer.Option("--trace", help="On a cluster: run the step itself, on fake tensors, and compare.")
     ] = False,
@@ -34,10 +39,12 @@ def plan(
     from foretell.cli.display import Display
     from foretell.cli.steps import machine, prepared
 
-    c = with_options(read_config(arguments), source, budget, base)
+    c = with_options(read_config(arguments), source, budget, ladder, base)
+    if plot is not None and not search:
+        raise errors.ConfigError("--plot draws the layouts of a search: give --search too")
     if c.cluster.hardware is not None:
         if search:
-            emit(forecasting.search_layouts(c), as_json, cluster_tables.layouts)
+            emit(_searched(c, plot), as_json, cluster_tables.layouts)
         elif trace:
             emit(_traced(c), as_json, cluster_tables.traced)
         else:
@@ -50,13 +57,28 @@ def plan(
             )
     with Display(console(), quiet) as display:
         record = machine(display)
-        corpus = prepared(c, out, display).corpus if c.data.source else None
+        text = prepared(c, out, display) if c.data.source else None
     if c.train.base is not None or c.lora.rank is not None:
         from foretell.train import tune
 
         c = tune.settled(c)
-    forecast = forecasting.forecast(c, machine=record, corpus=corpus)
+    known = {"corpus": text.corpus, "fingerprint": text.index["fingerprint"]} if text else {}
+    forecast = forecasting.forecast(c, machine=record, **known)
     emit(forecast, as_json, tables.forecast)
+
+
+def _searched(c: RunConfig, plot: Path | None) -> dict[str, Any]:
+    """The best layouts; and where a plot is asked for, its page with those that do not fit."""
+    from foretell import plan as forecasting
+    from foretell.report import layouts
+
+    if plot is not None:
+        layouts.check(plot)
+    found = forecasting.search_layouts(c, picture=plot is not None)
+    if plot is not None:
+        found["plot"] = str(layouts.write(found, plot))
+        del found["points"]
+    return found
 
 
 def _traced(c: RunConfig) -> dict[str, Any]:

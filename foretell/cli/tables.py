@@ -31,6 +31,10 @@ def forecast(plan: dict[str, Any]) -> Table:
             table.add_row(label(name).en.lower(), _shown(name, quantity["value"]), _interval(name, quantity))
     if plan.get("loss_note"):
         table.add_row("loss", "", plan["loss_note"])
+    if plan.get("step_seconds_from") == "rough parts":
+        table.add_row(
+            "", "", "the calibration timed Qwen3's layers in eager steps; this is put together from their parts"
+        )
     if plan.get("text_used_up"):
         table.add_row(
             "", "", "no more steps: a text read more often is learned by heart; more text would use the budget"

@@ -80,6 +80,9 @@ class TrainConfig(Table):
     steps: int | None = Field(None, gt=0, description="optimiser steps")
     tokens: int | None = Field(None, gt=0, description="training tokens; steps = tokens / global_batch_tokens")
     budget: str | None = Field(None, description="10m, 2h, 90s or 1e15 FLOPs: the forecast sizes the run")
+    ladder: str | None = Field(
+        None, description="a finished ladder's folder: its law sizes the run, its recipe trains it"
+    )
     context: int = Field(256, gt=1, description="tokens a sequence, T")
     micro_batch_size: int | None = Field(None, gt=0, description="sequences at once on one device")
     global_batch_tokens: int | None = Field(None, gt=0, description="tokens an optimiser step")

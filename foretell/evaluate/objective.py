@@ -178,9 +178,11 @@ def evaluate_texts(
 
     An encoder names hidden tokens; an encoder-decoder writes the targets of pairs, or, of text, what was cut out of it.
     """
-    good = tuple(d.text for d in documents if isinstance(d, Document))
+    read = list(documents)
+    good = tuple(d.text for d in read if isinstance(d, Document))
+    bad = [d for d in read if isinstance(d, Rejected)]
     if not good:
-        raise DataError("nothing to score: no text that can be read")
+        raise DataError(f"nothing to score: {bad[0].source}: {bad[0].reason}" if bad else "nothing to score: no text")
     data = Texts(tokenizer, good, has_pairs)
     paired = "seq2seq" if has_pairs else "span_corruption"
     objective = paired if model.config.model_type in ENCODER_DECODERS else "masked"
@@ -190,4 +192,7 @@ def evaluate_texts(
         raise DataError(f"context ({fitting:,}) must be at most the model's own {longest:,}")
     if objective != "seq2seq":
         fitting = min(fitting, len(data.tokens("")))
-    return evaluate_objective(model, data, "", objective, context=fitting)
+    result = evaluate_objective(model, data, "", objective, context=fitting)
+    if bad:
+        result |= {"quarantined": len(bad), "first_quarantined": "{}, byte {}: {}".format(*bad[0])}
+    return result

@@ -84,6 +84,8 @@ def render(result: dict[str, Any]) -> Table:
 
     below = f"{result['tokens']:,} tokens, {result['bytes']:,} bytes, documents: {result['documents']:,}"
     below += f"; windows of {result['context']:,} tokens every {result['stride']:,}"
+    if "objective" in result:
+        below += f"\nof what {result['objective']} asks for alone"
     if not result["ci"]:
         below += "\none document: no interval"
     if "quarantined" in result:

@@ -4,7 +4,7 @@ torch's kernel (`F.scaled_dot_product_attention`) keeps no probabilities and for
 CPU its small tiles are slow in bfloat16 and with narrow heads; there it pays to write the products down, keep the
 probabilities, and let the compiler fuse what stands between the products (docs/log.md has both beside each other).
 Queries go in a few blocks of rows, each against no more keys than it may see, so that most of the masked half is never
-computed. The price is memory (`plan/memory.py`, which also says which rows a block has).
+computed. The price is memory (`plan/activations.py`, which also says which rows a block has).
 
 Not handled: masks other than causal, dropout on the probabilities.
 """
@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from foretell.plan.memory import attention_blocks
+from foretell.plan.activations import attention_blocks
 
 
 def attend(

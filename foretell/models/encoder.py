@@ -24,7 +24,7 @@ class Trunk(nn.Module):
         D = c.sizes.D
         self.embed_tokens = nn.Embedding(c.sizes.V, D)
         self.embed_positions = nn.Embedding(c.needed("max_position_embeddings"), D)
-        self.embed_types = nn.Embedding(c.needed("type_vocab_size"), D)
+        self.embed_types = nn.Embedding(c.type_vocab_size or 2, D)
         self.embed_norm = LayerNorm(D, c.rms_norm_eps)
         self.layers = nn.ModuleList(bert.layers(c, dropout, kernel))
         self.dropout = Dropout(dropout)

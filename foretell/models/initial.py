@@ -47,7 +47,10 @@ def fill(
             fill(part[n], f"{name}.{offset[0] + n}", offset[1:], shape[1:], config, seed)
     else:
         table = name.endswith(_TABLES)
-        _fill_rows(part, f"{seed} {name}", offset, shape[1], config.initializer_range if table else shape[1] ** -0.5)
+        deviation = config.initializer_range if table else shape[1] ** -0.5
+        if config.model_type == "t5" and name.endswith("q_proj.weight"):  # its products are not scaled, so these are
+            deviation *= config.sizes.E**-0.5
+        _fill_rows(part, f"{seed} {name}", offset, shape[1], deviation)
 
 
 def _fill_rows(part: Tensor, key: str, offset: tuple[int, ...], columns: int, deviation: float) -> None:

@@ -56,7 +56,7 @@ def halves(c: ModelConfig, dropout: float, kernel: str) -> Halves:
     """Encoder and decoder of a resolved config."""
     D, L, H, K, E, width, _ = c.sizes
     norm = partial(RMSNorm, eps=c.rms_norm_eps)
-    count, longest = c.needed("relative_attention_num_buckets"), c.needed("relative_attention_max_distance")
+    count, longest = c.relative_attention_num_buckets or 32, c.relative_attention_max_distance or 128
 
     def attention(n: int, causal: bool) -> Attention:
         return Attention(D, H, K, E, layer=n, kernel=kernel, scale=1.0, causal=causal)

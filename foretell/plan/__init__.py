@@ -6,6 +6,7 @@ from foretell.plan.flops import parameters
 from foretell.plan.history import FEWEST_RUNS, gathered, lessons
 from foretell.plan.memory import COMPILER_BYTES
 from foretell.plan.outlook import forecast, plan
+from foretell.plan.rungs import with_recipe
 from foretell.plan.search import search as search_layouts
 from foretell.plan.size import completed, fits, size_for_budget, steps_for_budget
 from foretell.plan.time import peak_flops_per_second
@@ -30,4 +31,5 @@ __all__ = [
     "steps_for_budget",
     "stored",
     "verify",
+    "with_recipe",
 ]

@@ -4,8 +4,8 @@ Where `outlook.py` forecasts the machine at hand from what was measured on it, t
 on constants fitted to published runs (`cluster.py`), so its intervals are wider. The layout, the counts and the bytes
 are those of this package's own training: FSDP2 for what tensor, pipeline and expert parallelism leave whole.
 
-Collectives are counted exactly for the kinds of layers that this package places (Llama's, Qwen3's, experts). Of other
-families weights and activations that travel are counted by size (`_by_size`); the plan says which (`comm_exact`).
+Collectives are counted exactly for the families that this package trains and places, and Mixtral. Of other families
+ weights and activations that travel are counted by size (`_by_size`); the plan says which (`comm_exact`).
 """
 
 from __future__ import annotations
@@ -35,10 +35,9 @@ from foretell.plan.architecture import Architecture
 from foretell.plan.collective import Collective
 from foretell.plan.hardware import Hardware
 from foretell.plan.layout import Degrees
-from foretell.plan.weights import LLAMA, OURS
 
-# Families whose layers `distributed` places as they are, and what they lack beside ours.
-_PLACED = {"llama": LLAMA, "mistral": LLAMA, "mixtral": LLAMA, "qwen3": OURS, "qwen3_moe": OURS}
+# Families whose layers `distributed` places as they are.
+_PLACED = ("gemma3_text", "gpt2", "llama", "mistral", "mixtral", "qwen2", "qwen3", "qwen3_moe")
 CONVENTION = "all matrix products with the head, attention causal-exact, backward twice forward"
 MEMORY_SPREAD = 0.1
 # Tokens a parameter where a config does not say how long to train (Hoffmann et al., 2022).
@@ -325,8 +324,7 @@ def served(a: Architecture, h: Hardware, software: str) -> dict[str, Any]:
 def collectives(c: RunConfig, a: Architecture, d: Degrees) -> tuple[list[Collective], bool]:
     """What a rank of the first stage sends in a step, and whether that is exact."""
     if a.family in _PLACED:
-        traits = _PLACED[a.family]
-        return communication.collectives(view(c, a), c.train, c.parallel, d.world_size, traits=traits), True
+        return communication.collectives(view(c, a), c.train, c.parallel, d.world_size, architecture=a), True
     return list(_by_size(c, a, d)), False
 
 

@@ -1,7 +1,9 @@
 """A Transformer as the forecast sees it: which weights, which products, which attention.
 
-A model is stacks of layers; a layer is weight matrices that tokens pass through, and attentions. `families.py` reads
-one from a Hugging Face config, `models.py` knows some by name. Counts are exact; what they count is said in each.
+A model is stacks of layers; a layer is weight matrices that tokens pass through, attentions, and norms. `families.py`
+reads one from a Hugging Face config, `models.py` knows some by name and makes one of a [model] table. It is the one
+description that the forecast reads: names of weights, FLOPs, memory, bytes sent and seconds all stand on it. Counts are
+exact; what they count is said in each.
 """
 
 from __future__ import annotations
@@ -11,6 +13,12 @@ from dataclasses import dataclass
 from typing import Literal
 
 Split = Literal["column", "row", "whole"]
+Vector = tuple[str, int]  # name and size of a small weight: of a norm, or a bias that no product has
+
+
+def numbers(vectors: tuple[Vector, ...]) -> int:
+    """Numbers in small weights."""
+    return sum(size for _, size in vectors)
 
 
 @dataclass(frozen=True)
@@ -68,26 +76,32 @@ class Attention:
 
 @dataclass(frozen=True)
 class Layer:
-    """One layer. vectors: the sizes of its norms and other small weights. kept: numbers a token that a KV cache holds.
+    """One layer. vectors: its norms and other small weights. kept: numbers a token that a KV cache holds.
 
     inner: the width of the feed-forward part that every token passes, 0 if none; gated: it multiplies two products
-    (SwiGLU). latents: widths that latent attention narrows tokens to. rms: norms without mean and bias.
+    (SwiGLU). norms: of the model's width, where a token passes; rms: without mean and bias; behind: some stand behind a
+    branch's last product. norms_of_heads: on queries and keys. rotary: queries and keys are rotated. latents: widths
+    that latent attention narrows tokens to. normalised: the weights of a token's experts sum to one.
     """
 
     matrices: tuple[Matrix, ...]
     attentions: tuple[Attention, ...]
-    vectors: tuple[int, ...]
+    vectors: tuple[Vector, ...]
     kept: int
     inner: int
     gated: bool = True
     rms: bool = True
+    norms: int = 2
+    behind: bool = False
     norms_of_heads: bool = False
+    rotary: bool = True
     latents: tuple[int, ...] = ()
+    normalised: bool = True
 
     @property
     def parameters(self) -> int:
         """Numbers in its weights."""
-        return sum(m.parameters for m in self.matrices) + sum(self.vectors)
+        return sum(m.parameters for m in self.matrices) + numbers(self.vectors)
 
     @property
     def routed(self) -> Matrix | None:
@@ -105,7 +119,7 @@ class Stack:
     """Layers one after another, `count` times each, and the vectors behind them. encoder: over the source's tokens."""
 
     layers: tuple[tuple[int, Layer], ...]
-    vectors: tuple[int, ...]
+    vectors: tuple[Vector, ...]
     encoder: bool = False
 
     @property
@@ -122,7 +136,8 @@ class Stack:
 class Architecture:
     """A whole model. tables: (name, rows, width) of what is looked up; of a tied head the first is the weight, too.
 
-    head: the products between the last layer and the logits, the last of which gives them.
+    head: the products between the last layer and the logits, the last of which gives them. angles: tables of rotary
+    angles.
     """
 
     name: str
@@ -134,7 +149,8 @@ class Architecture:
     stacks: tuple[Stack, ...]
     head: tuple[Matrix, ...]
     tied: bool
-    vectors: tuple[int, ...] = ()
+    vectors: tuple[Vector, ...] = ()
+    angles: int = 0
 
     @property
     def layers(self) -> int:
@@ -142,14 +158,20 @@ class Architecture:
         return sum(s.depth for s in self.stacks)
 
     @property
+    def kinds(self) -> list[tuple[int, Layer]]:
+        """(how many one after another, layer), in their order."""
+        return [kind for s in self.stacks for kind in s.layers]
+
+    @property
     def parameters(self) -> dict[str, int]:
         """Parameters: `total`, `non_embedding` (without tables and an untied head), `active` (those a token passes)."""
         tables = sum(rows * width for _, rows, width in self.tables)
         logits = self.head[-1]
         own_head = logits.parameters - (logits.weights if self.tied else 0)
-        rest = sum(n * layer.parameters for s in self.stacks for n, layer in s.layers)
-        rest += sum(sum(s.vectors) for s in self.stacks) + sum(self.vectors) + sum(m.parameters for m in self.head[:-1])
-        idle = sum(n * layer.idle for s in self.stacks for n, layer in s.layers)
+        rest = sum(n * layer.parameters for n, layer in self.kinds)
+        rest += sum(numbers(s.vectors) for s in self.stacks) + numbers(self.vectors)
+        rest += sum(m.parameters for m in self.head[:-1])
+        idle = sum(n * layer.idle for n, layer in self.kinds)
         total = tables + own_head + rest
         return {
             "total": total,
@@ -188,7 +210,7 @@ class Architecture:
         """
         f = self.forward_flops(context, source)
         active = self.parameters["active"]
-        rule = sum(6.0 * n * a.heads * (a.qk + a.v) for s in self.stacks for n, y in s.layers for a in y.attentions)
+        rule = sum(6.0 * n * a.heads * (a.qk + a.v) for n, y in self.kinds for a in y.attentions)
         return {
             "causal": 3 * (f["matrices"] + f["head"] + f["attention_causal"]) / context,
             "full": 3 * (f["matrices"] + f["head"] + f["attention_full"]) / context,

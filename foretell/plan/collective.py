@@ -14,8 +14,8 @@ from typing import NamedTuple
 
 from foretell.config import ModelConfig, ParallelConfig, TrainConfig
 from foretell.plan import layout
+from foretell.plan.architecture import Architecture
 from foretell.plan.layout import Degrees
-from foretell.plan.weights import Traits, layer_weights
 
 FLOAT, HALF, DOUBLE, LONG, BYTE = 4, 2, 8, 8, 1
 _PASSES = {"all_reduce": 2, "all_gather": 1, "reduce_scatter": 1, "all_to_all": 1}
@@ -71,7 +71,7 @@ class Chunk(NamedTuple):
 class Rank:
     """The first rank of place `pp_place` on the pipeline's axis: no other of that place holds more, or sends more.
 
-    model, train and parallel must be resolved, and `layout.check` must have passed them.
+    model, train and parallel must be resolved, and `layout.check` must have passed them; a describes the model.
     """
 
     model: ModelConfig
@@ -79,7 +79,7 @@ class Rank:
     parallel: ParallelConfig
     d: Degrees
     pp_place: int
-    traits: Traits
+    a: Architecture
 
     @cached_property
     def chunks(self) -> list[Chunk]:
@@ -126,19 +126,9 @@ class Rank:
         return HALF if self.train.dtype == "bfloat16" else FLOAT
 
     def forward_runs(self, inside: str = "") -> int:
-        """How often its layers run forward in a micro-batch, all added up; with `inside` "mlp.", that part of them.
-
-        Zero bubble forms the gradients of inputs and of weights apart, and of weights one by one: for each of them what
-        was not kept is formed again, except on the first stage, which has no inputs to form gradients of.
-        """
+        """How often its layers run forward in a micro-batch, all added up; with `inside` "mlp.", that part of them."""
         kept = self.parallel.recompute == "none" or (self.parallel.recompute == "selective" and inside != "mlp.")
-        if kept:
-            return self.layers
-        names = [name for name, _ in layer_weights(self.model, self.traits)]
-        if self.parallel.recompute == "selective":
-            names = [name for name in names if name.startswith(inside)]
-        apart = len(names) if self.d.pp > 1 and self.parallel.schedule == "zero-bubble" else 0
-        return sum(len(c.layers) * (2 if c.first else 2 + apart) for c in self.chunks)
+        return self.layers * (1 if kept else 2)
 
     @property
     def place(self) -> dict[str, int]:

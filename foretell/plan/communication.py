@@ -14,9 +14,9 @@ from collections import defaultdict
 from collections.abc import Iterable
 
 from foretell.config import ModelConfig, ParallelConfig, TrainConfig
-from foretell.plan import exchanges, layout, sharing
+from foretell.plan import exchanges, layout, models, sharing
+from foretell.plan.architecture import Architecture
 from foretell.plan.collective import Collective, Rank
-from foretell.plan.weights import OURS, Traits
 
 
 def collectives(
@@ -27,15 +27,17 @@ def collectives(
     *,
     pp_place: int = 0,
     evaluated: bool = False,
-    traits: Traits = OURS,
+    architecture: Architecture | None = None,
 ) -> list[Collective]:
     """What the first rank of place `pp_place` of the pipeline issues in an optimiser step.
 
     model must be resolved, train complete, and `layout.check` must have passed them. evaluated: whether a validation
-    came right before the step; it leaves weights gathered that the step need not gather. traits: what the decoder has
-    beside its sizes. Raises ConfigError where the layout is not of so many processes.
+    came right before the step; it leaves weights gathered that the step need not gather. architecture: of a decoder
+    that is placed like ours but is none of them, such as Mixtral; all its layers have the same weights. Raises
+    ConfigError where the layout is not of so many processes.
     """
-    r = Rank(model, train, parallel, layout.degrees(parallel, world_size), pp_place, traits)
+    a = architecture or models.of_model(model)
+    r = Rank(model, train, parallel, layout.degrees(parallel, world_size), pp_place, a)
     rows = [
         *sharing.weights_and_gradients(r, evaluated),
         *exchanges.tensor_parallel(r),

@@ -17,7 +17,8 @@ from foretell.plan.collective import FLOAT, LONG, Collective, Rank
 def tensor_parallel(r: Rank) -> Iterator[Collective]:
     """Sequences are gathered before attention and feed-forward part, and their outputs scattered behind them.
 
-    A layer that runs again scatters once less where nothing behind the last product is needed: without dropout.
+    A layer that runs again scatters once less where nothing behind the last product is needed: without dropout, and
+    without a norm there.
     """
     if r.d.tp == 1:
         return
@@ -27,7 +28,7 @@ def tensor_parallel(r: Rank) -> Iterator[Collective]:
         return Collective(purpose, kind, "tp", r.d.tp, calls * n, r.positions * D, item)
 
     runs = r.forward_runs()
-    again = (runs - r.layers) * (2 if r.train.dropout else 1)
+    again = (runs - r.layers) * (2 if r.train.dropout or r.a.kinds[0][1].behind else 1)
     yield row("sequence", "all_gather", 2 * runs, FLOAT)
     yield row("sequence", "reduce_scatter", 2 * r.layers + again, r.item)
     yield row("sequence, backward", "reduce_scatter", 2 * r.layers, FLOAT)

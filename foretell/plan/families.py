@@ -1,8 +1,10 @@
 """Published families of Transformers, each read from the keys of its Hugging Face config.
 
-Decoders (GPT-2 and 3, Llama, Qwen2, Qwen3, Mistral), mixtures of experts (Qwen3-MoE, Mixtral, DeepSeek-V3 with its
-latent attention), encoders (BERT with its head for masked words) and encoder-decoders (T5). Tests build each preset by
-transformers' own classes on meta tensors and find the same parameters and the same products, to the last one.
+Decoders (GPT-2 and 3, Llama, Qwen2, Qwen3, Mistral, Gemma 3), mixtures of experts (Qwen3-MoE, Mixtral, DeepSeek-V3
+with its latent attention), encoders (BERT with its head for masked words) and encoder-decoders (T5). Tests build each
+preset by transformers' own classes on meta tensors and find the same parameters and the same products, to the last
+one. Weights of families that this package trains have its names and its pieces (`models/core.py`): GPT-2's queries,
+keys and values are three matrices.
 
 Not counted: DeepSeek-V3's extra layers that predict further tokens, buffers, and GPT-3's sparse layers (taken as dense,
 as in the paper's own table of FLOPs).
@@ -10,39 +12,72 @@ as in the paper's own table of FLOPs).
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from foretell.plan.architecture import Architecture, Attention, Layer, Matrix, Stack
+from foretell.plan.architecture import Architecture, Attention, Layer, Matrix, Stack, Vector
+
+# The norms of a layer, by the names that `models/core.py` gives them, and those that Gemma 3 has besides.
+_NORMS = ("input_layernorm", "post_attention_layernorm")
+_SANDWICH = (*_NORMS, "pre_feedforward_layernorm", "post_feedforward_layernorm")
+GEMMA_PERIOD = 6  # one of so many layers of Gemma 3 sees everything
+
+
+def _norms(names: tuple[str, ...], width: int, bias: bool = False) -> tuple[Vector, ...]:
+    kinds = ("weight", "bias") if bias else ("weight",)
+    return tuple((f"{name}.{kind}", width) for name in names for kind in kinds)
+
+
+def _windows(c: Mapping[str, Any]) -> list[int | None]:
+    """How far a token sees in each layer; None: all before it."""
+    family, L, width = c["model_type"], c["num_hidden_layers"], c.get("sliding_window")
+    if c.get("layer_types"):
+        return [width if kind == "sliding_attention" else None for kind in c["layer_types"]]
+    if family == "gemma3_text":
+        return [None if n % GEMMA_PERIOD == 0 else width for n in range(1, L + 1)]
+    if family in ("mistral", "mixtral"):
+        return [width] * L
+    first = c.get("max_window_layers", 28) if c.get("use_sliding_window") else L
+    return [None if n < first else width for n in range(L)]
 
 
 def _decoder(c: Mapping[str, Any], name: str) -> Architecture:
     """Llama and its kin: RMSNorm, rotary positions, grouped queries, SwiGLU; some with biases or norms of queries."""
     family, D, H = c["model_type"], c["hidden_size"], c["num_attention_heads"]
-    E = c.get("head_dim") or D // H
+    gemma = family == "gemma3_text"
+    E = c.get("head_dim") or (256 if gemma else D // H)
     K = c.get("num_key_value_heads") or H
     bias = family == "qwen2" or bool(c.get("attention_bias"))
-    window = c.get("sliding_window") if family in ("mistral", "mixtral") or c.get("use_sliding_window") else None
     attention = (
         Matrix("self_attn.q_proj", H * E, D, bias=bias),
         Matrix("self_attn.k_proj", K * E, D, bias=bias),
         Matrix("self_attn.v_proj", K * E, D, bias=bias),
         Matrix("self_attn.o_proj", D, H * E, "row", bias=bool(c.get("attention_bias"))),
     )
-    vectors = (D, D, *((E, E) if family.startswith("qwen3") else ()))
+    of_heads = gemma or family.startswith("qwen3")
+    names = _SANDWICH if gemma else _NORMS
+    vectors = (*(_norms(("self_attn.q_norm", "self_attn.k_norm"), E) if of_heads else ()), *_norms(names, D))
     sparse = bool(c.get("num_experts") or c.get("num_local_experts"))
     if sparse and c.get("expert_bias"):
-        vectors = (*vectors, c["num_experts"])
+        vectors = (("mlp.expert_bias", c["num_experts"]), *vectors)
     feed = _experts(c) if sparse else _swiglu("mlp", D, c["intermediate_size"])
-    layer = Layer(
-        (*attention, *feed),
-        (Attention(H, K, E, E, window=window),),
-        vectors,
-        2 * K * E,
-        inner=0 if sparse else c["intermediate_size"],
-        norms_of_heads=family.startswith("qwen3"),
-    )
-    return _with_tables(c, name, (Stack(((c["num_hidden_layers"], layer),), (D,)),))
+
+    def layer(window: int | None) -> Layer:
+        return Layer(
+            (*attention, *feed),
+            (Attention(H, K, E, E, window=window),),
+            vectors,
+            2 * K * E,
+            inner=0 if sparse else c["intermediate_size"],
+            norms=len(names),
+            behind=gemma,
+            norms_of_heads=of_heads,
+            normalised=family == "mixtral" or bool(c.get("norm_topk_prob")),
+        )
+
+    layers = tuple((len(list(run)), layer(window)) for window, run in itertools.groupby(_windows(c)))
+    return _with_tables(c, name, (Stack(layers, _norms(("norm",), D)),))
 
 
 def _swiglu(place: str, D: int, F: int, copies: int = 1, used: int = 1) -> tuple[Matrix, ...]:
@@ -73,25 +108,26 @@ def _with_tables(c: Mapping[str, Any], name: str, stacks: tuple[Stack, ...]) -> 
         (("embed_tokens", V, D),),
         stacks,
         (Matrix("lm_head", V, D),),
-        bool(c.get("tie_word_embeddings", False)),
+        bool(c.get("tie_word_embeddings", c["model_type"] == "gemma3_text")),
+        angles=2 if c["model_type"] == "gemma3_text" else 1,
     )
 
 
 def _gpt2(c: Mapping[str, Any], name: str) -> Architecture:
     """GPT-2 (Radford et al., 2019) and GPT-3 (Brown et al., 2020): learned positions, LayerNorm, GELU, biases."""
     D, H, L, V, T = c["n_embd"], c["n_head"], c["n_layer"], c["vocab_size"], c["n_positions"]
-    inner = c.get("n_inner") or 4 * D
+    inner, E = c.get("n_inner") or 4 * D, c.get("head_dim") or D // H
     matrices = (
-        Matrix("attn.c_attn", 3 * D, D, bias=True),
-        Matrix("attn.c_proj", D, D, "row", bias=True),
-        Matrix("mlp.c_fc", inner, D, bias=True),
-        Matrix("mlp.c_proj", D, inner, "row", bias=True),
+        *(Matrix(f"self_attn.{n}_proj", H * E, D, bias=True) for n in "qkv"),
+        Matrix("self_attn.o_proj", D, H * E, "row", bias=True),
+        Matrix("mlp.up_proj", inner, D, bias=True),
+        Matrix("mlp.down_proj", D, inner, "row", bias=True),
     )
-    own = (Attention(H, H, D // H, D // H),)
-    layer = Layer(matrices, own, (D, D, D, D), 2 * D, inner, gated=False, rms=False)
-    tables = (("wte", V, D), ("wpe", T, D))
-    stack = Stack(((L, layer),), (D, D))
-    return Architecture(name, "gpt2", D, V, T, tables, (stack,), (Matrix("lm_head", V, D),), True)
+    norms = _norms(_NORMS, D, bias=True)
+    layer = Layer(matrices, (Attention(H, H, E, E),), norms, 2 * H * E, inner, gated=False, rms=False, rotary=False)
+    tables = (("embed_tokens", V, D), ("embed_positions", T, D))
+    stack, head = Stack(((L, layer),), _norms(("norm",), D, bias=True)), (Matrix("lm_head", V, D),)
+    return Architecture(name, "gpt2", D, V, T, tables, (stack,), head, bool(c.get("tie_word_embeddings", True)))
 
 
 def _bert(c: Mapping[str, Any], name: str) -> Architecture:
@@ -99,50 +135,95 @@ def _bert(c: Mapping[str, Any], name: str) -> Architecture:
     D, H, L, V, F = (
         c[k] for k in ("hidden_size", "num_attention_heads", "num_hidden_layers", "vocab_size", "intermediate_size")
     )
-    names = ("attention.self.query", "attention.self.key", "attention.self.value")
     matrices = (
-        *(Matrix(n, D, D, bias=True) for n in names),
-        Matrix("attention.output.dense", D, D, "row", bias=True),
-        Matrix("intermediate.dense", F, D, bias=True),
-        Matrix("output.dense", D, F, "row", bias=True),
+        *(Matrix(f"self_attn.{n}_proj", D, D, bias=True) for n in "qkv"),
+        Matrix("self_attn.o_proj", D, D, "row", bias=True),
+        Matrix("mlp.up_proj", F, D, bias=True),
+        Matrix("mlp.down_proj", D, F, "row", bias=True),
     )
     own = (Attention(H, H, D // H, D // H, causal=False),)
-    layer = Layer(matrices, own, (D, D, D, D), 0, F, gated=False, rms=False)
+    norms = _norms(_NORMS, D, bias=True)
+    layer = Layer(matrices, own, norms, 0, F, gated=False, rms=False, behind=True, rotary=False)
     T = c["max_position_embeddings"]
-    tables = (("word_embeddings", V, D), ("position_embeddings", T, D), ("token_type_embeddings", 2, D))
-    head = (Matrix("transform.dense", D, D, bias=True), Matrix("decoder", V, D, bias=True))
+    tables = (
+        ("embed_tokens", V, D),
+        ("embed_positions", T, D),
+        ("embed_types", c.get("type_vocab_size", 2), D),
+    )
+    head = (Matrix("head_dense", D, D, bias=True), Matrix("lm_head", V, D, bias=True))
     stack = Stack(((L, layer),), (), encoder=True)
-    # Norms of the embeddings and of the head: a weight and a bias each.
-    return Architecture(name, "bert", D, V, T, tables, (stack,), head, True, vectors=(D, D, D, D))
+    outer = _norms(("embed_norm", "head_norm"), D, bias=True)
+    return Architecture(name, "bert", D, V, T, tables, (stack,), head, True, vectors=outer)
 
 
 def _t5(c: Mapping[str, Any], name: str) -> Architecture:
     """T5 (Raffel et al., 2020): encoder and decoder with biases by distance, without other biases; v1.1 is gated."""
     D, E, F, H, V = c["d_model"], c["d_kv"], c["d_ff"], c["num_heads"], c["vocab_size"]
     inner, gated = H * E, str(c.get("feed_forward_proj", "relu")).startswith("gated")
-    first = ("DenseReluDense.wi_0", "DenseReluDense.wi_1") if gated else ("DenseReluDense.wi",)
-    feed = (*(Matrix(n, F, D) for n in first), Matrix("DenseReluDense.wo", D, F, "row"))
+    first = ("mlp.gate_proj", "mlp.up_proj") if gated else ("mlp.up_proj",)
+    feed = (*(Matrix(n, F, D) for n in first), Matrix("mlp.down_proj", D, F, "row"))
 
     def attention(place: str, memory: bool = False) -> tuple[Matrix, ...]:
-        own = (Matrix(f"{place}.q", inner, D), Matrix(f"{place}.o", D, inner, "row"))
-        return (*own, *(Matrix(f"{place}.{n}", inner, D, memory=memory) for n in "kv"))
+        own = (Matrix(f"{place}.q_proj", inner, D), Matrix(f"{place}.o_proj", D, inner, "row"))
+        return (*own, *(Matrix(f"{place}.{n}_proj", inner, D, memory=memory) for n in "kv"))
 
-    encoder = Layer((*attention("SelfAttention"), *feed), (Attention(H, H, E, E, causal=False),), (D, D), 0, F, gated)
+    def norms(count: int) -> tuple[Vector, ...]:
+        return _norms((*_NORMS, "cross_attention_layernorm")[:count], D)
+
+    encoder = Layer(
+        (*attention("self_attn"), *feed),
+        (Attention(H, H, E, E, causal=False),),
+        norms(2),
+        0,
+        F,
+        gated,
+        rotary=False,
+    )
     decoder = Layer(
-        (*attention("SelfAttention"), *attention("EncDecAttention", memory=True), *feed),
+        (*attention("self_attn"), *attention("cross_attn", memory=True), *feed),
         (Attention(H, H, E, E), Attention(H, H, E, E, causal=False, memory=True)),
-        (D, D, D),
+        norms(3),
         2 * inner,
         F,
         gated,
+        norms=3,
+        rotary=False,
     )
-    buckets = c.get("relative_attention_num_buckets", 32) * H
+    outer = (*_norms(("norm",), D), ("bias_of_distances", c.get("relative_attention_num_buckets", 32) * H))
     stacks = (
-        Stack(((c["num_layers"], encoder),), (D, buckets), encoder=True),
-        Stack(((c.get("num_decoder_layers") or c["num_layers"], decoder),), (D, buckets)),
+        Stack(((c["num_layers"], encoder),), outer, encoder=True),
+        Stack(((c.get("num_decoder_layers") or c["num_layers"], decoder),), outer),
     )
     head, tied = (Matrix("lm_head", V, D),), bool(c.get("tie_word_embeddings", True))
-    return Architecture(name, "t5", D, V, c.get("n_positions", 512), (("shared", V, D),), stacks, head, tied)
+    return Architecture(name, "t5", D, V, c.get("n_positions", 512), (("embed_tokens", V, D),), stacks, head, tied)
+
+
+def _marian(c: Mapping[str, Any], name: str) -> Architecture:
+    """The Transformer of Vaswani et al. (2017) as Marian has it: sines for positions, biases everywhere."""
+    D, F, H, V = c["d_model"], c["encoder_ffn_dim"], c["encoder_attention_heads"], c["vocab_size"]
+    feed = (Matrix("mlp.up_proj", F, D, bias=True), Matrix("mlp.down_proj", D, F, "row", bias=True))
+
+    def attention(place: str, memory: bool = False) -> tuple[Matrix, ...]:
+        own = (Matrix(f"{place}.q_proj", D, D, bias=True), Matrix(f"{place}.o_proj", D, D, "row", bias=True))
+        return (*own, *(Matrix(f"{place}.{n}_proj", D, D, bias=True, memory=memory) for n in "kv"))
+
+    def layer(places: tuple[str, ...], attentions: tuple[Attention, ...], kept: int) -> Layer:
+        matrices = [m for p in places for m in attention(p, p == "cross_attn")]
+        count = len(places) + 1
+        norms = _norms((*_NORMS, "cross_attention_layernorm")[:count], D, bias=True)
+        return Layer(
+            (*matrices, *feed), attentions, norms, kept, F, False, rms=False, norms=count, behind=True, rotary=False
+        )
+
+    E = D // H
+    encoder = layer(("self_attn",), (Attention(H, H, E, E, causal=False),), 0)
+    both = (Attention(H, H, E, E), Attention(H, H, E, E, causal=False, memory=True))
+    decoder = layer(("self_attn", "cross_attn"), both, 2 * D)
+    stacks = (Stack(((c["encoder_layers"], encoder),), (), encoder=True), Stack(((c["decoder_layers"], decoder),), ()))
+    head, tied = (Matrix("lm_head", V, D, bias=True),), bool(c.get("tie_word_embeddings", True))
+    return Architecture(
+        name, "marian", D, V, c["max_position_embeddings"], (("embed_tokens", V, D),), stacks, head, tied
+    )
 
 
 def _deepseek(c: Mapping[str, Any], name: str) -> Architecture:
@@ -163,8 +244,9 @@ def _deepseek(c: Mapping[str, Any], name: str) -> Architecture:
         Matrix("self_attn.o_proj", D, H * v, "row"),
     )
     shared = (c.get("n_shared_experts") or 0) * c["moe_intermediate_size"]
-    vectors = (D, D, latent, *((queries,) if queries else ()))
-
+    vectors = (*_norms(_NORMS, D), ("self_attn.kv_a_layernorm.weight", latent))
+    if queries:
+        vectors = (*vectors, ("self_attn.q_a_layernorm.weight", queries))
     latents = (latent, *((queries,) if queries else ()))
 
     def layer(feed: tuple[Matrix, ...], inner: int) -> Layer:
@@ -176,14 +258,16 @@ def _deepseek(c: Mapping[str, Any], name: str) -> Architecture:
         (dense, layer(_swiglu("mlp", D, c["intermediate_size"]), c["intermediate_size"])),
         (c["num_hidden_layers"] - dense, layer(_experts(c), shared)),
     )
-    return _with_tables(c, name, (Stack(tuple(y for y in layers if y[0]), (D,)),))
+    return _with_tables(c, name, (Stack(tuple(y for y in layers if y[0]), _norms(("norm",), D)),))
 
 
 FAMILIES: dict[str, Callable[[Mapping[str, Any], str], Architecture]] = {
     "bert": _bert,
     "deepseek_v3": _deepseek,
+    "gemma3_text": _decoder,
     "gpt2": _gpt2,
     "llama": _decoder,
+    "marian": _marian,
     "mistral": _decoder,
     "mixtral": _decoder,
     "qwen2": _decoder,

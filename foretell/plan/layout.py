@@ -51,6 +51,7 @@ TABLE: tuple[tuple[str, Split], ...] = (
     (r"model\.embed_tokens\.weight|lm_head\.(weight|bias)", COLUMN),
     (r"model\.embed_(positions|types)\.weight", WHOLE),
     (r"model\.(encoder|decoder)\.relative_bias\.weight", Split(tp=1)),  # a column a head
+    (r"model\.bias_of_distances", WHOLE),  # the same as one row of numbers, as the forecast counts it
     (r"head_dense\.(weight|bias)", WHOLE),
     (r".*\.(self|cross)_attn\.[qkv]_proj\.(weight|bias)", COLUMN),
     (r".*\.(self|cross)_attn\.o_proj\.weight", ROW),
@@ -143,6 +144,12 @@ def check(
         _check_strict(d, p, sequences, micro_batch_size)
     if d.pp == 1:
         return
+    if p.schedule == "zero-bubble" and p.recompute != "none":
+        raise ConfigError(
+            f"parallel.recompute={p.recompute} with schedule=zero-bubble forms a layer again for each of its weights, "
+            "since zero bubble takes their gradients one by one: about ten forward passes for one; set "
+            "schedule=interleaved, or recompute=none"
+        )
     stages, batches = d.pp * stages_of_a_process(p), sequences // d.dp // micro_batch_size
     if stages > model.sizes.L:
         raise ConfigError(

@@ -1,33 +1,32 @@
 """Peak resident memory of training on the CPU: the process, the model's states, what backward needs, logits.
 
-Every term is a count of tensors alive at the peak, derived from the code of `models/decoder.py`, `train/loss.py` and
+Every term is a count of tensors alive at the peak, derived from the code of `models/core.py`, `train/loss.py` and
 `train/optim.py` rather than a rule of thumb from another architecture:
 
 - states: weights, gradients, and the optimiser's tensors (Muon one momentum, AdamW two moments, SGD one momentum);
-- activations: what autograd saves for the backward pass, tensor by tensor; a test counts them on the built model;
-- attention by products keeps its probabilities too, and takes three arrays of a block for a moment;
-- logits: the full cross-entropy holds three arrays of tokens x V at its peak (the log-softmax, its gradient and the
-  gradient of the logits), the chunked one two chunks, and twice the gradients of hidden states and head;
+- activations: what autograd saves for the backward pass, tensor by tensor (`activations.py`);
+- attention by products takes some arrays of a block for a moment;
+- logits: what the cross-entropy holds at its peak, whole or in chunks (`moments.py`);
 - snapshot: weights and optimiser's tensors once more, for the checkpoint that is written while training goes on;
 - workspace: what the optimiser takes for a moment after the backward pass;
 - the process itself: interpreter, libraries and thread stacks, measured when the machine was calibrated;
 - the allocator: what glibc holds and cannot use, because gradients and the optimiser's arrays do not fit into the holes
   that activations leave. This part is not counted but measured on ten shapes (docs/plan.md).
 
-Two moments can be the peak of live tensors: the loss, when all activations live and gradients only from the second
-micro-batch on; and the optimiser step, when all gradients live and no activations. The sum over live tensors agrees
-with torch's own count within 3% (tests); resident memory, which is what kills a process, is some percent more. Not
-handled: other devices' allocators.
+Which moment of a step is the peak depends on the sizes: `moments.py` counts six of them. The largest is within 0.02% of
+torch's own count on ten configs that it was not derived on (benchmarks/memory.py). Resident memory, which is what kills
+a process, is some percent more. Not handled: other devices' allocators, what kernels take inside themselves.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 from foretell.config import ModelConfig, TrainConfig
-from foretell.plan.flops import bias_parameters, layer_matrices, parameters
+from foretell.plan import activations, models, moments
+from foretell.plan.activations import FLOAT, HALF, MicroBatch, attention_blocks
+from foretell.plan.architecture import Architecture
+from foretell.plan.flops import bias_parameters, matrices
+from foretell.plan.moments import Held
 
-FLOAT, HALF, INDEX = 4, 2, 8
 # Interpreter with torch and this package loaded, where no calibration has measured it.
 PROCESS_BYTES = 3.5e8
 # torch.compile's modules, graphs and code in this process; what its kernels keep of the activations. Estimates.
@@ -35,8 +34,6 @@ COMPILER_BYTES = 2.5e8
 COMPILED_SHARE = 0.85
 # Held by the allocator beyond the live tensors: a share of them, and a constant (docs/plan.md).
 HELD_SHARE, HELD_BYTES = 0.2, 2.2e7
-# Rows of queries a block of attention by products: few enough to skip most masked keys, enough for fast products.
-FEWEST_ROWS, MOST_BLOCKS = 128, 4
 
 
 def state_bytes(
@@ -46,15 +43,15 @@ def state_bytes(
 
     trained: of so many numbers, where not all learn (LoRA, frozen parts); added: numbers of adapters among them.
     """
-    count = parameters(model)
+    a = models.of_model(model)
+    total = a.parameters["total"]
     if trained is not None:
         kept = (2 if optimizer == "adamw" else 1) * trained  # Muon's tables and norms are not told apart here
-        weights = FLOAT * (count["total"] + (added or 0))
+        weights = FLOAT * (total + (added or 0))
         return {"weights": weights, "gradients": FLOAT * trained, "optimizer": FLOAT * kept}
-    total = count["total"]
     updated = total - bias_parameters(model)
-    matrices = count["attention"] + count["feed_forward"] + count.get("router", 0) - bias_parameters(model)
-    kept = {"sgd": updated, "adamw": 2 * updated, "muon": matrices + 2 * (updated - matrices)}[optimizer]
+    in_matrices = _matrix_numbers(a)
+    kept = {"sgd": updated, "adamw": 2 * updated, "muon": in_matrices + 2 * (updated - in_matrices)}[optimizer]
     return {"weights": FLOAT * total, "gradients": FLOAT * total, "optimizer": FLOAT * kept}
 
 
@@ -69,84 +66,71 @@ def saved_bytes(model: ModelConfig, train: TrainConfig) -> int:
     return states["optimizer"] + (states["weights"] if train.trained_parameters is None else states["gradients"])
 
 
-def saved_bytes_per_token(model: ModelConfig, dtype: str, dropout: bool = False) -> int:
-    """Bytes that autograd keeps of one token, all layers and the last norm, up to the input of the head.
+def _micro_batch(train: TrainConfig) -> MicroBatch:
+    return MicroBatch(train.micro_batch_size or 1, train.context, train.dtype, train.attention, bool(train.dropout))
 
-    An RMSNorm keeps its input, its scaled input (D each) and one number. Under autocast, norms stay in float32 and each
-    product keeps its own copy of its input in the lower precision.
+
+def saved_bytes_per_token(model: ModelConfig, dtype: str, dropout: bool = False) -> float:
+    """Bytes that autograd keeps of one token, all layers and the last norm, up to the input of the head."""
+    a, b = models.of_model(model), MicroBatch(1, 1, dtype, dropout=dropout)
+    layers = sum(n * activations.token_bytes(y, a.hidden, b) for n, y in a.kinds)
+    return layers + activations.outer_token_bytes(a, b)
+
+
+def probability_bytes(model: ModelConfig, train: TrainConfig) -> float:
+    """Bytes that attention keeps of a micro-batch beside these: probabilities for the log-sum-exp of rows, masks."""
+    a, b = models.of_model(model), _micro_batch(train)
+    return sum(n * activations.attention_extra_bytes(y, b) for n, y in a.kinds)
+
+
+def _feed_forward_bytes_per_token(model: ModelConfig, dtype: str) -> float:
+    """What autograd keeps of the last layer's feed-forward part and its norms."""
+    a = models.of_model(model)
+    layer = a.kinds[-1][1]
+    norms = activations.norms_of_feed_forward(layer) * activations.norm_bytes(layer, a.hidden)
+    return norms + activations.feed_forward_bytes(layer, a.hidden, MicroBatch(1, 1, dtype))
+
+
+def attention_bytes(model: ModelConfig, train: TrainConfig) -> float | None:
+    """Bytes over the other activations in the backward pass of the last layer's attention by products.
+
+    Two arrays of the last block in float32, a third where the probabilities are kept in less; what Python still names
+    of the one before; the gradients of queries so far, of keys and values, and of the block's output (that of the whole
+    stands where the output was kept). The feed-forward part of that layer is gone by then: it may be less than 0. None
+    where torch's kernel computes it.
     """
-    D, L, H, K, E, _, _ = model.sizes
-    q, kv = H * E, K * E
-    norm = FLOAT * (2 * D + 1)
-    norms_of_heads = FLOAT * (2 * q + H + 2 * kv + K)
-    item, copies = (HALF, 3) if dtype == "bfloat16" else (FLOAT, 1)
-    attended = item * (q + 2 * kv + q) + FLOAT * H  # rotated q and k, v, the output; log-sum-exp of each head
-    attention = norm + item * copies * D + norms_of_heads + attended
-    feed_forward = _feed_forward_bytes_per_token(model, dtype)
-    masks = (2 * L + 1) * D if dropout else 0
-    return L * (attention + feed_forward) + norm + item * D + masks
-
-
-def _feed_forward_bytes_per_token(model: ModelConfig, dtype: str) -> int:
-    """What autograd keeps of one layer's feed-forward part: norm, input, gate, up, silu(gate) and their product."""
-    D, F = model.sizes.D, model.sizes.F
-    item, copies = (HALF, 2) if dtype == "bfloat16" else (FLOAT, 1)
-    if model.num_experts:
-        return FLOAT * (2 * D + 1) + item * D + _experts_bytes_per_token(model, item)
-    return FLOAT * (2 * D + 1) + item * copies * D + item * 4 * F
-
-
-def _experts_bytes_per_token(model: ModelConfig, item: int) -> int:
-    """What autograd keeps of one token's router and experts.
-
-    The router's probabilities, the experts it chose, and their weights, before they sum to one and after; of each of
-    the k copies of the token its input, gate, up, silu(gate), their product and the output, and its places in the order
-    of tokens and of experts.
-    """
-    N, k, F = model.needed("num_experts"), model.needed("num_experts_per_tok"), model.needed("moe_intermediate_size")
-    router = FLOAT * (N + (k + 1 if model.norm_topk_prob else 0)) + item * k + INDEX * k
-    return router + k * (item * (2 * model.sizes.D + 4 * F) + 2 * INDEX)
-
-
-def attention_blocks(T: int) -> Iterator[tuple[int, int]]:
-    """The rows [start, end) of each block of queries in which `models/attention.py` forms its products."""
-    rows = max(FEWEST_ROWS, -(-T // MOST_BLOCKS))
-    return ((start, min(start + rows, T)) for start in range(0, T, rows))
-
-
-def probability_bytes(model: ModelConfig, train: TrainConfig) -> int:
-    """Bytes of the attention probabilities kept for a micro-batch in place of each row's log-sum-exp; else 0."""
-    if train.attention != "products":
-        return 0
-    kept = sum((end - start) * end for start, end in attention_blocks(train.context))
-    item = HALF if train.dtype == "bfloat16" else FLOAT
-    rows = (train.micro_batch_size or 1) * model.sizes.L * model.sizes.H
-    return rows * (item * kept - FLOAT * train.context)
-
-
-def attention_bytes(model: ModelConfig, train: TrainConfig) -> int:
-    """Bytes above the other activations at the backward pass of the last layer's attention by products; else 0.
-
-    Two arrays of one block in float32, a third where the probabilities are kept in less; the gradients of what goes in
-    and out. The feed-forward part of that layer is gone by then.
-    """
-    if train.attention != "products":
-        return 0
+    if train.attention != "products" or activations.is_masked(models.of_model(model).kinds[-1][1], train.context):
+        return None
     _, _, H, K, E, _, _ = model.sizes
-    item, arrays = (HALF, 3) if train.dtype == "bfloat16" else (FLOAT, 2)
-    *_, (start, end) = attention_blocks(train.context)
+    item, arrays, named = (HALF, 3, 2 * FLOAT + HALF) if train.dtype == "bfloat16" else (FLOAT, 2, FLOAT)
+    *others, (start, end) = attention_blocks(train.context)
     block = arrays * FLOAT * H * (end - start) * end
-    gradients = item * 2 * (H + K) * E * train.context
+    before = sum(named * H * (e - s) * e for s, e in others[-1:])
+    gradients = item * E * (2 * K * train.context + H * start + H * (end - start))
     gone = train.context * _feed_forward_bytes_per_token(model, train.dtype)
-    return max(0, (train.micro_batch_size or 1) * (block + gradients - gone))
+    return (train.micro_batch_size or 1) * (block + before + gradients - gone)
 
 
 def activation_bytes(model: ModelConfig, train: TrainConfig) -> float:
     """Bytes kept for the backward pass of one micro-batch, without the logits."""
     tokens = micro_batch_tokens(train)
     kept = tokens * saved_bytes_per_token(model, train.dtype, bool(train.dropout)) + probability_bytes(model, train)
-    cast = HALF * parameters(model)["total"] if train.dtype == "bfloat16" else 0
-    return kept * (COMPILED_SHARE if train.compile == "on" else 1.0) + cast
+    if moments.is_chunked(train):  # the chunked loss keeps gradients in place of the head's input
+        kept -= tokens * model.sizes.D * (HALF if train.dtype == "bfloat16" else FLOAT)
+    return kept * (COMPILED_SHARE if train.compile == "on" else 1.0) + cast_bytes(model, train)
+
+
+def cast_bytes(model: ModelConfig, train: TrainConfig) -> int:
+    """Bytes of the copies of weights that autocast makes for products, kept until their backward pass."""
+    if train.dtype != "bfloat16":
+        return 0
+    head = 0 if moments.is_chunked(train) else model.sizes.V * model.sizes.D
+    return HALF * (_matrix_numbers(models.of_model(model)) + head)
+
+
+def _matrix_numbers(a: Architecture) -> int:
+    """Numbers in the matrices of all layers."""
+    return sum(count * rows * columns for count, rows, columns, _ in matrices(a))
 
 
 def micro_batch_tokens(train: TrainConfig) -> int:
@@ -154,47 +138,69 @@ def micro_batch_tokens(train: TrainConfig) -> int:
     return (train.micro_batch_size or 1) * train.context
 
 
-def logit_bytes(model: ModelConfig, train: TrainConfig) -> int:
+def logit_bytes(model: ModelConfig, train: TrainConfig) -> float:
     """Bytes of the cross-entropy at its peak."""
-    D, _, _, _, _, _, V = model.sizes
-    tokens = micro_batch_tokens(train)
-    chunk = train.loss_chunk_tokens
-    if chunk is None or chunk >= tokens:
-        return FLOAT * 3 * tokens * V
-    return FLOAT * (2 * chunk * V + 2 * (tokens * D + V * D))
+    return moments.loss_bytes(models.of_model(model), train)
 
 
-def workspace_bytes(model: ModelConfig, optimizer: str) -> int:
-    """Bytes the optimiser takes: Muon's iteration holds three of each matrix of a shape, and three squares."""
-    if optimizer != "muon":
+def table_bytes(model: ModelConfig) -> int:
+    """Bytes of the rotary tables: a cosine and a sine of every position."""
+    return 2 * FLOAT * models.of_model(model).angles * model.needed("max_position_embeddings") * model.sizes.E
+
+
+def workspace_bytes(model: ModelConfig, train: TrainConfig) -> int:
+    """Bytes the optimiser takes.
+
+    Muon's iteration holds three of each matrix of a shape, and two squares; in bfloat16 the momenta and the update
+    whole, one half between them, and the squares. torch's SGD adds the decay to a copy of the gradients.
+    """
+    if train.optimizer == "sgd" and train.weight_decay:
+        a = models.of_model(model)
+        return FLOAT * (_matrix_numbers(a) + a.parameters["embedding"] + a.parameters["head"])
+    if train.optimizer != "muon":
         return 0
+    matrix, square = (2 * FLOAT + HALF, 2 * HALF) if train.dtype == "bfloat16" else (3 * FLOAT, 2 * FLOAT)
     groups: dict[tuple[int, int, bool], int] = {}
-    for name, rows, columns in layer_matrices(model):
-        kind = (rows, columns, ".experts." in name)
-        groups[kind] = groups.get(kind, 0) + model.sizes[1]
-    return max(FLOAT * 3 * n * (rows * columns + min(rows, columns) ** 2) for (rows, columns, _), n in groups.items())
+    for count, rows, columns, stacked in matrices(models.of_model(model)):
+        groups[rows, columns, stacked] = groups.get((rows, columns, stacked), 0) + count
+    return max(
+        n * (matrix * rows * columns + square * min(rows, columns) ** 2) for (rows, columns, _), n in groups.items()
+    )
+
+
+def live_moments(m: ModelConfig, t: TrainConfig) -> dict[str, float]:
+    """Bytes of live tensors over weights, optimiser and tables at each moment that may be a step's peak."""
+    a, kept, gradients = models.of_model(m), activation_bytes(m, t), run_state_bytes(m, t)["gradients"]
+    own = FLOAT * a.kinds[0][1].parameters if t.trained_parameters is None else gradients // m.sizes.L
+    held = Held(kept, kept / m.sizes.L, gradients, own, attention_bytes(m, t), workspace_bytes(m, t))
+    found = moments.moments(a, t, held)
+    if t.added_parameters:  # under adapters no table has a gradient
+        del found["table"]
+    return found
 
 
 def memory_bytes(m: ModelConfig, t: TrainConfig, process_bytes: float | None = None) -> dict[str, float]:
     """The parts, the peak of live tensors (`live`) and of resident memory (`peak`), in bytes, of completed tables."""
     states = run_state_bytes(m, t)
-    activations, logits = activation_bytes(m, t), logit_bytes(m, t)
-    workspace = workspace_bytes(m, t.optimizer)
+    kept, logits = activation_bytes(m, t), logit_bytes(m, t)
+    workspace = workspace_bytes(m, t)
     process = (process_bytes or PROCESS_BYTES) + (COMPILER_BYTES if t.compile == "on" else 0.0)
-    several = micro_batch_tokens(t) < (t.global_batch_tokens or 0)
-    passing = max(logits, attention_bytes(m, t))
-    live = max(activations + passing + (states["gradients"] if several else 0), states["gradients"] + workspace)
+    several = moments.several(t)
+    live = max(live_moments(m, t).values())
     # Gradients and workspace find no room among the activations' holes, so they come on top of a peak they are not in.
-    held = HELD_BYTES + HELD_SHARE * live + min(workspace, activations) + (0 if several else states["gradients"])
-    snapshot = saved_bytes(m, t)  # from the first save on: what is being written
+    held = HELD_BYTES + HELD_SHARE * live + min(workspace, kept) + (0 if several else states["gradients"])
+    # What is being written while training goes on; the save at the end finds room where activations were.
+    saves = t.save_every is None or t.steps is None or t.save_every < t.steps
+    copy = saved_bytes(m, t)
+    snapshot, most = (copy, live) if saves else (0, max(live, float(copy)))
     return {
         "states": sum(states.values()),
-        "activations": activations,
+        "activations": kept,
         "logits": logits,
         "workspace": workspace,
         "snapshot": snapshot,
         "allocator": held,
         "process": process,
-        "live": states["weights"] + states["optimizer"] + live,
-        "peak": process + states["weights"] + states["optimizer"] + live + held + snapshot,
+        "live": states["weights"] + states["optimizer"] + table_bytes(m) + live,
+        "peak": process + states["weights"] + states["optimizer"] + table_bytes(m) + most + held + snapshot,
     }

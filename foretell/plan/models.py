@@ -9,9 +9,10 @@ import tomllib
 from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from foretell.config import ModelConfig
+from foretell.config.model import ENCODERS, ModelType
 from foretell.errors import ConfigError
 from foretell.plan.architecture import Architecture
 from foretell.plan.families import FAMILIES
@@ -62,27 +63,59 @@ def named(name: str) -> Architecture:
 
 
 def as_model(a: Architecture) -> ModelConfig:
-    """The sizes of an architecture as a [model] table: what a layout divides. Complete for Llama's and Qwen3's kind."""
+    """The sizes of an architecture as a [model] table: what a layout divides. Complete for families that are trained.
+
+    Of a family that is not, those of Qwen3's kind nearest to it.
+    """
     layer = a.stacks[-1].layers[-1][1]
     attention, routed = layer.attentions[0], layer.routed
-    experts: dict[str, Any] = {}
+    family = a.family if a.family in get_args(ModelType) and a.family not in ENCODERS else "qwen3"
+    more: dict[str, Any] = {}
     if routed:
         names = ("num_experts", "num_experts_per_tok", "moe_intermediate_size")
-        experts = dict(zip(names, (routed.copies, routed.used, routed.rows), strict=True))
+        more = dict(zip(names, (routed.copies, routed.used, routed.rows), strict=True))
+        more["norm_topk_prob"] = layer.normalised
+    windows = [y.attentions[0].window for n, y in a.kinds for _ in range(n)]
+    width = next((w for w in windows if w), None)
+    if width and family in ("gemma3_text", "mistral", "qwen2"):
+        more["sliding_window"] = width
+    if family == "gemma3_text" or (more.get("sliding_window") and not all(windows)):
+        more["layer_types"] = tuple("sliding_attention" if w else "full_attention" for w in windows)
     return ModelConfig(
+        model_type=family,
         hidden_size=a.hidden,
         num_hidden_layers=a.layers,
         num_attention_heads=attention.heads,
         num_key_value_heads=attention.kv_heads,
-        head_dim=attention.qk + attention.qk % 2,
+        head_dim=attention.qk + (attention.qk % 2 if layer.rotary else 0),
         intermediate_size=layer.inner or (routed.rows if routed else 1),
         tie_word_embeddings=a.tied,
-        **experts,
+        **more,
     ).resolved(a.vocab, a.context)
 
 
+@functools.lru_cache(maxsize=1024)
 def of_model(model: ModelConfig) -> Architecture:
-    """The architecture of a completed [model] table: the decoder that this package trains."""
+    """The architecture of a completed [model] table: the decoder that this package trains (`models/families.py`)."""
     keys = model.model_dump(exclude_none=True)
-    kind = "qwen3_moe" if model.num_experts else "qwen3"
-    return of({**keys, "model_type": kind, "expert_bias": model.balance == "bias"}, "model")
+    keys["layer_types"] = tuple(
+        "full_attention" if model.window(n) is None else "sliding_attention" for n in range(model.sizes.L)
+    )
+    if model.num_experts:
+        keys |= {"model_type": "qwen3_moe", "expert_bias": model.balance == "bias"}
+    if model.model_type == "gpt2":
+        names = zip(("n_embd", "n_layer", "n_head"), model.sizes, strict=False)
+        keys |= {**dict(names), "n_inner": model.sizes.F, "n_positions": model.needed("max_position_embeddings")}
+    return of({**keys, **_theirs(model)}, "model")
+
+
+def _theirs(model: ModelConfig) -> dict[str, Any]:
+    """The keys of an encoder-decoder's config.json that are not those of the table."""
+    D, L, H, _, E, F, _ = model.sizes
+    if model.model_type == "t5":
+        names = {"d_model": D, "d_kv": E, "d_ff": F, "num_heads": H, "num_layers": L}
+        return {**names, "feed_forward_proj": model.hidden_act, "n_positions": model.max_position_embeddings}
+    if model.model_type == "marian":
+        names = {"d_model": D, "encoder_ffn_dim": F, "encoder_attention_heads": H, "encoder_layers": L}
+        return {**names, "decoder_layers": model.num_decoder_layers}
+    return {}

@@ -6,7 +6,7 @@ import math
 from typing import Any
 
 from foretell.config import ModelConfig, RunConfig, TrainConfig
-from foretell.plan import flops, history, memory, scaling, size, time, together
+from foretell.plan import flops, history, memory, rungs, scaling, size, time, together
 from foretell.plan.budget import parse_budget
 
 MEMORY_SPREAD = 0.22
@@ -57,6 +57,7 @@ def plan(
         "attention": t.attention,
         "peak_flops_per_second": peak_rate,
         "step_seconds": step,
+        "step_seconds_from": time.standing(m, t, machine, trial),
         "seconds": seconds,
         "seconds_parts": time.run_parts(config, machine, trial, probe),
         "tokens_per_second": _inverse(seconds, tokens),
@@ -81,6 +82,14 @@ def _quality(
 ) -> dict[str, Any]:
     """How good the model gets on its text, and how often it reads it."""
     count, batch = flops.parameters(m), t.global_batch_tokens or t.context
+    common = {
+        "epochs": tokens / max(1, corpus["tokens"]),
+        "text_used_up": bool(t.budget) and tokens + batch > size.MOST_EPOCHS * corpus["tokens"],
+    }
+    if t.ladder:
+        return (
+            rungs.read(t.ladder).forecast(count["total"], tokens, corpus["tokens"]) | {"loss_from": "ladder"} | common
+        )
     # The law was fitted to dense models; of a mixture it is given what a token passes through, which is cautious.
     N = count.get("active_non_embedding", count["non_embedding"])
     bits = scaling.bits_per_byte(N, tokens, batch, corpus, probe)
@@ -90,13 +99,19 @@ def _quality(
         "bits_per_byte": bits,
         "loss": {k: v * nats for k, v in bits.items()},
         "loss_curve": scaling.course(N, t.steps or 1, batch, corpus, probe),
-        "epochs": tokens / max(1, corpus["tokens"]),
-        "text_used_up": bool(t.budget) and tokens + batch > size.MOST_EPOCHS * corpus["tokens"],
+        **common,
     }
 
 
-def forecast(config: RunConfig, *, machine: dict[str, Any], corpus: dict[str, Any] | None = None) -> dict[str, Any]:
+def forecast(
+    config: RunConfig,
+    *,
+    machine: dict[str, Any],
+    corpus: dict[str, Any] | None = None,
+    fingerprint: str | None = None,
+) -> dict[str, Any]:
     """`foretell plan`: size and complete the config, then forecast it. Trains nothing."""
+    config = rungs.with_recipe(config, fingerprint)
     if config.train.budget is not None:
         budget = parse_budget(config.train.budget)
         config = size.size_for_budget(budget, machine=machine, corpus=corpus, probe=None, config=config)

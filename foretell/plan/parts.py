@@ -5,8 +5,8 @@ the measurement (`Speed`), so that a part measured while the machine was slow in
 slow in another. The terms' coefficients and what they miss are fitted to the record (`plan/fitted.py`).
 
 A layer is its attention and the rest, and one term of the rest is the layer's products, which are fitted alone. So a
-layer of other proportions than those measured is put together from products that were. A step is the sum of its parts
-with a coefficient fitted to whole steps.
+layer of other proportions than those measured, or of another family, is put together from products that were. A step is
+the sum of its parts with a coefficient fitted to whole steps.
 
 Not handled: other devices than CPUs.
 """
@@ -15,13 +15,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from statistics import median
 from typing import Any, NamedTuple
 
-from foretell.config import Sizes
-from foretell.plan import flops, memory
+from foretell.plan import activations, elementwise, flops, models
+from foretell.plan.architecture import Architecture, Layer, Matrix
 from foretell.plan.fitted import Fitted, fit
+from foretell.plan.weights import layer_weights
 
 # The references: a product of (side, side) by (side, side), and the products element by element of so many numbers of
 # float32, a few (twice what torch gives one thread) and many (three arrays of them are more than a cache).
@@ -65,9 +66,12 @@ class Speed:
 
 
 class Step(NamedTuple):
-    """An optimiser step on one execution path: all that its time depends on. kernel: attention's."""
+    """An optimiser step on one execution path: all that its time depends on. kernel: attention's.
 
-    sizes: Sizes
+    a: the model; of a mixture of experts the dense one of its sizes, to which `experts` is added.
+    """
+
+    a: Architecture
     context: int
     sequences: int  # of a micro-batch
     micro_batches: int
@@ -106,16 +110,19 @@ def product_cost(dtype: str, kind: str, tokens: int, width: int, out: int, speed
     return Cost(terms, [math.log2(tokens), math.log2(width), math.log2(out)])
 
 
-def attention_cost(kernel: str, tokens: int, context: int, heads: Heads, threads: int, speed: Speed) -> Cost:
+def attention_cost(
+    kernel: str, tokens: int, context: int, heads: Heads, threads: int, speed: Speed, masked: bool = False
+) -> Cost:
     """Attention, forward and backward, over `tokens` in sequences; heads: query heads, KV heads, head width.
 
-    The batched products of one kernel are shared out whole: three on two threads take as long as four.
+    The batched products of one kernel are shared out whole: three on two threads take as long as four. masked: a window
+    hides some keys; torch's kernel then meets all of them.
     """
     H, K, E = heads
     groups = tokens // context * K
     uneven = -(-groups // threads) * threads / groups - 1
-    blocks = list(memory.attention_blocks(context)) if kernel == "products" else []
-    area = sum((b - a) * b for a, b in blocks) if blocks else context * (context + 1) / 2
+    blocks = list(activations.attention_blocks(context)) if kernel == "products" else []
+    area = sum((b - a) * b for a, b in blocks) if blocks else context * (context if masked else (context + 1) / 2)
     scores = tokens / context * H * area
     terms = [
         speed.arithmetic(12 * scores * E),
@@ -125,15 +132,6 @@ def attention_cost(kernel: str, tokens: int, context: int, heads: Heads, threads
         speed.calls(len(blocks) or 1),
     ]
     return Cost(terms, [math.log2(context), math.log2(E), math.log2(tokens * H) / 2])
-
-
-def elementwise_bytes(sizes: Sizes) -> int:
-    """Bytes per token that the operators of one layer beside products and attention read and write, in float32.
-
-    Counted on the built layer, as a test does again: norms, residuals, rotary positions, SwiGLU, and their gradients.
-    """
-    D, _, H, K, E, F, _ = sizes
-    return 4 * (83 * D + 51 * (H + K) * E + 14 * F)
 
 
 class Parts:
@@ -160,9 +158,9 @@ class Parts:
         self._layers = _fits(attended, "layer", ("dtype",), self._layer)
         self._heads = _fits(rows, "head", ("dtype",), self._head)
         self._dropout = _fits(rows, "dropout", (), lambda f, s: _dropout_cost(f["numbers"], s))
-        self._updates = _fits(rows, "update", ("optimizer",), lambda f, s: _update_cost(_sizes(f), s))
+        self._updates = _fits(rows, "update", ("optimizer",), lambda f, s: _update_cost(_model(f), s))
         if ("adamw",) in self._updates:
-            self._muon = _fits(rows, "muon", ("dtype",), lambda f, s: self._muon_cost(_sizes(f), s))
+            self._muon = _fits(rows, "muon", ("dtype",), lambda f, s: self._muon_cost(_model(f), s))
         whole_steps = [r for r in attended if r.facts["part"] == "step" and self._has_parts(_step(r.facts))]
         self._steps = _fits(whole_steps, "step", ("dtype",), lambda f, s: self._step_cost(_step(f), s), MISSED_OF_STEPS)
 
@@ -171,17 +169,21 @@ class Parts:
         costs = {k: product_cost(dtype, k, tokens, width, out, speed) for k in KINDS}
         return sum(_seconds(self._products[dtype, k], c) for k, c in costs.items())
 
-    def attention(self, dtype: str, kernel: str, tokens: int, context: int, heads: Heads, speed: Speed) -> float:
-        """Attention of one layer, forward and backward."""
-        cost = attention_cost(kernel, tokens, context, heads, self.threads, speed)
+    def attention(self, dtype: str, kernel: str, tokens: int, context: int, layer: Layer, speed: Speed) -> float:
+        """Attention of one layer, forward and backward. One that a window masks takes torch's kernel, where timed."""
+        masked, a = activations.is_masked(layer, context), layer.attentions[0]
+        if masked and (dtype, "sdpa") in self._attention:
+            kernel = "sdpa"
+        cost = attention_cost(kernel, tokens, context, (a.heads, a.kv_heads, a.qk), self.threads, speed, masked)
         return _seconds(self._attention[dtype, kernel], cost)
 
-    def layer(self, dtype: str, kernel: str, tokens: int, context: int, sizes: Sizes, speed: Speed) -> float:
+    def layer(
+        self, dtype: str, kernel: str, tokens: int, context: int, layer: Layer, hidden: int, speed: Speed
+    ) -> float:
         """One dense layer, forward and backward."""
-        alike = sizes._replace(L=1, V=1)
-        key = (dtype, kernel, tokens, context, alike, speed)
+        key = (dtype, kernel, tokens, context, layer, hidden, speed)
         if key not in self._known_layers:  # a search for a size asks for each layer at many depths
-            cost = self._layer_cost(dtype, kernel, tokens, context, alike, speed)
+            cost = self._layer_cost(dtype, kernel, tokens, context, layer, hidden, speed)
             self._known_layers[key] = _seconds(self._layers[dtype,], cost)
         return self._known_layers[key]
 
@@ -193,11 +195,11 @@ class Parts:
         """Dropout of so many numbers, forward and backward."""
         return _seconds(self._dropout[()], _dropout_cost(numbers, speed))
 
-    def optimizer(self, name: str, dtype: str, sizes: Sizes, speed: Speed) -> float:
+    def optimizer(self, name: str, dtype: str, a: Architecture, speed: Speed) -> float:
         """Clipping and the update of all parameters."""
         if name == "muon":
-            return _seconds(self._muon[dtype,], self._muon_cost(sizes, speed))
-        return _seconds(self._updates[name,], _update_cost(sizes, speed))
+            return _seconds(self._muon[dtype,], self._muon_cost(a, speed))
+        return _seconds(self._updates[name,], _update_cost(a, speed))
 
     def step(self, step: Step, speed: Speed, eager_share: float = 1.0) -> float:
         """A whole step. eager_share: what remains of what layers and head take beside products and attention."""
@@ -206,17 +208,17 @@ class Parts:
 
     def of_step(self, step: Step, speed: Speed) -> dict[str, float]:
         """Seconds of all parts of a step by name, alone: `step` takes what their sum misses into account too."""
-        n, sizes, dtype, micro = step.tokens, step.sizes, step.dtype, step.micro_batches
+        n, a, dtype, micro = step.tokens, step.a, step.dtype, step.micro_batches
         layer = self._moe_layer if step.experts else self._dense_layer
-        numbers = sizes.L * sum(r * c for r, c in _matrices(sizes)) + sizes.V * sizes.D
-        dropouts = (2 * sizes.L + 1) * self.dropout(n * sizes.D, speed) if step.dropout else 0.0
+        numbers = _matrix_numbers(a) + _table_numbers(a)
+        dropouts = (2 * a.layers + 1) * self.dropout(n * a.hidden, speed) if step.dropout else 0.0
         return {
-            "layers": micro * sizes.L * layer(step, speed),
-            "head": micro * self.head(dtype, n, sizes.D, sizes.V, step.chunk, speed),
+            "layers": micro * sum(count * layer(step, kind, speed) for count, kind in a.kinds),
+            "head": micro * self.head(dtype, n, a.hidden, a.vocab, step.chunk, speed),
             "dropout": micro * dropouts,
             # From the second micro-batch on, gradients are added to those that are there.
             "accumulation": (micro - 1) * speed.traffic(12 * numbers, 4 * numbers),
-            "optimizer": self.optimizer(step.optimizer, dtype, sizes, speed),
+            "optimizer": self.optimizer(step.optimizer, dtype, a, speed),
         }
 
     def can(self, step: Step) -> bool:
@@ -238,24 +240,27 @@ class Parts:
 
     def _elementwise(self, step: Step, speed: Speed) -> float:
         """What layers and head of a step take beside products and attention."""
-        n, (D, L, H, K, E, _, V) = step.tokens, step.sizes
+        n, a = step.tokens, step.a
         parts = self.of_step(step, speed)
-        attention = self.attention(step.dtype, step.kernel, n, step.context, (H, K, E), speed)
-        shapes = [(D, V), *(s for s in _matrices(step.sizes) for _ in range(L))]
-        products = sum(self.product(step.dtype, n, i, o, speed) for i, o in shapes)
-        return max(0.0, parts["layers"] + parts["head"] - step.micro_batches * (products + L * attention))
+        known = self.product(step.dtype, n, a.hidden, a.vocab, speed)
+        for count, layer in a.kinds:
+            products = sum(self.product(step.dtype, n, m.rows, m.columns, speed) for m in layer.matrices)
+            attention = self.attention(step.dtype, step.kernel, n, step.context, layer, speed)
+            known += count * (products + attention)
+        return max(0.0, parts["layers"] + parts["head"] - step.micro_batches * known)
 
     def _step_cost(self, step: Step, speed: Speed) -> Cost:
-        return Cost([sum(self.of_step(step, speed).values())], [math.log2(step.tokens), math.log2(step.sizes.D)])
+        return Cost([sum(self.of_step(step, speed).values())], [math.log2(step.tokens), math.log2(step.a.hidden)])
 
-    def _dense_layer(self, step: Step, speed: Speed) -> float:
-        return self.layer(step.dtype, step.kernel, step.tokens, step.context, step.sizes, speed)
+    def _dense_layer(self, step: Step, layer: Layer, speed: Speed) -> float:
+        return self.layer(step.dtype, step.kernel, step.tokens, step.context, layer, step.a.hidden, speed)
 
-    def _moe_layer(self, step: Step, speed: Speed) -> float:
+    def _moe_layer(self, step: Step, layer: Layer, speed: Speed) -> float:
         """A layer of experts: a dense one with the feed-forward part of one expert of so many tokens, and the rest."""
-        experts, chosen, width = step.experts or (1, 1, step.sizes.F)
-        D, n = step.sizes.D, step.tokens
-        dense = self.layer(step.dtype, step.kernel, n, step.context, step.sizes._replace(F=width), speed)
+        experts, chosen, width = step.experts or (1, 1, layer.inner)
+        D, n = step.a.hidden, step.tokens
+        one_wide = replace(layer, matrices=tuple(_of_width(m, width) for m in layer.matrices), inner=width)
+        dense = self._dense_layer(step, one_wide, speed)
         rows = max(1, n * chosen // experts)
         one = 2 * self.product(step.dtype, rows, D, width, speed) + self.product(step.dtype, rows, width, D, speed)
         part = 2 * self.product(step.dtype, n, D, width, speed) + self.product(step.dtype, n, width, D, speed)
@@ -270,18 +275,19 @@ class Parts:
         return attention_cost(f["kernel"], f["tokens"], f["context"], heads, self.threads, speed)
 
     def _layer(self, f: Facts, speed: Speed) -> Cost:
-        return self._layer_cost(f["dtype"], f["kernel"], f["tokens"], f["context"], _sizes(f), speed)
+        layer = _model(f).kinds[0][1]
+        return self._layer_cost(f["dtype"], f["kernel"], f["tokens"], f["context"], layer, f["D"], speed)
 
-    def _layer_cost(self, dtype: str, kernel: str, tokens: int, context: int, sizes: Sizes, speed: Speed) -> Cost:
-        D, _, H, K, E, F, _ = sizes
-        widths = ((D, H * E), (D, K * E), (D, K * E), (H * E, D), (D, F), (D, F), (F, D))
+    def _layer_cost(
+        self, dtype: str, kernel: str, tokens: int, context: int, layer: Layer, hidden: int, speed: Speed
+    ) -> Cost:
         terms = [
-            sum(self.product(dtype, tokens, i, o, speed) for i, o in widths),
-            speed.traffic(tokens * elementwise_bytes(sizes), 4 * tokens * D),
-            speed.calls(100),
+            sum(self.product(dtype, tokens, m.columns, m.rows, speed) for m in layer.matrices),
+            speed.traffic(tokens * elementwise.bytes_per_token(layer, hidden), 4 * tokens * hidden),
+            speed.calls(100 * elementwise.operators(layer) / elementwise.OF_QWEN3),
         ]
-        known = self.attention(dtype, kernel, tokens, context, (H, K, E), speed)
-        return Cost(terms, [math.log2(tokens), math.log2(D)], known)
+        known = self.attention(dtype, kernel, tokens, context, layer, speed)
+        return Cost(terms, [math.log2(tokens), math.log2(hidden)], known)
 
     def _head(self, f: Facts, speed: Speed) -> Cost:
         return self._head_cost(f["dtype"], f["tokens"], f["D"], f["V"], f["chunk"], speed)
@@ -300,22 +306,21 @@ class Parts:
         ]
         return Cost(terms, [math.log2(tokens), math.log2(D), math.log2(V), 3.0 * chunked])
 
-    def _muon_cost(self, sizes: Sizes, speed: Speed) -> Cost:
-        tables = _update_cost(sizes._replace(L=0), speed)
-        matrices, L = _matrices(sizes), sizes.L
-        operations = L * sum(flops.newton_schulz_flops(*shape) for shape in matrices)
-        numbers = L * sum(r * c for r, c in matrices)
+    def _muon_cost(self, a: Architecture, speed: Speed) -> Cost:
+        tables = _of_numbers(_table_numbers(a), 2, speed)
+        matrices, numbers = list(flops.matrices(a)), _matrix_numbers(a)
+        operations = sum(count * flops.newton_schulz_flops(rows, columns) for count, rows, columns, _ in matrices)
         terms = [
             speed.arithmetic(operations),
             speed.traffic(4 * numbers, numbers),
-            speed.calls(20 * len(set(matrices))),
+            speed.calls(20 * len({kind[1:] for kind in matrices})),
         ]
-        return Cost(terms, [math.log2(sizes.D)], _seconds(self._updates["adamw",], tables))
+        return Cost(terms, [math.log2(a.hidden)], _seconds(self._updates["adamw",], tables))
 
 
 def _step(f: Facts) -> Step:
     sequences = f["tokens"] // f["context"]
-    return Step(_sizes(f), f["context"], sequences, 1, f["dtype"], f["kernel"], f["optimizer"])
+    return Step(_model(f), f["context"], sequences, 1, f["dtype"], f["kernel"], f["optimizer"])
 
 
 def _product(f: Facts, speed: Speed) -> Cost:
@@ -326,10 +331,14 @@ def _dropout_cost(numbers: int, speed: Speed) -> Cost:
     return Cost([speed.traffic(4 * numbers, 4 * numbers), speed.calls(10)], [math.log2(numbers)])
 
 
-def _update_cost(sizes: Sizes, speed: Speed) -> Cost:
+def _update_cost(a: Architecture, speed: Speed) -> Cost:
     """Clipping and an update that reads and writes each number a few times."""
-    numbers = sizes.L * sum(r * c for r, c in _matrices(sizes)) + sizes.V * sizes.D
-    return Cost([speed.traffic(4 * numbers, 4 * numbers), speed.calls(11 * sizes.L + 2)], [math.log2(numbers)])
+    tensors = sum(count * len(layer_weights(layer)) for count, layer in a.kinds)
+    return _of_numbers(_matrix_numbers(a) + _table_numbers(a), tensors + 2, speed)
+
+
+def _of_numbers(numbers: int, tensors: int, speed: Speed) -> Cost:
+    return Cost([speed.traffic(4 * numbers, 4 * numbers), speed.calls(tensors)], [math.log2(numbers)])
 
 
 def _fits(
@@ -355,10 +364,25 @@ def _seconds(fitted: Fitted, cost: Cost) -> float:
     return cost.known + fitted.seconds(cost.terms, cost.place)
 
 
-def _sizes(facts: Facts) -> Sizes:
-    return Sizes(*(facts.get(k) or 1 for k in Sizes._fields))
+def _model(facts: Facts) -> Architecture:
+    """What was timed: Qwen3 of these sizes, as far as the part has them."""
+    D, H, K, E, F, L, V = (facts.get(k) or 1 for k in ("D", "H", "K", "E", "F", "L", "V"))
+    keys = {"hidden_size": D, "num_attention_heads": H, "num_key_value_heads": K, "head_dim": E, "vocab_size": V}
+    more = {"num_hidden_layers": L, "intermediate_size": F, "max_position_embeddings": 1, "tie_word_embeddings": True}
+    return models.of({"model_type": "qwen3", **keys, **more})
 
 
-def _matrices(sizes: Sizes) -> list[tuple[int, int]]:
-    D, _, H, K, E, F, _ = sizes
-    return [(H * E, D), (K * E, D), (K * E, D), (D, H * E), (F, D), (F, D), (D, F)]
+def _of_width(m: Matrix, inner: int) -> Matrix:
+    """A matrix of the feed-forward part made as wide as that; others as they are."""
+    if not m.name.startswith("mlp."):
+        return m
+    return replace(m, columns=inner) if m.split == "row" else replace(m, rows=inner)
+
+
+def _matrix_numbers(a: Architecture) -> int:
+    return sum(count * rows * columns for count, rows, columns, _ in flops.matrices(a))
+
+
+def _table_numbers(a: Architecture) -> int:
+    """Numbers that AdamW has where Muon has the matrices: of tables, and of a head of its own."""
+    return sum(rows * width for _, rows, width in a.tables) + a.parameters["head"]

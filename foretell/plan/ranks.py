@@ -24,14 +24,15 @@ import itertools
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from foretell.config import ParallelConfig, TrainConfig
-from foretell.plan import layout, memory
+from foretell.plan import activations, layout
+from foretell.plan.activations import FLOAT, HALF, MicroBatch
 from foretell.plan.architecture import Architecture, Layer, Matrix
 from foretell.plan.layout import Degrees
 
-FLOAT, HALF, INDEX = memory.FLOAT, memory.HALF, memory.INDEX
 # Arrays of the feed-forward width that the backward pass of a layer has at once beside what was kept for it.
 PASSING = 2.5
 # Of a device's memory, what fragments and the driver's own data leave usable. A usual value, not a measurement.
@@ -52,16 +53,24 @@ class Place:
     length: int
     batches: int
     chunk: int | None
+    kernel: str = "sdpa"
+    dropout: bool = False
+
+    @cached_property
+    def micro_batch(self) -> MicroBatch:
+        """What passes through its layers at once."""
+        d = self.degrees
+        return MicroBatch(self.sequences, self.length, self.dtype, self.kernel, self.dropout, d.tp, d.cp)
 
     @property
     def item(self) -> int:
         """Bytes of a number in a product."""
-        return HALF if self.dtype == "bfloat16" else FLOAT
+        return self.micro_batch.item
 
     @property
     def tokens(self) -> int:
         """Tokens of a micro-batch on this rank before tensor parallelism cuts the sequence."""
-        return self.sequences * self.length // self.degrees.cp
+        return self.micro_batch.tokens
 
 
 def place(parallel: ParallelConfig, train: TrainConfig, degrees: Degrees) -> Place:
@@ -78,6 +87,8 @@ def place(parallel: ParallelConfig, train: TrainConfig, degrees: Degrees) -> Pla
         train.context,
         batches,
         train.loss_chunk_tokens,
+        train.attention,
+        bool(train.dropout),
     )
 
 
@@ -108,51 +119,21 @@ def unit_numbers(layer: Layer, d: Degrees) -> tuple[int, int, int]:
             biases = m.copies * m.rows // (d.tp if m.split == "column" else 1)
             gathered += d.fsdp * math.ceil(biases / d.fsdp)
             held += math.ceil(biases / d.fsdp)
-    for size in layer.vectors:
+    for _, size in layer.vectors:
         gathered += d.fsdp * math.ceil(size / d.fsdp)
         held += math.ceil(size / d.fsdp)
     return gathered, held, matrices
 
 
-def saved_bytes_per_token(layer: Layer, hidden: int, p: Place) -> float:
-    """Bytes autograd keeps of one token of a micro-batch, of one layer, on one rank.
-
-    With tensor parallelism the norms see a part of the sequence; what goes into a product is gathered and kept whole.
-    """
-    tp, item, short = p.degrees.tp, p.item, p.dtype == "bfloat16"
-    norm = FLOAT * (2 * hidden + 1 if layer.rms else hidden + 2) / tp
-    kept = 0.0
-    for a in layer.attentions:
-        q, k, v, out = a.heads * a.qk, a.kv_heads * a.qk, a.kv_heads * a.v, a.heads * a.v
-        kept += norm + item * (3 if short else 1) * hidden
-        if layer.norms_of_heads:
-            kept += FLOAT * (2 * q + a.heads + 2 * k + a.kv_heads) / tp
-        kept += item * (q + k + v + out) / tp + FLOAT * a.heads / tp
-    kept += sum(FLOAT * (2 * n + 1) + item * n for n in layer.latents)
-    return kept + norm + _feed_forward_bytes(layer, hidden, p)
-
-
-def _feed_forward_bytes(layer: Layer, hidden: int, p: Place) -> float:
-    """The same of its feed-forward part, the input among it, the norm not."""
-    tp, item, short = p.degrees.tp, p.item, p.dtype == "bfloat16"
-    wide = 4 if layer.gated else 2
-    kept = item * (2 if short else 1) * hidden + item * wide * layer.inner / tp if layer.inner else 0.0
-    routed = layer.routed
-    if routed is not None:
-        k, N = routed.used, routed.copies
-        kept += item * hidden + FLOAT * (N + k + 1) + item * k + INDEX * k
-        kept += k * (item * (2 * hidden + 4 * routed.rows / tp) + 2 * INDEX)
-    return kept
-
-
 def layer_bytes(layer: Layer, hidden: int, p: Place) -> tuple[float, float]:
     """Bytes of a layer's activations of one micro-batch between its passes, and while its backward pass runs."""
-    whole = p.tokens * saved_bytes_per_token(layer, hidden, p)
+    b = p.micro_batch
+    whole = activations.layer_bytes(layer, hidden, b)
     if p.recompute == "full":
-        return p.tokens * FLOAT * hidden / p.degrees.tp, whole
+        return p.tokens * FLOAT * hidden / b.tp, whole
     if p.recompute == "selective":
-        part = p.tokens * _feed_forward_bytes(layer, hidden, p)
-        return whole - part + p.tokens * FLOAT * hidden / p.degrees.tp, part
+        part = p.tokens * activations.feed_forward_bytes(layer, hidden, b)
+        return whole - part + p.tokens * FLOAT * hidden / b.tp, part
     return whole, 0.0
 
 
@@ -205,7 +186,7 @@ Layers = list[tuple[int, Layer]]  # how many of each
 
 def stages(a: Architecture, pp: int, schedule_stages: int) -> Iterator[tuple[Layers, bool, bool]]:
     """Of every place in the pipeline its layers, and whether it has the embedding and the head."""
-    kinds = [(n, y) for s in a.stacks for n, y in s.layers]
+    kinds = a.kinds
     ends = list(itertools.accumulate(n for n, _ in kinds))
     cut = layout.stage_layers(ends[-1], schedule_stages)
     for place in range(pp):
@@ -271,11 +252,12 @@ def _root_numbers(a: Architecture, d: Degrees, first: bool, last: bool) -> tuple
     """Numbers outside the layers on a stage: gathered with padding, and held."""
     rows: list[tuple[int, int]] = []
     if first:
-        rows += [(math.ceil(n / d.tp), width) for _, n, width in a.tables]
+        (_, vocabulary, width), *others = a.tables
+        rows += [(math.ceil(vocabulary / d.tp), width), *((n, wide) for _, n, wide in others)]
     if last:
         tied = a.tied and first
         rows += [held_rows(m, d) for m in a.head[:-1]] + ([] if tied else [held_rows(a.head[-1], d)])
-        rows += [(size, 1) for s in a.stacks for size in s.vectors] + [(size, 1) for size in a.vectors]
+        rows += [(size, 1) for vectors in (*(s.vectors for s in a.stacks), a.vectors) for _, size in vectors]
     gathered = sum(d.fsdp * math.ceil(n / d.fsdp) * each for n, each in rows)
     return gathered, sum(math.ceil(n / d.fsdp) * each for n, each in rows)
 

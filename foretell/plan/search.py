@@ -25,12 +25,14 @@ from foretell.plan.layout import Degrees
 MICRO = (1, 2, 4, 8)
 RECOMPUTE = ("none", "selective", "full")
 SHOWN = 10
+_DEGREES = ("dp_replicate", "dp_shard", "tp", "pp", "cp", "ep")
 
 
-def search(config: RunConfig, shown: int = SHOWN) -> dict[str, Any]:
+def search(config: RunConfig, shown: int = SHOWN, picture: bool = False) -> dict[str, Any]:
     """The `shown` fastest layouts that fit: `layouts`, `tried`, and `left_out` with how many failed for which reason.
 
-    Raises PlanError where none fits, with the smallest peak that was seen.
+    With `picture` also `points`, the fastest of each set of degrees and way of recomputation: those that fit, and those
+    that do not (`fits`). Raises PlanError where none fits, with the smallest peak that was seen.
     """
     h = hardware.load(config.cluster.hardware or "", abroad.table(config))
     a = abroad.described(config)
@@ -38,6 +40,7 @@ def search(config: RunConfig, shown: int = SHOWN) -> dict[str, Any]:
     c = _same_batch(config, a, h, world)
     s, model, constants = shape.of(a), abroad.view(c, a), efficiency.constants(c.cluster.software)
     found: list[tuple[float, dict[str, Any]]] = []
+    over: list[tuple[float, dict[str, Any]]] = []
     left_out: Counter[str] = Counter()
     smallest, tried = float("inf"), 0
     for d, parallel, train in candidates(c, a, h, world):
@@ -46,11 +49,13 @@ def search(config: RunConfig, shown: int = SHOWN) -> dict[str, Any]:
         smallest = min(smallest, peak)
         if peak > abroad.room(h):
             left_out["does not fit"] += 1
-            continue
+            if not picture:
+                continue
         changed = c.model_copy(update={"parallel": parallel, "train": train})
         timed = cluster.step(s, abroad.job(changed, model, d), h, constants)
         seconds = timed["seconds"]
-        found.append((seconds["value"], _row(d, parallel, train, timed, peak, a, c, h)))
+        kept = found if peak <= abroad.room(h) else over
+        kept.append((seconds["value"], _row(d, parallel, train, timed, peak, a, c, h)))
     left_out |= _indivisible(c, a, h, world)
     if not found:
         raise PlanError(
@@ -59,8 +64,8 @@ def search(config: RunConfig, shown: int = SHOWN) -> dict[str, Any]:
             "train.context, or a device with more memory"
         )
     found.sort(key=lambda f: f[0])
-    layouts = _different(row for _, row in found)
-    return {
+    layouts = _different((row for _, row in found), _DEGREES)
+    result = {
         "model": a.name,
         "hardware": h.title,
         "devices": world,
@@ -69,23 +74,31 @@ def search(config: RunConfig, shown: int = SHOWN) -> dict[str, Any]:
         "tried": tried,
         "fitting": len(found),
         "left_out": dict(left_out),
+        "room_bytes": abroad.room(h),
         "layouts": layouts[:shown],
     }
+    if picture:
+        over.sort(key=lambda f: f[0])
+        both = ((True, found), (False, over))
+        kinds = (*_DEGREES, "recompute")
+        result["points"] = [r | {"fits": fits} for fits, rows in both for r in _different((r for _, r in rows), kinds)]
+    return result
 
 
-def _different(rows: Iterator[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The fastest of each set of degrees."""
-    best: dict[tuple[int, ...], dict[str, Any]] = {}
+def _different(rows: Iterator[dict[str, Any]], keys: tuple[str, ...]) -> list[dict[str, Any]]:
+    """The first of the rows, the fastest, of each set of values of the keys."""
+    best: dict[tuple[Any, ...], dict[str, Any]] = {}
     for row in rows:
-        best.setdefault(tuple(row[axis] for axis in ("dp_replicate", "dp_shard", "tp", "pp", "cp", "ep")), row)
+        best.setdefault(tuple(row[key] for key in keys), row)
     return list(best.values())
 
 
 def _same_batch(config: RunConfig, a: Architecture, h: Hardware, world: int) -> RunConfig:
     """The config with a batch and dtype that no candidate changes."""
+    whole = {"dp_replicate": 1, "dp_shard": None, "tp": 1, "pp": 1, "cp": 1, "ep": 1}
     plain = run_config.updated(
         config,
-        parallel={"dp_replicate": 1, "dp_shard": None, "tp": 1, "pp": 1, "cp": 1, "ep": 1},
+        parallel={**whole, "schedule": "1f1b", "recompute": "none"},
         train={"micro_batch_size": None},
     )
     if plain.train.global_batch_tokens is None:
@@ -102,17 +115,15 @@ def candidates(
     model = abroad.view(c, a)
     sequences = c.train.needed("global_batch_tokens") // c.train.context
     for d, parallel in _layouts(c, a, h, world):
-        for schedule, micro in itertools.product(_schedules(d), MICRO):
-            p = parallel.model_copy(update={"schedule": schedule})
+        for schedule, recompute, micro in itertools.product(_schedules(d), RECOMPUTE, MICRO):
+            p = parallel.model_copy(update={"schedule": schedule, "recompute": recompute})
             try:
                 layout.check(d, p, model, c.train.context, sequences, micro)
             except ConfigError:
                 continue
             if sequences // d.dp % micro or sequences % d.dp:
                 continue
-            train = c.train.model_copy(update={"micro_batch_size": micro})
-            for recompute in RECOMPUTE:
-                yield d, p.model_copy(update={"recompute": recompute}), train
+            yield d, p, c.train.model_copy(update={"micro_batch_size": micro})
 
 
 def _schedules(d: Degrees) -> tuple[str, ...]:

@@ -138,7 +138,8 @@ class Shape:
 
 def of(a: Architecture) -> Shape:
     """The shape of an architecture. A layer with two attentions becomes two, the second without products."""
-    positions, norms = sum(rows for _, rows, _ in a.tables[1:]), sum(sum(s.vectors) for s in a.stacks) + sum(a.vectors)
+    positions = sum(rows for _, rows, _ in a.tables[1:])
+    norms = sum(architecture.numbers(s.vectors) for s in a.stacks) + architecture.numbers(a.vectors)
     return Shape(a.hidden, a.vocab, tuple(_layers(a)), a.tied, positions, norms)
 
 
@@ -153,7 +154,7 @@ def _layers(a: Architecture) -> Iterator[tuple[int, Layer]]:
             whole, split = _traffic(a.hidden, layer)
             kernels = 28 + 8 * len(layer.latents) if layer.rms else 36
             own = _attention(first, layer)
-            yield n, Layer(products, own, whole, split, kernels, sum(layer.vectors), 2 + len(more))
+            yield n, Layer(products, own, whole, split, kernels, architecture.numbers(layer.vectors), 2 + len(more))
             for other in more:
                 yield n, Layer((), _attention(other, layer), (10.0 * a.hidden, 14.0 * a.hidden), (0.0, 0.0), 10, 0, 0)
 

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 
 from foretell.plan import layout
 from foretell.plan.collective import BYTE, DOUBLE, FLOAT, HALF, LONG, Chunk, Collective, Rank
-from foretell.plan.weights import Weight, layer_weights, outer_weights
+from foretell.plan.weights import Weight, embedding_weights, head_weights, layer_weights, outer_weights
 
 
 def _shape_here(r: Rank, weight: Weight) -> tuple[int, ...]:
@@ -28,7 +28,7 @@ def _held(r: Rank, weight: Weight) -> int:
 
 def layer_of(r: Rank, n: int = 0) -> list[Weight]:
     """The weights of layer n, by their full names."""
-    return [(f"model.layers.{n}.{name}", shape) for name, shape in layer_weights(r.model, r.traits)]
+    return [(f"model.layers.{n}.{name}", shape) for name, shape in layer_weights(r.a.kinds[0][1])]
 
 
 def units(r: Rank) -> Iterator[tuple[str, int, int, int, str, int]]:
@@ -44,7 +44,7 @@ def units(r: Rank) -> Iterator[tuple[str, int, int, int, str, int]]:
     if apart:
         yield "experts", r.layers, numbers(apart, r.d.expert_fsdp), r.item, "expert_fsdp", r.d.expert_fsdp
     for chunk in r.chunks:
-        outer = list(outer_weights(r.model, chunk.first, chunk.last))
+        outer = outer_weights(r.a, chunk.first, chunk.last)
         if outer:
             yield "root", 1, numbers(outer, r.d.fsdp), FLOAT, "fsdp", r.d.fsdp
 
@@ -121,11 +121,10 @@ def _all_weights(r: Rank) -> list[Weight]:
 
 
 def _weights_of(r: Rank, chunk: Chunk) -> Iterator[Weight]:
-    outer = list(outer_weights(r.model, chunk.first, chunk.last))
-    yield from (w for w in outer if "embed_tokens" in w[0])
+    yield from embedding_weights(r.a) if chunk.first else ()
     for n in chunk.layers:
         yield from layer_of(r, n)
-    yield from (w for w in outer if "embed_tokens" not in w[0])
+    yield from head_weights(r.a, chunk.first) if chunk.last else ()
 
 
 def tied_table(r: Rank) -> Iterator[Collective]:

@@ -9,7 +9,8 @@ from typing import Any
 from foretell import config as run_config
 from foretell.config import ModelConfig, RunConfig, TrainConfig
 from foretell.errors import ConfigError, PlanError
-from foretell.plan import flops, memory, scaling, time
+from foretell.plan import flops, memory, rungs, scaling, time
+from foretell.plan.activations import FLOAT
 from foretell.plan.budget import Budget
 
 # A forecast aims a little under the budget, so that half the error of the forecast still ends inside it.
@@ -22,6 +23,8 @@ NARROWEST, WIDEST = 24, 128
 # Forecasts this close in the logarithm are alike: then the larger model, better in both measured pairs (docs/log.md).
 ALIKE = 0.01
 LEAST_STEPS = 40
+# Candidates have batches that are powers of two; with a ladder only those near its rule, in the logarithm to base two.
+NEAR_THE_RULE = 0.75
 SHARE_OF_MEMORY = 0.7
 USUAL_MEMORY_BYTES = 4e9
 MOST_LOGIT_BYTES = 1e9
@@ -128,9 +131,9 @@ def fits(config: RunConfig, changes: dict[str, Any], room_bytes: float) -> bool:
 def _chunk(tokens: int, model: ModelConfig) -> int | None:
     """Tokens a chunk of the cross-entropy where the logits would be large, else None: all at once."""
     V = model.sizes.V
-    if 3 * memory.FLOAT * tokens * V <= MOST_LOGIT_BYTES:
+    if 3 * FLOAT * tokens * V <= MOST_LOGIT_BYTES:
         return None
-    return max(64, int(CHUNK_BYTES / memory.FLOAT / V))
+    return max(64, int(CHUNK_BYTES / FLOAT / V))
 
 
 def _micro_batch(model: ModelConfig, t: TrainConfig, sequences: int, machine: dict[str, Any]) -> int:
@@ -154,9 +157,10 @@ def size_for_budget(
 ) -> RunConfig:
     """The width, depth, batch and steps of lowest forecast loss for a budget. What the config sets is kept.
 
-    The optimum is flat: of the forecasts that are `ALIKE` the largest model's is taken. A budget of time is not spent
-    on reading a text more than `MOST_EPOCHS` times; one of FLOPs is kept. A config that says how long to train is left
-    as it is, so that a finished run's config repeats the run. Raises PlanError when nothing fits.
+    By the law that ships the optimum is flat: of the forecasts that are `ALIKE` the largest model's is taken. Where
+    `train.ladder` names a ladder its own law decides, among models of its shape with batches of its rule. A budget of
+    time is not spent on reading a text more than `MOST_EPOCHS` times; one of FLOPs is kept. A config that says how long
+    to train is left as it is, so that a finished run's config repeats the run. Raises PlanError when nothing fits.
     """
     if config.train.steps or config.train.tokens:
         return config
@@ -165,22 +169,29 @@ def size_for_budget(
             "a budget chooses the size of dense models only; with model.num_experts give model.hidden_size and "
             "model.num_hidden_layers"
         )
+    ladder = rungs.read(config.train.ladder) if config.train.ladder else None
     found: list[tuple[float, int, ModelConfig, TrainConfig]] = []
-    for model, train in _candidates(config, corpus, machine):
+    for model, train in _candidates(config, corpus, machine, ladder):
         steps = _steps_within(budget, model, train, machine, probe)
         batch = train.global_batch_tokens or train.context
         if budget.seconds is not None:
             steps = _at_most(steps, batch, corpus)
         if steps < LEAST_STEPS:
             continue
-        n = flops.parameters(model)["non_embedding"]
-        loss = scaling.bits_per_byte(n, steps * batch, batch, corpus or {}, probe)["value"]
+        count = flops.parameters(model)
+        n = count["non_embedding"]
+        if ladder is None:
+            loss = scaling.bits_per_byte(n, steps * batch, batch, corpus or {}, probe)["value"]
+        elif config.train.global_batch_tokens or _is_near_the_rule(batch, steps * batch, config.train.context):
+            loss = ladder.loss(count["total"], steps * batch, (corpus or {}).get("tokens") or math.inf)
+        else:
+            continue
         found.append((math.log(loss), -n, model, train.model_copy(update={"steps": steps})))
     if not found:
         told = f"{budget.seconds:g} s" if budget.seconds is not None else f"{budget.flops:g} FLOPs"
         raise PlanError(f"nothing that learns fits {told} on this machine; give a larger budget, or a smaller model")
     lowest = min(loss for loss, *_ in found)
-    alike = (f for f in found if f[0] <= lowest + ALIKE)
+    alike = (f for f in found if f[0] <= lowest + (ALIKE if ladder is None else 0.0))
     _, _, model, train = min(alike, key=lambda f: (f[1], f[0]))
     return run_config.updated(
         config,
@@ -189,18 +200,27 @@ def size_for_budget(
     )
 
 
+def _is_near_the_rule(batch: int, tokens: float, context: int) -> bool:
+    """Whether a batch is about what the rule has for so many tokens; a ladder's law knows of no other."""
+    return abs(math.log2(batch / batch_tokens(tokens, context))) <= NEAR_THE_RULE
+
+
 def _candidates(
-    config: RunConfig, corpus: dict[str, Any] | None, machine: dict[str, Any]
+    config: RunConfig, corpus: dict[str, Any] | None, machine: dict[str, Any], ladder: rungs.Rungs | None
 ) -> Iterator[tuple[ModelConfig, TrainConfig]]:
-    """Every shape worth a look that fits in memory: a resolved model, and a train table with its batches."""
+    """Every shape worth a look that fits in memory: a resolved model, and a train table with its batches.
+
+    With a ladder the shapes are the ladder's.
+    """
     m, t = config.model, config.train
     widths = [m.hidden_size] if m.hidden_size else WIDTHS
     depths = [m.num_hidden_layers] if m.num_hidden_layers else LAYERS
-    free = not (m.hidden_size or m.num_hidden_layers)
+    free = ladder is None and not (m.hidden_size or m.num_hidden_layers)
     batches = [t.global_batch_tokens] if t.global_batch_tokens else [SMALLEST_BATCH << i for i in range(6)]
     room = SHARE_OF_MEMORY * float(machine.get("memory_bytes") or USUAL_MEMORY_BYTES)
     for width in widths:
-        for depth in depths:
+        of_ladder = [ladder.layers(width)] if ladder is not None and not m.num_hidden_layers else None
+        for depth in of_ladder or depths:
             if free and not NARROWEST <= width / depth <= WIDEST:
                 continue
             sizes = {"hidden_size": width, "num_hidden_layers": depth}

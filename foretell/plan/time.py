@@ -15,7 +15,8 @@ import math
 from typing import Any
 
 from foretell.config import ModelConfig, RunConfig, TrainConfig
-from foretell.plan import flops, history, memory
+from foretell.plan import elementwise, flops, history, memory, models
+from foretell.plan.activations import FLOAT
 from foretell.plan.parts import Parts, Speed, Step
 from foretell.plan.scaling import PROBE_CONTEXT, spread
 
@@ -31,8 +32,8 @@ RUN_OVER_TRIAL = 1.06
 # docs/plan.md; the others are judgement.
 TRIAL_SPREAD, MOST_TRIAL_SPREAD = 0.17, 0.24
 ROOFLINE_SPREAD = 0.6
-# Of the sum of parts at a stated speed of the machine, as benchmarks/step_time.py measures it; of experts and compiled
-# steps, which were not calibrated, judgement.
+# Of the sum of parts at a stated speed of the machine, as benchmarks/step_time.py measures it; of experts, compiled
+# steps and other families than Qwen3, which were not calibrated, judgement.
 PARTS_SPREAD, ROUGH_PARTS_SPREAD = 0.10, 0.40
 UNMEASURED_SPREAD = 1.2
 PROBED_SPREAD = 0.35
@@ -79,18 +80,20 @@ def working_dtype(train: TrainConfig, machine: dict[str, Any]) -> str:
 
 def roofline_step_seconds(m: ModelConfig, t: TrainConfig, machine: dict[str, Any]) -> float:
     """Seconds of one optimiser step from the machine record alone."""
-    _, L, _, _, _, _, V = m.sizes
+    a, V = models.of_model(m), m.sizes.V
     tokens = t.global_batch_tokens or t.context
     speed = rate(machine, working_dtype(t, machine)) * PRODUCT_EFFICIENCY
     bandwidth = machine.get("memory_bytes_per_second", {}).get("copy") or GUESSED_BANDWIDTH
     per_op = machine.get("op_seconds") or GUESSED_OP_SECONDS
     products = tokens * flops.flops_per_token(m, t.context)["full"] + flops.optimizer_flops(m, t.optimizer)
     # Elementwise work passes over each saved tensor about three times, and over the states a few times a step.
-    traffic = 3.0 * tokens * (memory.saved_bytes_per_token(m, "float32") + 3 * memory.FLOAT * V)
+    traffic = 3.0 * tokens * (memory.saved_bytes_per_token(m, "float32") + 3 * FLOAT * V)
     traffic += 4 * sum(memory.run_state_bytes(m, t).values())
     micro = math.ceil(tokens / t.context / (t.micro_batch_size or max(1, tokens // t.context)))
-    layer = OPERATORS_A_LAYER + (OPERATORS_OF_A_ROUTER + OPERATORS_AN_EXPERT * m.num_experts if m.num_experts else 0)
-    operators = micro * (L * layer + OPERATORS_BESIDE) + OPERATORS_BESIDE
+    layers = sum(n * OPERATORS_A_LAYER * elementwise.operators(y) / elementwise.OF_QWEN3 for n, y in a.kinds)
+    if m.num_experts:
+        layers += a.layers * (OPERATORS_OF_A_ROUTER + OPERATORS_AN_EXPERT * m.num_experts)
+    operators = micro * (layers + OPERATORS_BESIDE) + OPERATORS_BESIDE
     return products / speed + traffic / bandwidth + operators * per_op
 
 
@@ -110,13 +113,14 @@ def steps_by_parts(m: ModelConfig, t: TrainConfig, machine: dict[str, Any]) -> l
     kernels = ("sdpa", "products") if t.attention == "auto" else (t.attention,)
     sequences = max(1, (t.global_batch_tokens or t.context) // t.context)
     micro = t.micro_batch_size or sequences
-    experts = None
+    experts, dense = None, m
     if m.num_experts:
+        dense = m.model_copy(update={"num_experts": None, "balance": None})
         experts = (m.num_experts, m.needed("num_experts_per_tok"), m.needed("moe_intermediate_size"))
     pieces = math.ceil(sequences / micro)
     return [
         Step(
-            *(m.sizes, t.context, micro, pieces, dtype, kernel, t.optimizer),
+            *(models.of_model(dense), t.context, micro, pieces, dtype, kernel, t.optimizer),
             chunk=t.loss_chunk_tokens,
             dropout=bool(t.dropout),
             experts=experts,
@@ -143,7 +147,20 @@ def untried_step_seconds(
         return roofline_step_seconds(m, t, machine), ROOFLINE_SPREAD if is_measured(machine) else UNMEASURED_SPREAD
     at = speed or (Speed(**machine["speed"]) if machine.get("speed") else known.speed)
     value = min(known.step(s, at, COMPILED_SHARE if t.compile == "on" else 1.0) for s in steps)
-    return value, ROUGH_PARTS_SPREAD if m.num_experts or t.compile == "on" else PARTS_SPREAD
+    return value, PARTS_SPREAD if is_calibrated(m, t) else ROUGH_PARTS_SPREAD
+
+
+def is_calibrated(m: ModelConfig, t: TrainConfig) -> bool:
+    """Whether steps of this kind are what a full calibration times; of others its parts are put together unseen."""
+    return m.model_type == "qwen3" and not m.num_experts and t.compile != "on"
+
+
+def standing(m: ModelConfig, t: TrainConfig, machine: dict[str, Any], trial: dict[str, Any] | None) -> str:
+    """What a step's forecast stands on: `trial`, `parts`, `rough parts` (of steps not calibrated) or `roofline`."""
+    known = parts(machine) if trial is None else None
+    if trial is not None or known is None or not any(map(known.can, steps_by_parts(m, t, machine))):
+        return "trial" if trial is not None else "roofline"
+    return "parts" if is_calibrated(m, t) else "rough parts"
 
 
 def step_seconds(

@@ -1,70 +1,57 @@
 """Name and shape of every weight, under the names of the model itself: what is divided, sent and held is read off here.
 
-`flops.layer_matrices` lists the products of a layer, an expert at a time; this lists its parameters as they are stored:
-experts in stacks, norms and biases too. Shapes as in `models/decoder.py`, which a test compares.
+Read from an architecture (`architecture.py`): matrices as they are stored, experts in stacks, biases and norms too. A
+test compares names, shapes and order with every model that is built (`models/families.py`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 
-from foretell.config import ModelConfig
+from foretell.plan.architecture import Architecture, Layer, Matrix
 
 Weight = tuple[str, tuple[int, ...]]
 
 
-@dataclass(frozen=True)
-class Traits:
-    """What a decoder has beside the sizes in its config. The default is `models/decoder.py`."""
-
-    qk_norm: bool = True  # norms on queries and keys; Llama 3 has none
-
-
-OURS = Traits()
-LLAMA = Traits(qk_norm=False)
+def layer_weights(layer: Layer) -> list[Weight]:
+    """(name inside the layer, shape) of each parameter of one layer, in the order in which the model has them."""
+    found = [w for m in layer.matrices for w in _of_matrix(m)]
+    found += [(name, (size,)) for name, size in layer.vectors]
+    parts = list(dict.fromkeys(_part(name) for name, _ in found))
+    # A module's own parameters come before those of the modules in it.
+    return sorted(found, key=lambda w: (parts.index(_part(w[0])), w[0].count(".") > 1))
 
 
-def layer_weights(model: ModelConfig, traits: Traits = OURS) -> Iterator[Weight]:
-    """(name inside the layer, shape) of each parameter of one layer. `model` must be resolved."""
-    D, _, H, K, E, _, _ = model.sizes
-    yield "self_attn.q_proj.weight", (H * E, D)
-    yield "self_attn.k_proj.weight", (K * E, D)
-    yield "self_attn.v_proj.weight", (K * E, D)
-    yield "self_attn.o_proj.weight", (D, H * E)
-    if traits.qk_norm:
-        yield "self_attn.q_norm.weight", (E,)
-        yield "self_attn.k_norm.weight", (E,)
-    yield from _feed_forward(model)
-    yield "input_layernorm.weight", (D,)
-    yield "post_attention_layernorm.weight", (D,)
+def _part(name: str) -> str:
+    return name.partition(".")[0]
 
 
-def _feed_forward(model: ModelConfig) -> Iterator[Weight]:
-    D, F = model.sizes.D, model.sizes.F
-    if model.num_experts is None:
-        yield "mlp.gate_proj.weight", (F, D)
-        yield "mlp.up_proj.weight", (F, D)
-        yield "mlp.down_proj.weight", (D, F)
+def _of_matrix(m: Matrix) -> Iterator[Weight]:
+    if m.copies > 1:
+        yield m.name, (m.copies, m.rows, m.columns)
         return
-    N, inner = model.num_experts, model.needed("moe_intermediate_size")
-    if model.balance == "bias":
-        yield "mlp.expert_bias", (N,)
-    yield "mlp.gate.weight", (N, D)
-    yield "mlp.experts.gate_proj", (N, inner, D)
-    yield "mlp.experts.up_proj", (N, inner, D)
-    yield "mlp.experts.down_proj", (N, D, inner)
+    yield f"{m.name}.weight", (m.rows, m.columns)
+    if m.bias:
+        yield f"{m.name}.bias", (m.rows,)
 
 
-def outer_weights(model: ModelConfig, first: bool = True, last: bool = True) -> Iterator[Weight]:
+def embedding_weights(a: Architecture) -> list[Weight]:
+    """(name, shape) of the tables in which tokens and positions are looked up."""
+    return [(f"model.{name}.weight", (rows, width)) for name, rows, width in a.tables]
+
+
+def head_weights(a: Architecture, first: bool = True) -> list[Weight]:
+    """(name, shape) of what stands behind the layers. first: the embedding is there too, and is the head where tied."""
+    found: list[Weight] = [(f"model.{name}", (size,)) for s in a.stacks for name, size in s.vectors]
+    for n, m in enumerate(a.head):
+        if not (a.tied and first and n == len(a.head) - 1):
+            found += _of_matrix(m)
+    return found
+
+
+def outer_weights(a: Architecture, first: bool = True, last: bool = True) -> list[Weight]:
     """(name, shape) of what is outside the layers; of one stage of a pipeline, which may be the first or the last.
 
     A tied table stands once where one stage has both ends, and on both stages otherwise, on the last as `lm_head`.
     """
-    D, V = model.sizes.D, model.sizes.V
-    if first:
-        yield "model.embed_tokens.weight", (V, D)
-    if last:
-        yield "model.norm.weight", (D,)
-        if not (first and model.tie_word_embeddings):
-            yield "lm_head.weight", (V, D)
+    return [*(embedding_weights(a) if first else ()), *(head_weights(a, first) if last else ())]

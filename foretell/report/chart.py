@@ -28,6 +28,7 @@ class Line:
     look: str = "main"
     hue: int = 0
     told: bool = True  # whether the read-out names it
+    titles: tuple[str, ...] = ()  # of dots: what each says when it is pointed at
 
 
 @dataclass(frozen=True)
@@ -41,13 +42,14 @@ class Band:
 
 @dataclass(frozen=True)
 class Mark:
-    """An interval at one x: an upright bar with a point at the forecast value."""
+    """An interval at one x: an upright bar with a point at the forecast value, and a name beside it."""
 
     x: float
     value: float
     low: float
     high: float
     hue: int = 0
+    name: str = ""
 
 
 @dataclass(frozen=True)
@@ -74,7 +76,7 @@ def draw(
     """A figure: heading, legend, picture, read-out. `title` is markup; `key` must be unique in the page."""
     inner = "".join([*(_band(b, x.scale, y.scale) for b in bands), *(_line(n, x.scale, y.scale) for n in lines)])
     dots = "".join(_dots(n, x.scale, y.scale) for n in lines if n.look == "dots")
-    marked = "".join(_mark(m, x.scale, y.scale) for m in marks)
+    marked, names = ("".join(f(m, x.scale, y.scale) for m in marks) for f in (_mark, _name))
     return (
         f'<figure class="chart" id="{key}"><figcaption id="{key}-t"><h3>{title}{_unit_names(y)}</h3>'
         f"{_legend(lines, bands, marks)}</figcaption>"
@@ -84,7 +86,7 @@ def draw(
         f"{_axes(x, y, height)}"
         f'<svg width="100%" height="{height}" viewBox="0 0 {BOX} {BOX}" preserveAspectRatio="none" class="curves">'
         f"{inner}</svg>"
-        f'<svg width="100%" height="{height}" class="over">{marked}{dots}</svg>'
+        f'<svg width="100%" height="{height}" class="over">{marked}{dots}{names}</svg>'
         f'<g class="cursor"><line y1="0" y2="{height}"/></g></svg></div>'
         f'<output class="readout" for="{key}"></output></figure>'
     )
@@ -118,9 +120,12 @@ def _percent(share: float) -> str:
 
 
 def _dots(n: Line, x: Scale, y: Scale) -> str:
+    titles = n.titles or ("",) * len(n.points)
     return "".join(
-        f'<circle class="dot hue{n.hue}" cx="{_percent(x.at(a))}" cy="{_percent(1 - y.at(b))}" r="3.5"/>'
-        for a, b in n.points
+        (f"<g><title>{escape(title)}</title>" if title else "")
+        + f'<circle class="dot hue{n.hue}" cx="{_percent(x.at(a))}" cy="{_percent(1 - y.at(b))}" r="3.5"/>'
+        + ("</g>" if title else "")
+        for (a, b), title in zip(n.points, titles, strict=True)
     )
 
 
@@ -128,8 +133,18 @@ def _mark(m: Mark, x: Scale, y: Scale) -> str:
     cx, top, bottom = _percent(x.at(m.x)), _percent(1 - y.at(m.high)), _percent(1 - y.at(m.low))
     return (
         f'<g class="mark hue{m.hue}"><line x1="{cx}" x2="{cx}" y1="{top}" y2="{bottom}"/>'
-        f'<circle cx="{cx}" cy="{_percent(1 - y.at(m.value))}" r="4.5"/></g>'
+        f'<circle cx="{cx}" cy="{_percent(1 - y.at(m.value))}" r="4.5"/>'
+        "</g>"
     )
+
+
+def _name(m: Mark, x: Scale, y: Scale) -> str:
+    """The mark's name, on the side where there is room."""
+    if not m.name:
+        return ""
+    anchor, dx = ("end", -10) if x.at(m.x) > 0.5 else ("start", 10)
+    place = f'x="{_percent(x.at(m.x))}" y="{_percent(1 - y.at(m.value))}" dx="{dx}" dy="0.32em"'
+    return f'<text class="name" {place} text-anchor="{anchor}">{escape(m.name)}</text>'
 
 
 def _axes(x: Axis, y: Axis, height: int) -> str:

@@ -22,19 +22,30 @@ TARGET_HUE = 5
 _POINTS = 40  # of a curve
 
 
-def figure(rows: Sequence[law.Row], fit: law.Fit, forecast: Mapping[str, float], measured: float | None = None) -> str:
-    """The figure as markup. forecast: parameters, tokens, value, low, high, and unique_tokens where they are known."""
+def figure(
+    rows: Sequence[law.Row],
+    fit: law.Fit,
+    forecast: Mapping[str, float],
+    measured: float | None = None,
+    key: str = "ladder-plot",
+) -> str:
+    """The figure as markup. forecast: parameters, tokens, value, low, high, and unique_tokens where they are known.
+
+    `key` must be unique in the page.
+    """
     size, tokens = forecast["parameters"], forecast["tokens"]
     unique = forecast.get("unique_tokens")
     end = 6 * size * tokens
-    lines = [*_rungs(rows, fit), _path(rows, fit, size, tokens, unique)]
+    path = _path(rows, fit, size, tokens, unique)
+    lines = [*_rungs(rows, fit), path]
     if measured is not None:
         lines.append(Line(text("line.target"), [(end, measured)], "dots", TARGET_HUE))
     marks = [Mark(end, forecast["value"], forecast["low"], forecast["high"])]
     x = Axis(scale([p[0] for n in lines for p in n.points], log=True), (Unit("flops", text("unit.flops")),))
-    values = [r.loss for r in rows] + [forecast["low"], forecast["high"], measured or forecast["value"]]
+    values = [r.loss for r in rows] + [loss for _, loss in path.points]
+    values += [forecast["low"], forecast["high"], measured or forecast["value"]]
     y = Axis(scale(values, log=True), (Unit("own", ""),))
-    return chart.draw("ladder", say("chart.ladder"), lines, [], marks, x, y, HEIGHT)
+    return chart.draw(key, say("chart.ladder"), lines, [], marks, x, y, HEIGHT)
 
 
 def _rungs(rows: Sequence[law.Row], fit: law.Fit) -> list[Line]:

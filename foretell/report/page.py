@@ -11,13 +11,14 @@ import base64
 import hashlib
 import re
 import secrets
+import shlex
 from datetime import datetime
 from importlib import resources
 from pathlib import Path
 
 from foretell import __version__
 from foretell.errors import DataError
-from foretell.report import curves, facts, outlook, sections
+from foretell.report import curves, facts, outlook, rungs, sections
 from foretell.report.checks import Check, checks
 from foretell.report.run import Run, at, read
 from foretell.report.sections import section
@@ -27,26 +28,34 @@ MOST_RUNS = 8
 
 
 def write(runs: list[Path], out: Path | None = None) -> Path:
-    """Write the report of one or several run folders and return its path.
+    """Write the report of one or several run folders, or of one ladder's folder, and return its path.
 
-    Default place: report.html in the folder of a single run, or beside the first of several. Raises DataError where a
-    folder is no run folder or the page cannot be written.
+    Default place: report.html in the folder of a single run or ladder, or beside the first of several runs. Raises
+    DataError where a folder is neither, where a ladder is not alone, and where the page cannot be written.
     """
     if not 0 < len(runs) <= MOST_RUNS:
         raise DataError(f"a report shows 1 to {MOST_RUNS} runs, not {len(runs)}; name fewer run folders")
-    found = [read(Path(folder)) for folder in runs]
     first = Path(runs[0])
+    ladder = next((folder for folder in runs if rungs.is_ladder(Path(folder))), None)
+    if ladder is not None and len(runs) > 1:
+        raise DataError(f"{ladder} is a ladder, which has a page of its own: foretell report {ladder}")
+    whole = page([read(Path(folder)) for folder in runs]) if ladder is None else ladder_page(rungs.read(first))
     out = Path(out) if out else (first if len(runs) == 1 else first.parent) / "report.html"
+    return put(out, whole)
+
+
+def put(out: Path, whole: str) -> Path:
+    """Write a page, or replace it, at once. Raises DataError where that cannot be."""
     draft = out.with_name(f".{out.name}-{secrets.token_hex(8)}")  # the machines of a run may write it all at once
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         try:
-            draft.write_text(page(found), encoding="utf-8")
+            draft.write_text(whole, encoding="utf-8")
             draft.replace(out)
         finally:
             draft.unlink(missing_ok=True)
     except OSError as e:
-        raise DataError(f"{out}: the report cannot be written there: {e.strerror or e}") from None
+        raise DataError(f"{out}: the page cannot be written there: {e.strerror or e}") from None
     return out
 
 
@@ -57,11 +66,32 @@ def closing(folder: Path) -> str:
 
 
 def page(runs: list[Run]) -> str:
-    """The whole document."""
-    style, script = _part("style.css"), _part("script.js")
+    """The whole document about runs."""
     checked = [checks(r) for r in runs]
     title = runs[0].name if len(runs) == 1 else " · ".join(r.name for r in runs)
     body = _one(runs[0], checked[0]) if len(runs) == 1 else _several(runs, checked)
+    return document(title, body)
+
+
+def ladder_page(found: rungs.Ladder) -> str:
+    """The whole document about a ladder: a section for each target, then the rungs."""
+    fitted = rungs.own_law(found)
+    name = shlex.quote(str(found.folder))
+    commands = ((f"foretell ladder fit {name}/rungs.csv", "ladder.fit"), (f"foretell report {name}", "repeat.report"))
+    listed = "".join(f"<li><code>{escape(c)}</code><span class='small'>{say(k)}</span></li>" for c, k in commands)
+    body = (
+        f'<header class="top"><p class="over">{say("ladder.over")} <b>{escape(found.name)}</b></p>'
+        f"<h1>{rungs.headline(found)}</h1>{rungs.status(found)}</header>"
+        + "".join(section("ladder", rungs.target(found, t, i), i) for i, t in enumerate(found.targets))
+        + section("rungs", rungs.listed(found, fitted), 0)
+        + section("repeat", f'<ul class="commands">{listed}</ul>', 0)
+    )
+    return document(found.name, body)
+
+
+def document(title: str, body: str) -> str:
+    """A page of ours with this title and this markup in it: style, script and policy around it."""
+    style, script = _part("style.css"), _part("script.js")
     parts = {
         "policy": f"default-src 'none'; style-src '{_digest(style)}'; script-src '{_digest(script)}'; "
         "img-src data:; base-uri 'none'; form-action 'none'",
@@ -109,6 +139,7 @@ def _details(run: Run, found: list[Check], i: int) -> str:
     return "".join(
         [
             section("against", sections.against(found), i),
+            section("ladder", rungs.of_run(run.folder, i), i),
             section("outlook", outlook.parts(run), i),
             section("evaluation", sections.evaluation(run), i),
             section("samples", sections.samples(run), i),

@@ -100,18 +100,21 @@ def cards(found: list[Check]) -> str:
     return f'<div class="cards">{"".join(out)}</div>' if out else ""
 
 
-def against(found: list[Check]) -> str:
-    """The table of every quantity that was both forecast and measured."""
+def against(found: list[Check], everything: bool = False) -> str:
+    """The table of every quantity that was both forecast and measured; with `everything` also what is open still."""
     body = "".join(
         f'<tr><th scope="row">{html(label(c.name))}</th>'
         f'<td class="n">{_aside("forecast")}{html(c.show(c.predicted))}</td>'
         f'<td class="interval">{span(c)}{gauge(c)}</td>'
         f'<td class="n">{_aside("measured")}{html(c.show(c.measured))}</td>'
-        f'<td class="n">{_aside("error")}{error(c)}</td><td class="v">{badge(c)}</td></tr>'
+        f'<td class="n">{_aside("error")}{error(c)}</td>'
+        f'<td class="v">{badge(c) if c.measured is not None else ""}</td></tr>'
         for c in found
-        if c.predicted is not None and c.measured is not None
+        if c.predicted is not None and (c.measured is not None or everything)
     )
-    return _table("against", ("quantity", "forecast", "interval", "measured", "error", "verdict"), body) if body else ""
+    return (
+        columns("against", ("quantity", "forecast", "interval", "measured", "error", "verdict"), body) if body else ""
+    )
 
 
 def _aside(column: str) -> str:
@@ -119,9 +122,11 @@ def _aside(column: str) -> str:
     return f'<small class="aside">{say("column." + column)}</small>'
 
 
-def _table(key: str, columns: tuple[str, ...], body: str) -> str:
-    numeric = {"forecast", "measured", "error", "value"}
-    head = "".join(f'<th scope="col"{" class=n" if c in numeric else ""}>{say("column." + c)}</th>' for c in columns)
+def columns(key: str, names: tuple[str, ...], body: str) -> str:
+    """A table of the section `key` with its head and the words about it. `body`: its rows as markup."""
+    numeric = {"forecast", "measured", "error", "value", "parameters", "tokens", "loss", "law", "count"}
+    numeric |= {"step", "mfu", "memory", "sent", "idle"}
+    head = "".join(f'<th scope="col"{" class=n" if c in numeric else ""}>{say("column." + c)}</th>' for c in names)
     return (
         f'<div class="scroll" tabindex="0" role="region" aria-label="{escape(text("section." + key).en)}">'
         f'<table class="{key}"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
@@ -151,7 +156,7 @@ def evaluation(run: Run) -> str:
         k: numbers.field(k, v) if k == "bytes" else f"{v:,.0f}" if v is not None else "?" for k, v in sizes.items() if v
     }
     about = say("evaluation.text", **{k: told.get(k, "?") for k in sizes})
-    return f"<p>{about}</p>" + _table("evaluation", ("metric", "value", "confidence"), "".join(body))
+    return f"<p>{about}</p>" + columns("evaluation", ("metric", "value", "confidence"), "".join(body))
 
 
 def samples(run: Run) -> str:

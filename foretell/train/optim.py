@@ -114,6 +114,7 @@ class Muon(torch.optim.Optimizer):
                 torch._foreach_mul_(weights, 1 - lr * decay)
             scale = -lr * max(1.0, shape[-2] / shape[-1]) ** 0.5
             torch._foreach_add_(weights, updates, alpha=scale)
+            del updates  # they would live beside the next shape's iteration
 
 
 class Balance(torch.optim.Optimizer):
@@ -145,8 +146,8 @@ def build(
     takes_part = matrices is not None and c.optimizer == "muon"
     named = [(n, p) for n, p in every if p.numel()]
     inner = every if takes_part else named
-    weights = [p for n, p in inner if p.ndim >= 2 and "embed_tokens" not in n and "lm_head" not in n]
-    tables = [p for n, p in named if p.ndim == 2 and ("embed_tokens" in n or "lm_head" in n)]
+    weights = [p for n, p in inner if p.ndim >= 2 and not _is_table(n)]
+    tables = [p for n, p in named if p.ndim == 2 and _is_table(n)]
     biases = [p for n, p in named if n.endswith("expert_bias")]
     vectors = [p for n, p in named if p.ndim < 2 and not n.endswith("expert_bias")]
     lr = c.lr or DEFAULT_LR[c.optimizer]
@@ -169,6 +170,11 @@ def build(
         for group in optimizer.param_groups:
             group["peak_lr"] = group["lr"]
     return built
+
+
+def _is_table(name: str) -> bool:
+    """Rows of it are looked up, or it is the head."""
+    return "embed_tokens" in name or "embed_positions" in name or "lm_head" in name
 
 
 def _decayed(matrices: list[nn.Parameter], vectors: list[nn.Parameter], weight_decay: float) -> list[dict[str, object]]:

@@ -189,6 +189,7 @@ def decide(
     """
     objectives.check(config, data)
     text = data.corpus
+    config = plan.with_recipe(config, data.index["fingerprint"])
     # A config that fixes its length, such as that of a finished run, is kept: its budget only sets the guard.
     fixed = config.train.steps or config.train.tokens
     budget = plan.parse_budget(config.train.budget) if config.train.budget and not fixed else None
@@ -226,14 +227,14 @@ def decide(
 
 
 def _held_bytes(config: RunConfig, machine: dict[str, Any], tried: dict[str, Any] | None) -> float:
-    """What this process holds before the run: at least what the record says of one, and what the heap will keep.
+    """What this process holds before the run: at least what the record says of one.
 
     A compiled trial has left both behind already, with the compiler that the forecast of a compiled run adds.
     """
     now = runtime.resident_memory_bytes()
     if tried is not None and config.train.compile == "on":
         return now - plan.COMPILER_BYTES
-    return max(now, machine.get("process_bytes", 0)) + runtime.allocator_keeps_bytes()
+    return max(now, float(machine.get("process_bytes", 0)))
 
 
 def _seconds(config: RunConfig, text: dict[str, Any], machine: dict[str, Any], processes: int) -> float:

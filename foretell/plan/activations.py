@@ -1,0 +1,132 @@
+"""Bytes that autograd keeps of a micro-batch for the backward pass, layer by layer, of any architecture.
+
+Derived from the code of `models/core.py` and `models/attention.py`, tensor by tensor; a test counts them on the built
+model of every family. One process (`memory.py`) and one of several (`ranks.py`) read the same count:
+
+- an RMSNorm keeps its input, its scaled input and one number; a LayerNorm its input and two;
+- each product keeps its input; under autocast norms stay in float32 and each product has its own copy of its input;
+- attention keeps queries, keys, values, its output and the log-sum-exp of each query and head; by products, in place of
+  that, its probabilities, block by block;
+- a window that hides something is a mask of T x T numbers in every layer, which torch's kernel keeps; such a layer
+  never takes products;
+- dropout keeps a byte a number.
+
+With tensor parallelism the norms see a part of the sequence; what goes into a product is gathered and kept whole. Not
+counted: casts of weights, tokens, and masks of packed documents.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from foretell.plan.architecture import Architecture, Layer
+
+FLOAT, HALF, INDEX = 4, 2, 8
+# Rows of queries a block of attention by products: few enough to skip most masked keys, enough for fast products.
+FEWEST_ROWS, MOST_BLOCKS = 128, 4
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """What passes through a process's layers at once: sequences of `context` tokens. tp, cp: what divides them."""
+
+    sequences: int
+    context: int
+    dtype: str
+    kernel: str = "sdpa"
+    dropout: bool = False
+    tp: int = 1
+    cp: int = 1
+
+    @property
+    def tokens(self) -> int:
+        """Tokens on this rank before tensor parallelism cuts the sequence."""
+        return self.sequences * self.context // self.cp
+
+    @property
+    def short(self) -> bool:
+        """Whether products are in bfloat16."""
+        return self.dtype == "bfloat16"
+
+    @property
+    def item(self) -> int:
+        """Bytes of a number in a product."""
+        return HALF if self.short else FLOAT
+
+
+def attention_blocks(T: int) -> Iterator[tuple[int, int]]:
+    """The rows [start, end) of each block of queries in which `models/attention.py` forms its products."""
+    rows = max(FEWEST_ROWS, -(-T // MOST_BLOCKS))
+    return ((start, min(start + rows, T)) for start in range(0, T, rows))
+
+
+def is_masked(layer: Layer, context: int) -> bool:
+    """Whether a window hides something of so many tokens, so that attention has a mask."""
+    window = layer.attentions[0].window
+    return window is not None and window < context
+
+
+def norm_bytes(layer: Layer, hidden: int) -> int:
+    """Kept of one token by one norm of the model's width, but for its output."""
+    return FLOAT * (2 * hidden + 1 if layer.rms else hidden + 2)
+
+
+def token_bytes(layer: Layer, hidden: int, b: MicroBatch) -> float:
+    """Kept of one token by one layer, attention by torch's kernel."""
+    kept = layer.norms * norm_bytes(layer, hidden) / b.tp
+    for a in layer.attentions:
+        q, k, v, out = a.heads * a.qk, a.kv_heads * a.qk, a.kv_heads * a.v, a.heads * a.v
+        kept += b.item * (3 if b.short else 1) * hidden
+        if layer.norms_of_heads:
+            kept += FLOAT * (2 * q + a.heads + 2 * k + a.kv_heads) / b.tp
+        kept += b.item * (q + k + v + out) / b.tp + FLOAT * a.heads / b.tp
+    kept += sum(FLOAT * (2 * n + 1) + b.item * n for n in layer.latents)
+    masks = (len(layer.attentions) + 1) * hidden / b.tp if b.dropout else 0
+    return kept + feed_forward_bytes(layer, hidden, b) + masks
+
+
+def norms_of_feed_forward(layer: Layer) -> int:
+    """Of the layer's norms, those of its feed-forward part: as many as each attention has."""
+    return layer.norms // (len(layer.attentions) + 1)
+
+
+def feed_forward_bytes(layer: Layer, hidden: int, b: MicroBatch) -> float:
+    """Kept of one token by the feed-forward part: its input, what its products give, and what comes of it.
+
+    Of a mixture the router's probabilities, the experts it chose, and their weights, before they sum to one and after;
+    of each of the k copies of the token its input, gate, up, silu(gate), their product and the output, and its places
+    in the order of tokens and of experts.
+    """
+    copies = (2 if layer.gated else 1) if b.short else 1
+    wide = 4 if layer.gated else 2
+    kept = b.item * copies * hidden + b.item * wide * layer.inner / b.tp if layer.inner else 0.0
+    routed = layer.routed
+    if routed is not None:
+        k, N = routed.used, routed.copies
+        weights = FLOAT * (N + (k + 1 if layer.normalised else 0)) + b.item * k
+        kept += b.item * hidden + weights + INDEX * k
+        kept += k * (b.item * (2 * hidden + 4 * routed.rows / b.tp) + 2 * INDEX)
+    return kept
+
+
+def attention_extra_bytes(layer: Layer, b: MicroBatch) -> float:
+    """Kept by one layer's attention beside what every token keeps: a mask, or probabilities for the log-sum-exp."""
+    if is_masked(layer, b.context):
+        return b.item * b.context * b.context / b.cp
+    if b.kernel != "products" or b.cp > 1:
+        return 0.0
+    kept = sum((end - start) * end for start, end in attention_blocks(b.context))
+    heads = layer.attentions[0].heads / b.tp
+    return b.sequences * heads * (b.item * kept - FLOAT * b.context)
+
+
+def layer_bytes(layer: Layer, hidden: int, b: MicroBatch) -> float:
+    """Kept of a micro-batch by one layer."""
+    return b.tokens * token_bytes(layer, hidden, b) + attention_extra_bytes(layer, b)
+
+
+def outer_token_bytes(a: Architecture, b: MicroBatch) -> float:
+    """Kept of one token outside the layers: the last norm, the input of the head, and the embedding's dropout."""
+    masks = a.hidden / b.tp if b.dropout else 0
+    return norm_bytes(a.kinds[-1][1], a.hidden) / b.tp + b.item * a.hidden + masks

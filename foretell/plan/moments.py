@@ -1,0 +1,153 @@
+"""The moments of an optimiser step on one device at which most tensors live, each in bytes over weights and optimiser.
+
+Derived from the code of `train/loss.py`, `models/core.py`, `train/optim.py` and from what autograd frees when: a
+node's saved tensors go when it has run; a gradient of a weight that is used twice (a tied table) waits, whole, for the
+other one; under autocast it is formed in bfloat16 and then cast. N tokens of a micro-batch, D, F, V widths:
+
+- loss: activations, and three arrays of N V (log-softmax, its gradient, the logits' gradient); in chunks, those of the
+  chunk before and of this one, and the gradients of hidden states and head, which are doubled as they are handed on;
+- head: the gradients of the logits, of the hidden states and of the head's weight, and its cast;
+- layers: the backward pass of the last layer's feed-forward part (two arrays of N F, one where it has no gate) or of
+  its attention by products, when nearly all activations live; the same of the first layer, when nearly all gradients
+  live;
+- table: all gradients, and the table's second one;
+- step: all gradients, and what the optimiser takes.
+
+With several micro-batches all gradients live at each of them. Not handled: what a kernel takes inside itself.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from foretell.config import TrainConfig
+from foretell.plan import activations
+from foretell.plan.activations import FLOAT, HALF
+from foretell.plan.architecture import Architecture, Layer
+
+
+@dataclass(frozen=True)
+class Held:
+    """What `memory.py` counts, in bytes.
+
+    activations: kept of a micro-batch for the backward pass, casts of weights too, without the logits. layer: of these
+    one layer's. gradients: of all weights. layer_gradients: one layer's. attention: what attention by products takes
+    above the last layer's activations, None where it is not. workspace: the optimiser's.
+    """
+
+    activations: float
+    layer: float
+    gradients: float
+    layer_gradients: float
+    attention: float | None
+    workspace: float
+
+
+def is_chunked(train: TrainConfig) -> bool:
+    """Whether the logits of a micro-batch are formed in chunks."""
+    return train.loss_chunk_tokens is not None and train.loss_chunk_tokens < _tokens(train)
+
+
+def _tokens(train: TrainConfig) -> int:
+    return (train.micro_batch_size or 1) * train.context
+
+
+def several(train: TrainConfig) -> bool:
+    """Whether a step has several micro-batches."""
+    return _tokens(train) < (train.global_batch_tokens or 0)
+
+
+def loss_bytes(a: Architecture, train: TrainConfig) -> float:
+    """Bytes of the cross-entropy at its peak."""
+    return max(_loss_moments(a, train))
+
+
+def _loss_moments(a: Architecture, train: TrainConfig) -> tuple[float, ...]:
+    N, D, V = _tokens(train), a.hidden, a.vocab
+    if not is_chunked(train):
+        return (3.0 * FLOAT * N * V,)
+    chunk = train.loss_chunk_tokens or N
+    short = train.dtype == "bfloat16"
+    item = HALF if short else FLOAT
+    # In float32 two arrays of a chunk, beside the one of the chunk before, which Python still names; in bfloat16 that
+    # one's gradient too, and then the product for the head's weight and its cast.
+    kept = (FLOAT + HALF if short else FLOAT) * chunk * V
+    formed = max(2.0 * FLOAT * chunk * V, kept + 2.0 * FLOAT * min(chunk, N - chunk) * V)
+    if short:
+        formed = max(formed, kept + (HALF + FLOAT) * V * D)
+    # Hidden states, their copy, their gradient; the head's copy and its gradient.
+    around = FLOAT * N * D + (2 * HALF if short else FLOAT) * N * D + (HALF + FLOAT if short else FLOAT) * V * D
+    handed = 2.0 * item * (N * D + V * D)
+    cast = HALF * N * D + (HALF + FLOAT) * V * D if short else 0.0
+    return around + formed, handed, cast
+
+
+def _head_moments(a: Architecture, train: TrainConfig) -> tuple[float, ...]:
+    """After the loss: the head's backward pass, where the logits were formed whole."""
+    N, D, V = _tokens(train), a.hidden, a.vocab
+    if is_chunked(train):
+        return (0.0,)
+    if train.dtype == "bfloat16":
+        return HALF * (N * V + N * D + V * D), HALF * N * D + (HALF + FLOAT) * V * D
+    return (float(FLOAT * (N * V + N * D + V * D)),)
+
+
+def _feed_forward_bytes(a: Architecture, train: TrainConfig) -> float:
+    """What the backward pass of the last layer's feed-forward part has at once beside what was kept for it.
+
+    The gradients of the gate's and the other branch, of the last weight, and of what the layer added to. A norm behind
+    it is gone by then.
+    """
+    N, D, layer = _tokens(train), a.hidden, _last(a)
+    if not layer.inner:
+        return 0.0
+    item = HALF if train.dtype == "bfloat16" else FLOAT
+    gone = activations.norm_bytes(layer, D) if layer.behind else 0
+    array, weight = float(item * N * layer.inner), FLOAT * D * layer.inner
+    passed = array + weight
+    if layer.gated:  # of several micro-batches, the last weight's is added to what is there before both are formed
+        passed = max(passed, 2 * array) if several(train) else 2 * array + weight
+    passed += (FLOAT + (HALF if item == HALF else 0)) * N * D - N * gone
+    # Before it, an RMSNorm behind it, which torch's CPU takes apart: six arrays of N D, counted by its profiler.
+    return max(passed, 6.0 * FLOAT * N * D) if layer.behind and layer.rms else passed
+
+
+def _last(a: Architecture) -> Layer:
+    return a.kinds[-1][1]
+
+
+def _attention_bytes(a: Architecture, train: TrainConfig, held: Held) -> float:
+    """The same of its attention by products: beside it the gradient of what the layer added to, and those of weights.
+
+    With one micro-batch the gradients of the feed-forward part and of the output's projection have just been formed.
+    """
+    if held.attention is None:
+        return 0.0
+    layer, formed = _last(a), 0
+    if not several(train) and layer.inner:
+        formed = FLOAT * sum(m.weights for m in layer.matrices if not m.name.endswith(("q_proj", "k_proj", "v_proj")))
+    return held.attention + FLOAT * _tokens(train) * a.hidden + formed
+
+
+def moments(a: Architecture, train: TrainConfig, held: Held) -> dict[str, float]:
+    """Bytes over weights, optimiser and tables at each moment; the peak of the step is the largest."""
+    table, *others = (float(FLOAT * rows * width) for _, rows, width in a.tables)
+    tied, again = a.tied, several(train)
+    there = held.gradients if again else 0.0
+    # The head's gradient: waiting for the embedding's where they are one table, else already in its place.
+    waiting = table if tied or not again else 0.0
+    item = HALF if train.dtype == "bfloat16" else FLOAT
+    # The last norm's and the head's part of the activations is gone by then.
+    gone = _tokens(train) * (activations.norm_bytes(_last(a), a.hidden) + (0 if is_chunked(train) else item * a.hidden))
+    passing = max(_feed_forward_bytes(a, train), _attention_bytes(a, train, held))
+    looked_up = sum(others) + (0.0 if tied else table)
+    at_first = there if again else held.gradients - held.layer_gradients - looked_up
+    extra = table * (tied + again)
+    return {
+        "loss": there + held.activations + loss_bytes(a, train),
+        "head": there + held.activations + max(_head_moments(a, train)),
+        "last layer": there + held.activations - gone + waiting + passing,
+        "first layer": at_first + held.layer + (table if tied else 0.0) + passing,
+        "table": held.gradients + extra + FLOAT * _tokens(train) * a.hidden,
+        "step": held.gradients + held.workspace,
+    }
