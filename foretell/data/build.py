@@ -80,10 +80,7 @@ def prepare(
         with _entering(work, out):
             try:
                 inputs = readers.expand(sources, work / "stdin.json", [out, work, *([without] if without else [])])
-                if data_config.format is None and data_config.text_key is None and data_config.source_key is None:
-                    found = {"format": conversations.recognised(inputs.entries)}
-                    data_config = data_config.model_copy(update=found)
-                conversations.turns_of(data_config)
+                data_config = conversations.settled(data_config, inputs.entries)
                 fingerprint = _fingerprint(inputs, tokenizer_config, data_config, split_of)
                 index = _existing(out, fingerprint)
                 if index is None:

@@ -57,6 +57,14 @@ def recognised(entries: Sequence[Entry]) -> str | None:
     return None
 
 
+def settled(c: DataConfig, entries: Sequence[Entry]) -> DataConfig:
+    """The config with what the inputs are, where it does not say so. ConfigError as `turns_of`."""
+    if c.format is None and c.text_key is None and c.source_key is None:
+        c = c.model_copy(update={"format": recognised(entries)})
+    turns_of(c)
+    return c
+
+
 def turns_of(c: DataConfig) -> Turns | None:
     """What the records are, where they are no texts. ConfigError for what does not go with that."""
     if c.format not in ("chat", "preference"):

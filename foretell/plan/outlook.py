@@ -70,11 +70,7 @@ def plan(
         "lessons": history.factors(machine, trial is not None),
         **(together.shared(config, processes) if divided else {}),
     }
-    if corpus and t.base is None:
-        result |= _quality(m, t, tokens, corpus, probe)
-    elif corpus:
-        result |= {"epochs": tokens / max(1, corpus["tokens"]), "loss_note": NO_LAW}
-    return result
+    return result | (_quality(m, t, tokens, corpus, probe) if corpus else {})
 
 
 def _quality(
@@ -86,6 +82,8 @@ def _quality(
         "epochs": tokens / max(1, corpus["tokens"]),
         "text_used_up": bool(t.budget) and tokens + batch > size.MOST_EPOCHS * corpus["tokens"],
     }
+    if t.base is not None:
+        return {**common, "loss_note": NO_LAW}
     if t.ladder:
         return (
             rungs.read(t.ladder).forecast(count["total"], tokens, corpus["tokens"]) | {"loss_from": "ladder"} | common
