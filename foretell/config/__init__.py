@@ -140,7 +140,7 @@ class LoraConfig(Table):
     alpha: float | None = Field(None, gt=0, description="what an adapter adds is scaled by alpha / rank; 2 x rank")
     dropout: float = Field(0.0, ge=0, lt=1, description="of what goes into an adapter")
     targets: list[str] | None = Field(
-        None, min_length=1, description="products that have one, such as q_proj; unset: all of attention, feed-forward"
+        None, description="products that have one, such as q_proj; unset: all of attention, feed-forward"
     )
 
 

@@ -59,7 +59,7 @@ def targets(model: nn.Module, names: list[str] | None) -> list[tuple[str, nn.Lin
             near = difflib.get_close_matches(wanted, there, n=1, cutoff=0.0)
             what = f"nearest: {near[0]}; there are {', '.join(there)}" if near else "its layers have none"
             raise ConfigError(f"lora.targets: the model has no product {wanted!r}; {what}")
-    if not inside:
+    if not inside or names == []:
         raise ConfigError("the layers of this model have no products that could have an adapter")
     return [(n, m) for n, m in inside if names is None or n.rpartition(".")[2] in names]
 

@@ -27,6 +27,7 @@ from foretell.train import lora
 
 # Peak rates of AdamW where the config names none: usual values, not tuned.
 FULL_LR, LORA_LR = 5e-5, 2e-4
+FULL_DPO_LR, LORA_DPO_LR = 1e-6, 5e-5
 
 
 def base(config: RunConfig) -> Source | None:
@@ -59,7 +60,8 @@ def settled(config: RunConfig) -> RunConfig:
     elif t.optimizer != "adamw" and t.lr is None:
         raise ConfigError(f"train.optimizer={t.optimizer} has no usual rate for going on from a base; give train.lr")
     if t.lr is None:
-        changes["lr"] = LORA_LR if config.lora.rank else FULL_LR
+        rates = (FULL_DPO_LR, LORA_DPO_LR) if t.objective == "dpo" else (FULL_LR, LORA_LR)
+        changes["lr"] = rates[config.lora.rank is not None]
     if t.dropout is None:
         changes["dropout"] = 0.0
     model = {k: v for k, v in found.config.model_dump().items() if v is not None}
