@@ -174,7 +174,9 @@ def build(
 
 def _is_table(name: str) -> bool:
     """Rows of it are looked up, or it is the head."""
-    return "embed_tokens" in name or "embed_positions" in name or "lm_head" in name
+    return any(
+        table in name for table in ("embed_tokens", "embed_positions", "embed_types", "relative_bias", "lm_head")
+    )
 
 
 def _decayed(matrices: list[nn.Parameter], vectors: list[nn.Parameter], weight_decay: float) -> list[dict[str, object]]:
