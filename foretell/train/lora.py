@@ -73,7 +73,8 @@ def _drawn(key: str, rank: int, columns: int) -> Tensor:
 
 def _added(linear: Any, inputs: tuple[Tensor, ...], output: Tensor, *, scale: float, dropout: float) -> Tensor:
     """The hook of a product: its output (..., out) and what its adapter makes of its input (..., in)."""
-    x = F.dropout(inputs[0], dropout, linear.training)
+    # Dropout of nothing would make a copy of its input for each product, and keep it.
+    x = F.dropout(inputs[0], dropout, linear.training) if dropout else inputs[0]
     return output + scale * F.linear(F.linear(x, linear.lora_A), linear.lora_B)
 
 
