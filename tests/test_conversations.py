@@ -159,6 +159,13 @@ def test_answers_are_learned_and_scored(tmp_path: Path, base: Path) -> None:
     assert chat.recognise(source.open(tmp_path / "run").chat.template).name == "chatml"
 
 
+def test_a_record_with_a_text_is_text_unless_told(tmp_path: Path, base: Path) -> None:
+    records = [{**r, "text": f"text {n}"} for n, r in enumerate(talks())]
+    assert prepared(tmp_path, base, records).conversations is None
+    told = prepared(tmp_path, base, records, format="chat")
+    assert told.conversations == "chat"
+
+
 def test_what_does_not_go_with_conversations_is_named(tmp_path: Path, base: Path) -> None:
     with pytest.raises(ConfigError, match=r"needs a chat template: .*--base.*chatml"):
         prepared(tmp_path, base, talks(), chat_template=None)

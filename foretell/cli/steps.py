@@ -201,6 +201,8 @@ def train_and_report(
     if resume and c.data.source is None and (run / "config.toml").exists():
         stored = config.load(run / "config.toml")
         c = config.updated(c, data=stored.data.model_dump(), tokenizer=stored.tokenizer.model_dump())
+        if stored.train.base is not None and c.train.base is None:
+            c = config.updated(c, train={"base": stored.train.base})
     if run.name == "data":
         raise errors.ConfigError(f"{run} is where prepared text is kept; choose another --name")
     if processes.machines == 1 and not resume and run.exists() and any(run.iterdir()):

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from foretell.config import DataConfig
+from foretell.data.formats import TEXT_KEYS
 from foretell.data.readers import Entry
 from foretell.data.records import Turns
 from foretell.data.streams import blocks
@@ -31,8 +32,8 @@ _FIRST_RECORD_BYTES = 1 << 22
 
 
 def kind_of(value: Any) -> str | None:
-    """`chat` or `preference`, where a record of JSON has one of the forms."""
-    if not isinstance(value, dict):
+    """`chat` or `preference`, where a record of JSON has one of the forms, and no text beside it."""
+    if not isinstance(value, dict) or any(key in value for key in TEXT_KEYS):
         return None
     if {"chosen", "rejected"} <= value.keys():
         return "preference"
