@@ -11,7 +11,7 @@ from tokenizers import AddedToken
 
 from foretell import tokenizer
 from foretell.errors import ConfigError
-from foretell.generate import chat
+from foretell.tokenizer import chat
 from tests.tiny import CHINESE, ENGLISH
 
 # The templates as the models carry them.

@@ -10,9 +10,8 @@ import sentencepiece
 import transformers
 
 from foretell.errors import ModelError
-from foretell.generate import chat
 from foretell.models import gguf
-from foretell.tokenizer import Tokenizer, bytelevel, train_bpe
+from foretell.tokenizer import Tokenizer, bytelevel, chat, train_bpe
 from tests.test_gguf import gemma, smollm2  # noqa: F401
 from tests.tiny import CHINESE, ENGLISH
 

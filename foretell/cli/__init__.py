@@ -19,7 +19,7 @@ import typer
 from foretell import __version__, errors
 from foretell.cli import forecasting
 from foretell.cli.ladder import ladder_app
-from foretell.cli.options import Json, Out, Quiet, RunToml, console, emit, fail, read_config, with_options
+from foretell.cli.options import Base, Json, Out, Quiet, RunToml, console, emit, fail, read_config, with_options
 from foretell.cli.tokenizer import tokenizer_app
 from foretell.cli.vectors import vectors_app
 
@@ -150,6 +150,7 @@ def train(
     arguments: RunToml = None,
     source: Annotated[str | None, typer.Option("--data", help="Text, or a prepared folder.")] = None,
     budget: Annotated[str | None, typer.Option(help="10m, 2h, 90s, or 1e15 FLOPs: sizes the model by itself.")] = None,
+    base: Base = None,
     ladder: Annotated[
         Path | None,
         typer.Option("--ladder", help="A finished ladder's folder: its law decides, not the one that ships."),
@@ -177,7 +178,7 @@ def train(
         with Display(console(), quiet or runtime.rank() > 0) as display:
             work(out / (name or ""), Path(source) if source else None, display)
         return
-    c = with_options(read_config(arguments), source, budget, ladder)
+    c = with_options(read_config(arguments), source, budget, ladder, base)
     with Display(console(), quiet) as display:
         where = Processes(processes, nodes, rendezvous, max_restarts, begin_only)
         result = train_and_report(c, out, name, resume, allow_drift, display, where)
@@ -225,7 +226,7 @@ app.command()(forecasting.verify)
 
 @app.command()
 def evaluate(
-    model: Annotated[Path, typer.Argument(help="A run folder or a Hugging Face folder.")],
+    model: Annotated[Path, typer.Argument(help="A run folder, a Hugging Face folder, an adapter's, or a GGUF file.")],
     source: Annotated[list[str], typer.Option("--data", help="Text to score; may be given again.")],
     context: Annotated[int | None, typer.Option(help="Window in tokens; the model's when not given.")] = None,
     stride: Annotated[int | None, typer.Option(help="Tokens between windows; context when not given.")] = None,
@@ -265,7 +266,7 @@ def evaluate(
 
 @app.command()
 def generate(
-    model: Annotated[Path, typer.Argument(help="A run folder or a Hugging Face folder.")],
+    model: Annotated[Path, typer.Argument(help="A run folder, a Hugging Face folder, an adapter's, or a GGUF file.")],
     prompt: Annotated[str | None, typer.Option(help="Text to go on from; asked for when not given.")] = None,
     max_new_tokens: Annotated[int, typer.Option(help="Longest completion.")] = 128,
     temperature: Annotated[float, typer.Option(help="0 takes the likeliest token.")] = 0.8,

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from foretell import errors
-from foretell.cli.options import Json, Out, Quiet, RunToml, console, emit, read_config, with_options
+from foretell.cli.options import Base, Json, Out, Quiet, RunToml, console, emit, read_config, with_options
 
 if TYPE_CHECKING:
     from foretell.config import RunConfig
@@ -19,6 +19,7 @@ def plan(
     arguments: RunToml = None,
     source: Annotated[str | None, typer.Option("--data", help="Text, or a prepared folder.")] = None,
     budget: Annotated[str | None, typer.Option(help="10m, 2h, 90s, or 1e15 FLOPs.")] = None,
+    base: Base = None,
     ladder: Annotated[
         Path | None,
         typer.Option("--ladder", help="A finished ladder's folder: its law decides, not the one that ships."),
@@ -38,7 +39,7 @@ def plan(
     from foretell.cli.display import Display
     from foretell.cli.steps import machine, prepared
 
-    c = with_options(read_config(arguments), source, budget, ladder)
+    c = with_options(read_config(arguments), source, budget, ladder, base)
     if plot is not None and not search:
         raise errors.ConfigError("--plot draws the layouts of a search: give --search too")
     if c.cluster.hardware is not None:
@@ -57,6 +58,10 @@ def plan(
     with Display(console(), quiet) as display:
         record = machine(display)
         text = prepared(c, out, display) if c.data.source else None
+    if c.train.base is not None or c.lora.rank is not None:
+        from foretell.train import tune
+
+        c = tune.settled(c)
     known = {"corpus": text.corpus, "fingerprint": text.index["fingerprint"]} if text else {}
     forecast = forecasting.forecast(c, machine=record, **known)
     emit(forecast, as_json, tables.forecast)

@@ -20,6 +20,9 @@ Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")]
 RunToml = Annotated[
     list[str] | None, typer.Argument(metavar="[RUN.toml] [key=value ...]", help="A config file, and overrides of it.")
 ]
+Base = Annotated[
+    Path | None, typer.Option("--base", help="Go on from this model: a run, a Hugging Face folder, a GGUF file.")
+]
 Out = Annotated[Path, typer.Option("--out", help="The folder that holds run folders.")]
 
 
@@ -73,12 +76,16 @@ def read_config(arguments: list[str] | None) -> RunConfig:
     return config.load(path, words)
 
 
-def with_options(c: RunConfig, source: str | None, budget: str | None, ladder: Path | None = None) -> RunConfig:
-    """The config with what --data, --budget and --ladder say."""
+def with_options(
+    c: RunConfig, source: str | None, budget: str | None, ladder: Path | None = None, base: Path | None = None
+) -> RunConfig:
+    """The config with what --data, --budget, --ladder and --base say."""
     from foretell import config
 
     if source is not None:
         c = config.updated(c, data={"source": source})
+    if base is not None:
+        c = config.updated(c, train={"base": str(base)})
     if ladder is not None:
         c = config.updated(c, train={"ladder": str(ladder)})
     return config.updated(c, train={"budget": budget}) if budget is not None else c

@@ -70,6 +70,9 @@ def prepared(c: RunConfig, out: Path, display: Display) -> Any:
         for late in _late_settings(opened, c):
             display.say(f"  [yellow]no effect on text that is prepared already:[/] {escape(late)}")
         return opened
+    if c.train.base is not None:
+        base = c.train.base
+        c = _with_template_of(base, _with_tokenizer_of(base, c, out), sources)
     key = json.dumps([sources, c.tokenizer.model_dump(), c.data.model_dump(exclude={"source", "packing"})])
     folder = out / "data" / f"{label(sources)}-{hashlib.sha256(key.encode()).hexdigest()[:8]}"
     display.say(escape(f"preparing {', '.join(sources)} in {folder}"))
@@ -77,6 +80,42 @@ def prepared(c: RunConfig, out: Path, display: Display) -> Any:
     apart = None if named else out  # runs in the text's own folder would change the text with every run
     data.prepare(sources, folder, c.tokenizer, c.data, progress=display.prepare, without=apart)
     return data.open_data(folder)
+
+
+def _with_tokenizer_of(base: str, c: RunConfig, out: Path) -> RunConfig:
+    """The config with the tokenizer of a model that the run goes on from, written beside the prepared texts."""
+    from foretell.models import source
+
+    asked = sorted(c.tokenizer.model_fields_set - {"objective"})
+    if any(getattr(c.tokenizer, key) != type(c.tokenizer).model_fields[key].default for key in asked):
+        raise errors.ConfigError(
+            f"tokenizer.{asked[0]} has no effect with train.base, whose tokenizer is kept; leave it out"
+        )
+    own = source.open(Path(base)).tokenizer
+    file = out / "data" / f"tokenizer-{own.digest[:16]}.json"
+    if not file.exists():
+        file.parent.mkdir(parents=True, exist_ok=True)
+        own.save(file)
+    return config.updated(c, tokenizer={"path": str(file)})
+
+
+def _with_template_of(base: str, c: RunConfig, sources: list[str]) -> RunConfig:
+    """The config with the chat template of a model that the run goes on from, where there are conversations."""
+    from foretell.data import conversations, readers
+    from foretell.models import source
+    from foretell.tokenizer import chat
+
+    kind = c.data.format or conversations.recognised(readers.expand([s for s in sources if s != "-"]).entries)
+    if kind not in ("chat", "preference"):
+        return c
+    brought = source.open(Path(base)).chat
+    keys: dict[str, Any] = {"format": kind}
+    if c.data.chat_template is None:
+        own = chat.recognise(brought.template, brought.bos, brought.eos)
+        keys |= {"chat_template": own.name, "chat_bos": own.bos, "chat_eos": own.eos}
+        if c.data.chat_system is None:
+            keys["chat_system"] = own.system
+    return config.updated(c, data=keys)
 
 
 def _late_settings(opened: Any, c: RunConfig) -> list[str]:
@@ -162,6 +201,8 @@ def train_and_report(
     if resume and c.data.source is None and (run / "config.toml").exists():
         stored = config.load(run / "config.toml")
         c = config.updated(c, data=stored.data.model_dump(), tokenizer=stored.tokenizer.model_dump())
+        if stored.train.base is not None and c.train.base is None:
+            c = config.updated(c, train={"base": stored.train.base})
     if run.name == "data":
         raise errors.ConfigError(f"{run} is where prepared text is kept; choose another --name")
     if processes.machines == 1 and not resume and run.exists() and any(run.iterdir()):
@@ -223,18 +264,11 @@ def _wait_for_begin(shared: Claims, run: Path) -> None:
 
 
 def load_model(path: Path) -> tuple[Any, Any]:
-    """The model and tokenizer of a run folder or a Hugging Face folder."""
+    """The model and tokenizer of a run folder, a Hugging Face folder, an adapter's folder or a GGUF file."""
     from foretell import runtime
-    from foretell.models import hf
+    from foretell.models import source
 
-    if (path / "config.toml").exists():
-        if not (path / "model" / "config.json").exists():
-            raise errors.ModelError(
-                f"{path} has no finished model yet; finish it with: "
-                f"foretell train --name {path.name} --out {path.parent} --resume"
-            )
-        path = path / "model"
-    model, tokenizer = hf.load(path)
+    model, tokenizer = source.load(path)
     return model.to(runtime.device()), tokenizer
 
 

@@ -29,6 +29,8 @@ def forecast(plan: dict[str, Any]) -> Table:
         quantity = plan["memory_bytes"]["peak"] if name == "memory_bytes.peak" else plan.get(name)
         if quantity:
             table.add_row(label(name).en.lower(), _shown(name, quantity["value"]), _interval(name, quantity))
+    if plan.get("loss_note"):
+        table.add_row("loss", "", plan["loss_note"])
     if plan.get("step_seconds_from") == "rough parts":
         table.add_row(
             "", "", "the calibration timed Qwen3's layers in eager steps; this is put together from their parts"

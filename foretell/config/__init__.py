@@ -23,7 +23,9 @@ from foretell.config.table import Table as Table
 from foretell.errors import ConfigError
 
 FORMAT_VERSION = 1
-Objective = Literal["next_token", "masked", "span_corruption", "seq2seq", "fill_in_the_middle", "prefix"]
+Objective = Literal[
+    "next_token", "masked", "span_corruption", "seq2seq", "fill_in_the_middle", "prefix", "answers", "dpo"
+]
 
 
 class TokenizerConfig(Table):
@@ -53,6 +55,13 @@ class DataConfig(Table):
         None, description="key, or column by name or number from 1, of a pair's source; JSON lines, CSV, TSV"
     )
     target_key: str | None = Field(None, description="the same of its target; every record is then a pair")
+    format: Literal["text", "chat", "preference"] | None = Field(
+        None, description="texts, conversations or preferences (docs/finetune.md); recognised when unset"
+    )
+    chat_template: str | None = Field(None, description="of conversations, by name, such as chatml; that of the base")
+    chat_system: str | None = Field(None, description="what the system says where a conversation does not say it")
+    chat_bos: str | None = Field(None, description="the mark before a conversation, where its template has one")
+    chat_eos: str | None = Field(None, description="the mark behind an answer, where its template leaves it open")
     packing: Literal["across", "within"] = Field("across", description="attention across document boundaries, or not")
     languages: list[str] | None = Field(None, description="keep documents in these, such as en and zh; unset: all")
     quality: bool = Field(False, description="drop what the rules of quality take for no prose")
@@ -84,7 +93,17 @@ class TrainConfig(Table):
     )
     loss_chunk_tokens: int | None = Field(None, gt=0, description="tokens a cross-entropy chunk; unset: from memory")
     objective: Objective = Field("next_token", description="what is learned (docs/train.md)")
-    optimizer: Literal["muon", "adamw", "sgd"] = Field("muon", description="muon: matrices by Muon, the rest by AdamW")
+    base: str | None = Field(
+        None, description="model to go on from: a run folder, a Hugging Face folder, an adapter's, a GGUF file"
+    )
+    base_digest: str | None = Field(None, description="SHA-256 of the base's files; derived")
+    freeze: list[str] | None = Field(None, description="patterns of parameter names that do not learn")
+    dpo_beta: float = Field(0.1, gt=0, description="dpo: how far the model is held to its base")
+    trained_parameters: int | None = Field(None, gt=0, description="numbers that learn, where not all do; derived")
+    added_parameters: int | None = Field(None, gt=0, description="numbers of adapters among them; derived")
+    optimizer: Literal["muon", "adamw", "sgd"] = Field(
+        "muon", description="muon: matrices by Muon, the rest by AdamW; with a base adamw"
+    )
     lr: float | None = Field(None, gt=0, description="peak learning rate of the matrices; unset: a rule")
     embedding_lr: float | None = Field(None, gt=0, description="with muon: peak rate of everything AdamW updates")
     weight_decay: float = Field(
@@ -113,6 +132,17 @@ class TrainConfig(Table):
     keep: int = Field(2, gt=0, description="checkpoints kept")
     eval_every: int | None = Field(None, gt=0, description="steps between validations; unset: about 10 in a run")
     eval_tokens: int | None = Field(None, gt=0, description="validation tokens each time; unset: 1% of the run's")
+
+
+class LoraConfig(Table):
+    """`[lora]`: low-rank adapters (Hu et al., 2021) learn in place of the weights. Unset rank: none."""
+
+    rank: int | None = Field(None, gt=0, description="rank r of each adapter; 16 is usual")
+    alpha: float | None = Field(None, gt=0, description="what an adapter adds is scaled by alpha / rank; 2 x rank")
+    dropout: float = Field(0.0, ge=0, lt=1, description="of what goes into an adapter")
+    targets: list[str] | None = Field(
+        None, description="products that have one, such as q_proj; unset: all of attention, feed-forward"
+    )
 
 
 class ParallelConfig(Table):
@@ -186,6 +216,7 @@ class RunConfig(Table):
     tokenizer: TokenizerConfig = TokenizerConfig()
     data: DataConfig = DataConfig()
     train: TrainConfig = TrainConfig()
+    lora: LoraConfig = LoraConfig()
     parallel: ParallelConfig = ParallelConfig()
     cluster: ClusterConfig = ClusterConfig()
     evaluate: EvaluateConfig = EvaluateConfig()

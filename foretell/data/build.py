@@ -25,7 +25,7 @@ from typing import IO, Any, Literal
 
 from foretell import runtime
 from foretell.config import DataConfig, TokenizerConfig
-from foretell.data import clean, readers
+from foretell.data import clean, conversations, readers
 from foretell.data.claims import Claims
 from foretell.data.job import Job, Progress
 from foretell.data.shards import FORMAT_VERSION, SPLITS, open_data, read_index
@@ -39,10 +39,13 @@ _PAUSE_SECONDS = 0.02
 _LOOK_SECONDS = 1.0
 _MEMBER = "member-"
 # Settings that came later: left out of the fingerprint where they are off, so that older folders keep theirs.
-_LATER = ("languages", "quality", "near_duplicates", "decontaminate", "personal_data", "source_key", "target_key")
+_LATER = (
+    *("languages", "quality", "near_duplicates", "decontaminate", "personal_data", "source_key", "target_key"),
+    *("format", "chat_template", "chat_system", "chat_bos", "chat_eos"),
+)
 # What stands in a prepared folder, and what a file manager leaves in any.
 _OURS = re.compile(
-    r"index\.json|tokenizer\.json|(train|valid|test)(-[0-9]{5,}\.tokens|\.ends|\.bytes)|"
+    r"index\.json|tokenizer\.json|(train|valid|test)(-[0-9]{5,}\.(tokens|answers)|\.ends|\.bytes)|"
     r"dropped-[a-z-]+\.jsonl\.gz|\.DS_Store"
 )
 
@@ -77,6 +80,7 @@ def prepare(
         with _entering(work, out):
             try:
                 inputs = readers.expand(sources, work / "stdin.json", [out, work, *([without] if without else [])])
+                data_config = conversations.settled(data_config, inputs.entries)
                 fingerprint = _fingerprint(inputs, tokenizer_config, data_config, split_of)
                 index = _existing(out, fingerprint)
                 if index is None:

@@ -17,9 +17,10 @@ from typing import Any
 
 from foretell.data.encodings import Decoder
 from foretell.data.lines import RECORD_BYTES, byte_runs, decoded, decoded_lines, prose_runs
-from foretell.data.records import BETWEEN, Document, Pair, Rejected
+from foretell.data.records import BETWEEN, Document, Pair, Rejected, Turns
+from foretell.data.turns import canonical
 from foretell.data.webpage import visible_text
-from foretell.errors import MissingExtra
+from foretell.errors import ConfigError, MissingExtra
 
 Record = Document | Rejected
 Columns = tuple[int, int]  # of source and target, from 0
@@ -95,7 +96,7 @@ def _paragraph_end(text: str) -> int:
     return len(text)
 
 
-def json_lines(blocks: Iterator[bytes], source: str, text_key: str | Pair | None) -> Iterator[Record]:
+def json_lines(blocks: Iterator[bytes], source: str, text_key: str | Pair | Turns | None) -> Iterator[Record]:
     """A record from each line of JSON; a line that is none is rejected by itself."""
     decoder = Decoder()
     for run in byte_runs(blocks, longest=RECORD_BYTES):
@@ -106,11 +107,16 @@ def json_lines(blocks: Iterator[bytes], source: str, text_key: str | Pair | None
                 yield _json_record(line, source, offset, text_key)
 
 
-def _json_record(line: str, source: str, offset: int, text_key: str | Pair | None) -> Record:
+def _json_record(line: str, source: str, offset: int, text_key: str | Pair | Turns | None) -> Record:
     try:
         value = _JSON.decode(line)
     except (ValueError, RecursionError) as e:
         return Rejected(source, offset, f"not JSON: {e}")
+    if isinstance(text_key, Turns):
+        try:
+            return document(canonical(value, text_key), source, offset)
+        except (ValueError, ConfigError) as e:
+            return Rejected(source, offset, str(e))
     if isinstance(text_key, Pair):
         if not isinstance(value, dict) or any(k not in value for k in text_key):
             return Rejected(source, offset, f"no pair: no keys {text_key.source} and {text_key.target}")

@@ -18,7 +18,7 @@ import numpy as np
 
 from foretell.data.claims import appearing
 from foretell.data.readers import Entry, read
-from foretell.data.records import Document, Pair, Rejected
+from foretell.data.records import Document, Pair, Rejected, Turns
 from foretell.data.steps import Dropped, Step
 
 _CHUNK_DOCUMENTS = 1 << 17
@@ -118,7 +118,11 @@ def load_arrays(path: Path) -> dict[str, np.ndarray]:
 
 
 def chunks(
-    entries: Sequence[Entry], text_key: str | Pair | None, size: int, funnel: Funnel, note: Callable[[int], None]
+    entries: Sequence[Entry],
+    text_key: str | Pair | Turns | None,
+    size: int,
+    funnel: Funnel,
+    note: Callable[[int], None],
 ) -> Iterator[Chunk]:
     """The documents of some inputs in order, about `size` bytes at a time.
 

@@ -14,7 +14,7 @@ import shutil
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ import numpy as np
 
 from foretell import tokenizer
 from foretell.config import TokenizerConfig
-from foretell.data import clean, dedup, intake, objectives, splits
+from foretell.data import clean, conversations, dedup, intake, objectives, splits
 from foretell.data.intake import Chunk, Drops, Funnel
 from foretell.data.records import BETWEEN
 from foretell.data.sample import Chunk as SampleChunk
@@ -82,7 +82,8 @@ class Job:
     def _decide(self, names: list[str]) -> None:
         """Which documents are kept, and where they go; the tokenizer; survey.json, which says that it is decided."""
         fates, tally, funnel = self._without_duplicates(names)
-        kind = "hash" if pair_of(self.tasks.config) else self.tasks.config.split
+        config = self.tasks.config
+        kind = "hash" if pair_of(config) or conversations.turns_of(config) else config.split
         rule = splits.Rule("given", (0.0, 0.0)) if self.split_of else tally.rule(kind)
         trained = self.tokenizer_config.path is None and self.tokenizer_config.kind != "bytes"
         sample = Sample(_SAMPLE_BYTES if trained else 3 * _XZ_BYTES)
@@ -167,7 +168,8 @@ class Job:
 
     def _placing(self, name: str) -> list[bytes]:
         """The digests by which texts go to their splits: of a pair its source's."""
-        return self._digests(name, "sources" if pair_of(self.tasks.config) else "digests")
+        by_source = pair_of(self.tasks.config) or self.tasks.config.format == "preference"
+        return self._digests(name, "sources" if by_source else "digests")
 
     def _texts(self, name: str, kept: np.ndarray) -> list[intake.Text]:
         chunk, digests = Chunk.load(kept_path(self.work, name)), self._placing(name)
@@ -209,7 +211,8 @@ class Job:
             of_token = np.repeat(of_split, lengths)
             for n, split in enumerate(SPLITS):
                 here = of_split == n
-                writers[split].append(tokens[of_token == n], lengths[here], sizes[here])
+                answers = arrays["answers"][of_token == n] if "answers" in arrays else None
+                writers[split].append(tokens[of_token == n], lengths[here], sizes[here], answers)
         return {split: writer.finish() for split, writer in writers.items()}
 
     def _index(
@@ -245,7 +248,14 @@ class Job:
             "text_xz_bits_per_byte": bits.result(),
             **({"dropped": dropped} if dropped else {}),
             **({"pairs": True} if pair_of(config) else {}),
+            **({"conversations": self._chat(own)} if conversations.turns_of(config) else {}),
         }
+
+    def _chat(self, own: Tokenizer) -> dict[str, Any]:
+        """What the conversations of the folder are, and how they were written."""
+        config = self.tasks.config
+        template = conversations.template(config, conversations.end_mark(own))
+        return {"kind": config.format, **asdict(template)}
 
     def report_progress(self) -> None:
         """How far all processes together are."""

@@ -5,6 +5,8 @@
     span_corruption      stretches that were cut out, from what is left (T5: Raffel et al., 2020)
     seq2seq              the target of a pair from its source
     fill_in_the_middle   a middle from what stands around it (Bavarian et al., 2022)
+    answers              what the assistant says in a conversation (`answers.py`)
+    dpo                  which of two answers is preferred (Rafailov et al., 2023): rows two by two
     prefix               the rest of a row, whose beginning is seen as a whole (Raffel et al., 2020)
 
 No process and no resume needs to know what another drew, and a batch does not depend on its division. How many tokens a
@@ -18,12 +20,13 @@ from typing import NamedTuple
 
 import numpy as np
 
-from foretell.data import loader
+from foretell.data import answers, loader
+from foretell.data.answers import UNSCORED as UNSCORED
 from foretell.data.loader import Text
+from foretell.data.shards import Data
 from foretell.errors import ConfigError, DataError
 from foretell.tokenizer import Tokenizer
 
-UNSCORED = -100
 MASKED_SHARE, SPAN_TOKENS = 0.15, 3.0
 FIM_SHARE = 0.5  # of the documents in a window; of those, half begin with the suffix
 SENTINELS = 100
@@ -44,7 +47,8 @@ SPECIAL: dict[str, tuple[tuple[str, ...], ...]] = {
     "fill_in_the_middle": MIDDLE,
 }
 # Of these a row's tokens are not all scored; these give an encoder-decoder a source.
-PARTLY = frozenset({"masked", "span_corruption", "seq2seq", "prefix"})
+PARTLY = frozenset({"masked", "span_corruption", "seq2seq", "prefix", "answers", "dpo"})
+OF_CONVERSATIONS = {"chat": "answers", "preference": "dpo"}
 WITH_SOURCE = frozenset({"span_corruption", "seq2seq"})
 
 
@@ -52,7 +56,7 @@ class Rows(NamedTuple):
     """Rows of a batch. inputs, targets (B, T) int64, targets UNSCORED where nothing is asked.
 
     segments: (B, T) document numbers. prefix: (B,) tokens that all may see. source (B, S) and whether each of its
-    tokens is real (B, S).
+    tokens is real (B, S). document: (B,) of preferences, the number of the pair.
     """
 
     inputs: np.ndarray
@@ -61,6 +65,7 @@ class Rows(NamedTuple):
     prefix: np.ndarray | None = None
     source: np.ndarray | None = None
     source_real: np.ndarray | None = None
+    document: np.ndarray | None = None
 
     def part(self, which: slice) -> Rows:
         """Some of the rows."""
@@ -107,6 +112,9 @@ def count(data: Text, split: str, objective: str, context: int) -> int:
     if objective == "seq2seq":
         _check_pairs(data)
         return len(data.document_ends(split))
+    if objective in OF_CONVERSATIONS.values():
+        own = _conversations(data, objective)
+        return 2 * len(own.document_ends(split)) if objective == "dpo" else len(answers.layout(own, split, context))
     return loader.window_count(len(data.tokens(split)), context, split)
 
 
@@ -131,6 +139,11 @@ def rows(
     start = own.eot_id if start is None else start
     if objective == "seq2seq":
         return _pairs(data, split, seed, [row + step * batch_size for row in chosen], context, start or 0)
+    if objective in OF_CONVERSATIONS.values():
+        samples = [row + step * batch_size for row in chosen]
+        makes = answers.pairs if objective == "dpo" else answers.rows
+        found = makes(_conversations(data, objective), split, samples, context, seed)
+        return Rows(found.inputs, found.targets, found.segments, document=found.document)
     where = {"seed": seed, "step": step, "batch_size": batch_size, "context": context, "rows": chosen}
     inputs, targets, segments = loader.batch(data, split, **where)  # type: ignore[arg-type]
     if objective == "next_token":
@@ -148,6 +161,13 @@ def rows(
         else:
             made.append(_prefix(inputs[n], targets[n], segments[n], random))
     return Rows(*(None if a[0] is None else np.stack(a) for a in zip(*made, strict=True)))  # type: ignore[arg-type]
+
+
+def _conversations(data: Text, objective: str) -> Data:
+    if not isinstance(data, Data) or OF_CONVERSATIONS.get(data.conversations or "") != objective:
+        what = "preferences (prompt, chosen, rejected)" if objective == "dpo" else "conversations (messages)"
+        raise DataError(f"train.objective={objective} wants {what}, and this text has none: see docs/finetune.md")
+    return data
 
 
 def masked_count(length: int) -> int:

@@ -23,7 +23,7 @@ from pathlib import Path
 from foretell import runtime
 from foretell.data import formats
 from foretell.data.encodings import Binary, utf8_like
-from foretell.data.records import Damaged, Document, Pair, Rejected
+from foretell.data.records import Damaged, Document, Pair, Rejected, Turns
 from foretell.data.streams import blocks
 from foretell.errors import DataError, MissingExtra
 
@@ -49,7 +49,7 @@ class Inputs:
     hidden: int  # files and folders of folders, not read because their name begins with a dot
 
 
-def documents(sources: str | list[str], text_key: str | Pair | None = None) -> Iterator[Document]:
+def documents(sources: str | list[str], text_key: str | Pair | Turns | None = None) -> Iterator[Document]:
     """The good documents of the sources, in order. Raises DataError when a source does not exist."""
     for entry in expand([sources] if isinstance(sources, str) else sources).entries:
         yield from (r for r in read(entry, text_key) if isinstance(r, Document))
@@ -148,14 +148,14 @@ def _standard_input(spool: Path | None) -> Entry:
     return Entry("-", spool, spool.stat().st_size)
 
 
-def read(entry: Entry, text_key: str | Pair | None = None) -> Iterator[Record]:
+def read(entry: Entry, text_key: str | Pair | Turns | None = None) -> Iterator[Record]:
     """Every record of one input. Nothing a file contains raises."""
     if entry.problem:
         yield Rejected(entry.name, 0, entry.problem)
-    elif entry.path is None and isinstance(text_key, Pair):
+    elif entry.path is None and isinstance(text_key, Pair | Turns):
         yield Rejected(entry.name, 0, "pairs are read from .jsonl, .csv and .tsv files")
     elif entry.path is None:
-        assert not isinstance(text_key, Pair)
+        assert not isinstance(text_key, Pair | Turns)
         yield from _hugging_face(entry.name, text_key)
     elif entry.size == 0:
         yield Rejected(entry.name, 0, "empty file")
@@ -172,14 +172,17 @@ def read(entry: Entry, text_key: str | Pair | None = None) -> Iterator[Record]:
             yield Rejected(entry.name, 0, "empty: neither text nor records")
 
 
-def _by_format(path: Path, source: str, text_key: str | Pair | None) -> Iterator[Record]:
+def _by_format(path: Path, source: str, text_key: str | Pair | Turns | None) -> Iterator[Record]:
     packed = path.suffix.lower() in {".gz", ".zst"}
     suffix = (path.with_suffix("") if packed else path).suffix.lower()
-    if isinstance(text_key, Pair) and suffix not in {".jsonl", ".ndjson", ".csv", ".tsv", ".json"}:
+    if isinstance(text_key, Pair | Turns) and suffix not in {".jsonl", ".ndjson", ".csv", ".tsv", ".json"}:
         yield Rejected(source, 0, f"pairs are read from .jsonl, .csv and .tsv, not from {suffix or 'this'}")
         return
+    if isinstance(text_key, Turns) and suffix in {".csv", ".tsv"}:
+        yield Rejected(source, 0, f"conversations and preferences are read from .jsonl, not from {suffix}")
+        return
     if suffix in {".parquet", ".arrow"}:
-        assert not isinstance(text_key, Pair)
+        assert not isinstance(text_key, Pair | Turns)
         if packed:
             yield Rejected(source, 0, f"a compressed {suffix} file; unpack it first")
         else:
@@ -192,6 +195,7 @@ def _by_format(path: Path, source: str, text_key: str | Pair | None) -> Iterator
     if suffix in {".jsonl", ".ndjson"}:
         yield from formats.json_lines(text, source, text_key)
     elif suffix in {".csv", ".tsv"}:
+        assert not isinstance(text_key, Turns)
         yield from formats.csv_rows(text, source, text_key, tabs=suffix == ".tsv")
     elif suffix in {".html", ".htm", ".xhtml"}:
         yield from formats.html(text, source)

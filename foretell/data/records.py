@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from foretell.tokenizer.chat import Template
+
 
 class Document(NamedTuple):
     """`offset`: byte position in the decompressed UTF-8 (or GB18030) stream; row number in parquet, arrow and hf://."""
@@ -23,6 +25,13 @@ class Rejected(NamedTuple):
     source: str
     offset: int
     reason: str
+
+
+class Turns(NamedTuple):
+    """Records are conversations (`chat`) or preferences (`preference`), and no texts; how they will be written."""
+
+    kind: str
+    template: Template
 
 
 class Damaged(Exception):

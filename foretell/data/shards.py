@@ -118,6 +118,20 @@ class Data:
         """Whether each document is a source and a target, each with its <|endoftext|>."""
         return bool(self.index.get("pairs"))
 
+    @property
+    def conversations(self) -> str | None:
+        """`chat` or `preference` where the documents are such, with a byte beside each token (`conversations.py`)."""
+        told = self.index.get("conversations")
+        return str(told["kind"]) if isinstance(told, dict) else None
+
+    def answers(self, split: str) -> Tokens:
+        """The bytes beside the tokens of a split of conversations."""
+        if self.conversations is None:
+            raise DataError(f"{self.path} holds texts, not conversations; prepare JSON lines of messages")
+        kind = np.dtype(np.uint8)
+        names = [s["answers"] for s in self._entry(split)["shards"]]
+        return Tokens([np.memmap(self.path / name, kind, "r") for name in names], kind)
+
     def tokens(self, split: str) -> Tokens:
         """All tokens of a split, memory-mapped."""
         self._entry(split)
@@ -160,6 +174,7 @@ def _check_files(path: Path, index: dict[str, Any], check_digests: bool) -> None
     item = np.dtype(index["dtype"]).itemsize
     for split, entry in index["splits"].items():
         sizes = {s["file"]: s["tokens"] * item for s in entry["shards"]}
+        sizes |= {s["answers"]: s["tokens"] for s in entry["shards"] if index.get("conversations")}
         sizes |= {f"{split}.{what}": entry["documents"] * _END.itemsize for what in ("ends", "bytes")}
         for name, expected in sizes.items():
             if name != Path(name).name:
@@ -169,8 +184,13 @@ def _check_files(path: Path, index: dict[str, Any], check_digests: bool) -> None
                 found = "is missing" if size < 0 else f"has {size:,} bytes"
                 raise DataError(f"{path / name} {found}, expected {expected:,}; prepare again")
         for shard in entry["shards"] if check_digests else []:
-            if file_digest(path / shard["file"]) != shard["sha256"]:
-                raise DataError(f"{path / shard['file']} is damaged: its SHA-256 differs from the index; prepare again")
+            wrong = [
+                shard[file]
+                for file, digest in (("file", "sha256"), ("answers", "answers_sha256"))
+                if file in shard and file_digest(path / shard[file]) != shard[digest]
+            ]
+            if wrong:
+                raise DataError(f"{path / wrong[0]} is damaged: its SHA-256 differs from the index; prepare again")
 
 
 def read_index(path: Path) -> dict[str, Any]:
@@ -211,9 +231,15 @@ class SplitWriter:
         self._ends = (folder / f"{split}.ends").open("wb")
         self._sizes = (folder / f"{split}.bytes").open("wb")
         self._shard: IO[bytes] | None = None
+        self._answers: IO[bytes] | None = None
 
-    def append(self, flat: np.ndarray, lengths: np.ndarray, sizes: np.ndarray) -> None:
-        """Documents: their tokens, each document's <|endoftext|> included, their token counts, their UTF-8 sizes."""
+    def append(
+        self, flat: np.ndarray, lengths: np.ndarray, sizes: np.ndarray, answers: np.ndarray | None = None
+    ) -> None:
+        """Documents: their tokens, each document's <|endoftext|> included, their token counts, their UTF-8 sizes.
+
+        answers: of conversations, the byte beside each token.
+        """
         (self.tokens + np.cumsum(lengths)).astype(_END).tofile(self._ends)
         sizes.astype(_END).tofile(self._sizes)
         self.documents += len(sizes)
@@ -223,17 +249,23 @@ class SplitWriter:
             within = self.tokens % SHARD_TOKENS
             if self._shard is None or within == 0:
                 self._close_shard()
-                self._shard = (self._folder / _file_name(self._split, self.tokens // SHARD_TOKENS)).open("wb")
+                path = self._folder / _file_name(self._split, self.tokens // SHARD_TOKENS)
+                self._shard = path.open("wb")
+                self._answers = None if answers is None else path.with_suffix(".answers").open("wb")
             part = flat[: SHARD_TOKENS - within]
             part.tofile(self._shard)
+            if answers is not None and self._answers is not None:
+                answers[: len(part)].astype(np.uint8).tofile(self._answers)
+                answers = answers[len(part) :]
             self.tokens += len(part)
             flat = flat[len(part) :]
 
     def _close_shard(self) -> None:
-        if self._shard:
-            _force(self._shard)
-            self._shard.close()
-            self._shard = None
+        for file in (self._shard, self._answers):
+            if file:
+                _force(file)
+                file.close()
+        self._shard = self._answers = None
 
     def finish(self) -> dict[str, Any]:
         """Close all files, forced to disk; the split's entry of the index."""
@@ -249,6 +281,9 @@ class SplitWriter:
             inside = int(np.searchsorted(ends, high, "right") - np.searchsorted(ends, low, "right"))
             path = self._folder / _file_name(self._split, n)
             shards.append({"file": path.name, "tokens": high - low, "documents": inside, "sha256": file_digest(path)})
+            beside = path.with_suffix(".answers")
+            if beside.exists():
+                shards[-1] |= {"answers": beside.name, "answers_sha256": file_digest(beside)}
         return {"shards": shards, "tokens": self.tokens, "documents": self.documents, "bytes": self.bytes}
 
 

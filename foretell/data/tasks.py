@@ -21,7 +21,7 @@ import numpy as np
 
 from foretell import tokenizer
 from foretell.config import DataConfig
-from foretell.data import clean, dedup, intake, splits
+from foretell.data import clean, conversations, dedup, intake, splits
 from foretell.data.claims import Claims, Held, appearing
 from foretell.data.intake import Chunk, Drops, Funnel
 from foretell.data.readers import Entry
@@ -116,7 +116,7 @@ class Tasks:
 
     def _read(self, name: str, n: int, group: list[Entry], held: Held) -> None:
         funnel, count = Funnel(), 0
-        key = pair_of(self.config) or self.config.text_key
+        key = pair_of(self.config) or conversations.turns_of(self.config) or self.config.text_key
         for chunk in intake.chunks(group, key, self.chunk_bytes, funnel, held.note):
             chunk.save(self.work / f"{n:06d}-{count:04d}.npz")
             count += 1
@@ -138,6 +138,9 @@ class Tasks:
         if pair_of(self.config):  # by its source a pair goes to its split, or one source would stand in two of them
             sources = [t.partition(BETWEEN.encode())[0] for t in chunk.texts]
             arrays["sources"] = np.frombuffer(b"".join(map(dedup.digest, sources)), np.uint8)
+        if self.config.format == "preference":  # by its prompt, for the same reason
+            sources = [json.dumps(json.loads(t)["prompt"]).encode() for t in chunk.texts]
+            arrays["sources"] = np.frombuffer(b"".join(map(dedup.digest, sources)), np.uint8)
         if self.config.near_duplicates is not None:
             from foretell.data import near
 
@@ -154,8 +157,17 @@ class Tasks:
         texts, of_split = _with_splits(self.work, name, survey["starts"][n], survey["rule"])
         end, dtype = np.uint32(self._tokenizer.eot_id or 0), token_dtype(self._tokenizer.vocab_size)
         flats, lengths, done = [np.zeros(0, dtype)], [np.zeros(0, np.int64)], 0
+        answers: list[np.ndarray] = []
         for part in _in_parts(texts):
             decoded = [t.decode() for t in part]
+            if conversations.turns_of(self.config):
+                flat, length, marks = self._conversations(decoded)
+                flats.append(flat.astype(dtype))
+                lengths.append(length)
+                answers.append(marks)
+                done += sum(map(len, part))
+                held.note(done)
+                continue
             sides = 2 if pair_of(self.config) else 1
             if sides == 2:
                 decoded = [side for text in decoded for side in text.split(BETWEEN)]
@@ -170,8 +182,22 @@ class Tasks:
             sizes=np.array([len(t) for t in texts], np.int64),
             tokens=np.concatenate(flats),
             lengths=np.concatenate(lengths),
+            **({"answers": np.concatenate(answers)} if answers else {}),
         )
         self._leave(f"encode-{name}", {"bytes": sum(map(len, texts))})
+
+    def _conversations(self, texts: list[str]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Tokens of conversations, each with its end, their lengths, and the byte beside each token."""
+        own = self._tokenizer
+        assert own is not None
+        template = conversations.template(self.config, conversations.end_mark(own))
+        tokens, marks, lengths = [np.zeros(0, np.uint32)], [np.zeros(0, np.uint8)], []
+        for text in texts:
+            ids, beside = conversations.encoded(own, template, text)
+            tokens.append(np.append(ids, np.uint32(own.eot_id or 0)))
+            marks.append(np.append(beside, np.uint8(0)))
+            lengths.append(len(ids) + 1)
+        return np.concatenate(tokens), np.array(lengths, np.int64), np.concatenate(marks)
 
     def _leave(self, name: str, account: dict[str, Any]) -> None:
         write_json(self.work / f"{name}.json", account)

@@ -11,14 +11,14 @@ from pathlib import Path
 
 from foretell.data.encodings import Binary, utf8_like
 from foretell.data.readers import Entry, _json_kind, expand, read
-from foretell.data.records import Document, Pair, Rejected
+from foretell.data.records import Document, Pair, Rejected, Turns
 from foretell.data.streams import blocks
 from foretell.errors import DataError
 
 _RECORDS = {".jsonl", ".ndjson", ".csv", ".tsv", ".html", ".htm", ".xhtml", ".parquet", ".arrow"}
 
 
-def texts(sources: str | list[str], text_key: str | Pair | None = None) -> Iterator[Document | Rejected]:
+def texts(sources: str | list[str], text_key: str | Pair | Turns | None = None) -> Iterator[Document | Rejected]:
     """Every document of the sources in order. DataError when a source does not exist, or is a prepared folder."""
     listed = [sources] if isinstance(sources, str) else sources
     for source in listed:

@@ -7,7 +7,7 @@ works on: a plain tensor that shares memory with FSDP2's shard.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 
@@ -31,6 +31,9 @@ from foretell.models.model import Model, layers
 from foretell.plan import layout
 from foretell.plan.layout import Split, before_fsdp, box
 from foretell.vectors.embedding import EMBEDDING, Start
+
+# A whole weight by its name in the whole model and its shape.
+Weights = Callable[[str, tuple[int, ...]], Tensor]
 
 
 @dataclass(frozen=True)
@@ -81,10 +84,12 @@ def fill(
     shapes: dict[str, tuple[int, ...]],
     seed: int | None,
     start: Start | None = None,
+    weights: Weights | None = None,
 ) -> None:
     """The tables of positions and, where there is a seed, the initial weights of a narrowed model.
 
-    start: what the embedding table begins from instead, on every process that has a part of it.
+    start: what the embedding table begins from instead, on every process that has a part of it. weights: where all
+    initial weights come from, one whole weight at a time, in place of being drawn.
     """
     if isinstance(model, Decoder):
         model.model.fill_tables(config.needed("max_position_embeddings"), runtime.device())
@@ -93,7 +98,11 @@ def fill(
     for name, p in model.named_parameters():
         offset, _ = before_fsdp(name, shapes[name], mesh.degrees, mesh.place)
         known = whole_name(name, config.tie_word_embeddings)
-        initial.fill(p, known, offset, shapes[name], config, seed)
+        if weights is not None:
+            whole = weights(known, shapes[name])
+            p.copy_(whole[tuple(slice(o, o + n) for o, n in zip(offset, p.shape, strict=True))])
+        else:
+            initial.fill(p, known, offset, shapes[name], config, seed)
         if start is not None and known == EMBEDDING:
             start.fill(p, offset)
 

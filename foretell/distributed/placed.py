@@ -41,7 +41,7 @@ class Placed:
 
     config must be resolved, and `layout.check` must have passed it. An initialised process group is needed.
     mesh: of that group, where it has been made already. drawn: whether weights get initial values. start: what the
-    embedding table begins from.
+    embedding table begins from. weights: where all weights come from, if not from the seed.
     """
 
     def __init__(
@@ -57,6 +57,7 @@ class Placed:
         mesh: Mesh | None = None,
         drawn: bool = True,
         start: Start | None = None,
+        weights: parts.Weights | None = None,
     ) -> None:
         self.degrees = layout.degrees(parallel, dist.get_world_size())
         self.mesh, self.length = mesh or Mesh(self.degrees), length
@@ -77,7 +78,7 @@ class Placed:
             if parallel.pp > 1:
                 pipeline.prune(_decoder(chunk), stage, parallel.pp * len(stages))
             whole.append(parts.narrow(chunk, self.mesh))
-            parts.fill(chunk, config, self.mesh, whole[-1], seed if drawn else None, start)
+            parts.fill(chunk, config, self.mesh, whole[-1], seed if drawn else None, start, weights)
             self._connect(chunk, parallel)
             chunks.append(chunk)
         self.pipeline = (

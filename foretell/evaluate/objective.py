@@ -96,7 +96,7 @@ def _score(
 ) -> None:
     device = next(model.parameters()).device
     inputs, targets, segments, prefix, source, real, scored = (
-        None if a is None else torch.from_numpy(a).to(device) for a in (*rows, asked)
+        None if a is None else torch.from_numpy(a).to(device) for a in (*rows[:6], asked)
     )
     assert inputs is not None
     assert targets is not None

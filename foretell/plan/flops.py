@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from foretell.config import ModelConfig
+from foretell.config import ModelConfig, TrainConfig
 from foretell.plan import models
 from foretell.plan.architecture import Architecture, numbers
 
@@ -80,6 +80,21 @@ def muon_matrices(a: Architecture) -> Iterator[tuple[int, int, int, bool]]:
         yield 1, rows, width, False
     for m in a.head[:-1]:
         yield 1, m.rows, m.columns, False
+
+
+def run_flops_per_token(model: ModelConfig, train: TrainConfig) -> dict[str, float]:
+    """The same of a run, in which not all numbers may learn: a frozen product has no gradient of its weight.
+
+    It still hands the gradient of its input on, which is also counted below the first layer that learns.
+    """
+    whole = flops_per_token(model, train.context)
+    if train.trained_parameters is None:
+        return whole
+    f = models.of_model(model).forward_flops(train.context)
+    products = (f["matrices"] + f["head"]) / train.context
+    frozen = max(0.0, products - 2 * (train.trained_parameters - (train.added_parameters or 0)))
+    more = 6 * (train.added_parameters or 0) - frozen
+    return {k: v + more for k, v in whole.items()}
 
 
 def optimizer_flops(model: ModelConfig, optimizer: str) -> float:

@@ -36,14 +36,34 @@ COMPILED_SHARE = 0.85
 HELD_SHARE, HELD_BYTES = 0.2, 2.2e7
 
 
-def state_bytes(model: ModelConfig, optimizer: str) -> dict[str, int]:
-    """Bytes of weights, gradients and optimiser tensors; all in float32."""
+def state_bytes(
+    model: ModelConfig, optimizer: str, trained: int | None = None, added: int | None = None
+) -> dict[str, int]:
+    """Bytes of weights, gradients and optimiser tensors; all in float32.
+
+    trained: of so many numbers, where not all learn (LoRA, frozen parts); added: numbers of adapters among them.
+    """
     a = models.of_model(model)
     total = a.parameters["total"]
+    if trained is not None:
+        kept = (2 if optimizer == "adamw" else 1) * trained  # Muon's tables and norms are not told apart here
+        weights = FLOAT * (total + (added or 0))
+        return {"weights": weights, "gradients": FLOAT * trained, "optimizer": FLOAT * kept}
     updated = total - bias_parameters(model)
     in_matrices = sum(count * rows * columns for count, rows, columns, _ in muon_matrices(a))
     kept = {"sgd": updated, "adamw": 2 * updated, "muon": in_matrices + 2 * (updated - in_matrices)}[optimizer]
     return {"weights": FLOAT * total, "gradients": FLOAT * total, "optimizer": FLOAT * kept}
+
+
+def run_state_bytes(model: ModelConfig, train: TrainConfig) -> dict[str, int]:
+    """The same of a run."""
+    return state_bytes(model, train.optimizer, train.trained_parameters, train.added_parameters)
+
+
+def saved_bytes(model: ModelConfig, train: TrainConfig) -> int:
+    """Bytes of a checkpoint: what learns, and the optimiser's tensors."""
+    states = run_state_bytes(model, train)
+    return states["optimizer"] + (states["weights"] if train.trained_parameters is None else states["gradients"])
 
 
 def _micro_batch(train: TrainConfig) -> MicroBatch:
@@ -150,15 +170,18 @@ def workspace_bytes(model: ModelConfig, train: TrainConfig) -> int:
 
 def live_moments(m: ModelConfig, t: TrainConfig) -> dict[str, float]:
     """Bytes of live tensors over weights, optimiser and tables at each moment that may be a step's peak."""
-    a, kept, gradients = models.of_model(m), activation_bytes(m, t), state_bytes(m, t.optimizer)["gradients"]
-    own = FLOAT * a.kinds[0][1].parameters
+    a, kept, gradients = models.of_model(m), activation_bytes(m, t), run_state_bytes(m, t)["gradients"]
+    own = FLOAT * a.kinds[0][1].parameters if t.trained_parameters is None else gradients // m.sizes.L
     held = Held(kept, kept / m.sizes.L, gradients, own, attention_bytes(m, t), workspace_bytes(m, t))
-    return moments.moments(a, t, held)
+    found = moments.moments(a, t, held)
+    if t.added_parameters:  # under adapters no table has a gradient
+        del found["table"]
+    return found
 
 
 def memory_bytes(m: ModelConfig, t: TrainConfig, process_bytes: float | None = None) -> dict[str, float]:
     """The parts, the peak of live tensors (`live`) and of resident memory (`peak`), in bytes, of completed tables."""
-    states = state_bytes(m, t.optimizer)
+    states = run_state_bytes(m, t)
     kept, logits = activation_bytes(m, t), logit_bytes(m, t)
     workspace = workspace_bytes(m, t)
     process = (process_bytes or PROCESS_BYTES) + (COMPILER_BYTES if t.compile == "on" else 0.0)
@@ -168,7 +191,7 @@ def memory_bytes(m: ModelConfig, t: TrainConfig, process_bytes: float | None = N
     held = HELD_BYTES + HELD_SHARE * live + min(workspace, kept) + (0 if several else states["gradients"])
     # What is being written while training goes on; the save at the end finds room where activations were.
     saves = t.save_every is None or t.steps is None or t.save_every < t.steps
-    copy = states["weights"] + states["optimizer"]
+    copy = saved_bytes(m, t)
     snapshot, most = (copy, live) if saves else (0, max(live, float(copy)))
     return {
         "states": sum(states.values()),

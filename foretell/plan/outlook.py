@@ -11,6 +11,7 @@ from foretell.plan.budget import parse_budget
 
 MEMORY_SPREAD = 0.22
 OTHER_FAMILY_SPREAD = 0.05
+NO_LAW = "the law of loss is of models that begin from nothing: of a run with a base no loss is forecast"
 CONVENTION = "all matrix products with the head, attention causal-exact, backward twice forward"
 
 
@@ -30,7 +31,7 @@ def plan(
     m, t = config.model, config.train
     batch, steps = t.global_batch_tokens or t.context, t.steps or 1
     tokens = batch * steps
-    per_token = flops.flops_per_token(m, t.context)
+    per_token = flops.run_flops_per_token(m, t)
     count = flops.parameters(m)
     peak_rate = time.peak_flops_per_second(machine)
     machines, divided = int(machine.get("machines", 1)), together.is_together(config, processes)
@@ -70,9 +71,7 @@ def plan(
         "lessons": history.factors(machine, trial is not None),
         **(together.shared(config, processes) if divided else {}),
     }
-    if corpus:
-        result |= _quality(m, t, tokens, corpus, probe)
-    return result
+    return result | (_quality(m, t, tokens, corpus, probe) if corpus else {})
 
 
 def _quality(
@@ -84,6 +83,8 @@ def _quality(
         "epochs": tokens / max(1, corpus["tokens"]),
         "text_used_up": bool(t.budget) and tokens + batch > size.MOST_EPOCHS * corpus["tokens"],
     }
+    if t.base is not None:
+        return {**common, "loss_note": NO_LAW}
     if t.ladder:
         return (
             rungs.read(t.ladder).forecast(count["total"], tokens, corpus["tokens"]) | {"loss_from": "ladder"} | common

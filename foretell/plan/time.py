@@ -88,7 +88,7 @@ def roofline_step_seconds(m: ModelConfig, t: TrainConfig, machine: dict[str, Any
     products = tokens * flops.flops_per_token(m, t.context)["full"] + flops.optimizer_flops(m, t.optimizer)
     # Elementwise work passes over each saved tensor about three times, and over the states a few times a step.
     traffic = 3.0 * tokens * (memory.saved_bytes_per_token(m, "float32") + 3 * FLOAT * V)
-    traffic += 4 * sum(memory.state_bytes(m, t.optimizer).values())
+    traffic += 4 * sum(memory.run_state_bytes(m, t).values())
     micro = math.ceil(tokens / t.context / (t.micro_batch_size or max(1, tokens // t.context)))
     layers = sum(n * OPERATORS_A_LAYER * elementwise.operators(y) / elementwise.OF_QWEN3 for n, y in a.kinds)
     if m.num_experts:
@@ -136,6 +136,11 @@ def untried_step_seconds(
 
     speed: of the machine; where not given, the record's of late. Nothing but parts can answer to it.
     """
+    if t.trained_parameters is not None:  # with fewer products backward; all else is thought to shrink with them
+        whole = t.model_copy(update={"trained_parameters": None, "added_parameters": None})
+        value, width = untried_step_seconds(m, whole, machine, speed)
+        each = (flops.run_flops_per_token(m, x)["causal"] for x in (t, whole))
+        return value * next(each) / next(each), max(width, ROUGH_PARTS_SPREAD)
     known = parts(machine)
     steps = [s for s in steps_by_parts(m, t, machine) if known is not None and known.can(s)]
     if known is None or not steps:
@@ -212,7 +217,7 @@ def run_parts(
     m, t = config.model, config.train
     step = step_seconds(m, t, machine, trial, probe)["value"]
     steps = t.steps or 1
-    evaluations = math.ceil(steps / (t.eval_every or steps))
+    evaluations = math.ceil(steps / (t.eval_every or steps)) + (t.base is not None)  # a base's before the first step
     evaluated = (t.eval_tokens or 0) / (t.global_batch_tokens or t.context)
     saves = math.ceil(steps / (t.save_every or steps)) - 1  # the loop's clock stops before the last one
     return {
@@ -240,7 +245,6 @@ def first_step_seconds(trial: dict[str, Any] | None) -> float:
 
 
 def save_seconds(m: ModelConfig, t: TrainConfig, machine: dict[str, Any]) -> float:
-    """Seconds of one checkpoint: weights and optimiser tensors, written and read back."""
-    states = memory.state_bytes(m, t.optimizer)
+    """Seconds of one checkpoint: what learns and the optimiser's tensors, written and read back."""
     speed = machine.get("checkpoint_bytes_per_second") or GUESSED_CHECKPOINT_BYTES_PER_SECOND
-    return (states["weights"] + states["optimizer"]) / speed
+    return memory.saved_bytes(m, t) / speed

@@ -48,7 +48,8 @@ def headline(found: list[Check]) -> tuple[str, dict[str, Both | str]]:
         "got_time": shown(time, "measured"),
         "got_bits": shown(bits, "measured"),
     }
-    return "headline." + key[forecast, measured], values
+    of_time_alone = ".time" if forecast and (bits is None or bits.predicted is None) else ""
+    return "headline." + key[forecast, measured] + of_time_alone, values
 
 
 def status(run: Run, found: list[Check]) -> str:

@@ -195,7 +195,7 @@ def added(own: Tokenizer, specials: list[str]) -> Tokenizer:
         return own
     inner = tokenizers.Tokenizer.from_str(own.inner.to_str())
     inner.add_special_tokens(specials)
-    return wrap(inner)
+    return wrap(inner, own.eot_id)
 
 
 def train_bpe(texts: Iterable[str], vocab_size: int) -> Tokenizer:

@@ -162,7 +162,7 @@ class Alone:
         return None
 
     def named(self) -> list[tuple[str, nn.Parameter]]:
-        return list(self.model.named_parameters())
+        return [(n, p) for n, p in self.model.named_parameters() if p.requires_grad]
 
     def rows(self, sequences: int, micro_batch_size: int) -> list[int]:
         return list(range(sequences))

@@ -31,7 +31,7 @@ from foretell.errors import ForetellError, Interrupted
 from foretell.models.decoder import Decoder
 from foretell.models.model import Given
 from foretell.train import log as run_log
-from foretell.train import optim, saved
+from foretell.train import optim, preference, saved
 from foretell.train.alone import Team, random_state, set_random_state
 from foretell.train.cause import cause
 from foretell.train.guard import MOST_IN_A_ROW
@@ -60,6 +60,7 @@ class Job:
     peak_flops_per_second: float
     limit_seconds: float | None = None
     session: str = ""  # the same on all processes, and new for each start of several
+    reference: preference.Reference | None = None  # of preferences, what the base says of them
     start: int | None = None  # what a target of an encoder-decoder begins with; None: the end of a text
 
     @property
@@ -100,12 +101,16 @@ def micro_batches(job: Job, step: int, rows: list[int]) -> Iterator[Batch]:
     for i in range(0, len(rows), job.micro_batch_size):
         part = found.part(slice(i, i + job.micro_batch_size))
         part = part if job.compiled else part.trimmed()  # a compiler wants one shape
-        yield tensors(part, runtime.device(), job.packing == "within", job.partly)
+        made = tensors(part, runtime.device(), job.packing == "within", job.partly)
+        yield made._replace(scored=len(part.inputs)) if c.objective == "dpo" else made  # pairs count alike
 
 
 def loss_function(job: Job, team: Team) -> LossOf:
     """Mean loss of this process's part of a micro-batch, compiled where the run's execution path says so."""
     chunk, partly = job.config.loss_chunk_tokens, job.partly
+    if job.config.objective == "dpo":
+        base = job.reference["train"] if job.reference is not None else None
+        return preference.Loss(team, job.config.dpo_beta, chunk, base)
 
     def loss(inputs: Tensor, targets: Tensor, segments: Tensor | None, given: Given | None) -> Tensor:
         return next_token_loss(team, inputs, targets, segments, chunk, given, partly)
@@ -170,6 +175,8 @@ def take_step(
     team.after_step(state.step)
     state.tokens += job.batch_tokens
     event = {"event": "step", "step": state.step, "loss": loss, "lr": lr, "grad_norm": grad_norm}
+    if isinstance(loss_of, preference.Loss):
+        event |= loss_of.told()
     # JSON has no NaN; the reason says what the numbers were.
     finite = {k: v if not isinstance(v, float) or math.isfinite(v) else None for k, v in event.items()}
     return {**finite, **note}
@@ -180,12 +187,15 @@ def _cause(job: Job, team: Team, step: int) -> str:
     one_by_one = list(micro_batches(replace(job, config=c.model_copy(update={"micro_batch_size": 1})), step, rows))
 
     def loss(n: int) -> Tensor:
-        inputs, targets, segments, given, _ = one_by_one[n]
+        inputs, targets, segments, given = one_by_one[n][:4]
         with autocast(job.dtype):
             return next_token_loss(team, inputs, targets, segments, c.loss_chunk_tokens, given, job.partly)
 
     def where(row: int) -> str:
         drawn: dict[str, Any] = {"seed": c.seed, "step": step, "batch_size": job.sequences, "context": c.context}
+        if c.objective in objectives.OF_CONVERSATIONS.values():
+            own = objectives.rows(c.objective, job.data, "train", rows=[row], **drawn).inputs[0]
+            return f"row {row} of the batch ({' '.join(job.data.tokenizer.decode(own.tolist()).split())[:60]!r})"
         if c.objective == "seq2seq":
             pair = objectives.rows(c.objective, job.data, "train", rows=[row], **drawn)
             text = "" if pair.source is None else job.data.tokenizer.decode(pair.source[0].tolist())
@@ -262,6 +272,8 @@ def run(team: Team, job: Job, *, resume: bool = False, display: Display | None =
     eval_every, save_every = job.config.needed("eval_every"), job.config.needed("save_every")
     stopped = "finished"
     team.chunks.train()
+    if job.config.base is not None and state.step == 0:
+        session.record(_validate(team, job, state))  # what the base can do already
     with runtime.StopRequest() as stop:
         while state.step < job.steps:
             before = time.perf_counter()
@@ -323,6 +335,7 @@ def _validate(team: Team, job: Job, state: State) -> dict[str, Any]:
         "bits_per_byte": scores["bits_per_byte"],
         "tokens": state.tokens,
         "seconds": state.seconds,
+        **{k: v for k, v in scores.items() if k.startswith("reward_")},
     }
 
 
@@ -333,6 +346,9 @@ def scored(team: Team, job: Job, split: str, max_tokens: int | None, **window: A
     """
     c, model = job.config, team.model
     known: dict[str, Any] = {"max_tokens": max_tokens, "batch_size": job.micro_batch_size, "crew": team.crew}
+    if job.reference is not None:
+        how = {"beta": c.dpo_beta, "context": c.context, "micro": job.micro_batch_size, "most": max_tokens}
+        return preference.scores(model, job.data, split, job.reference, **how)  # type: ignore[arg-type]
     if not job.partly:
         assert isinstance(model, Decoder)
         return evaluate.evaluate_split(model, job.data, split, **{"context": c.context, **window}, **known)

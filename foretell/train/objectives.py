@@ -10,24 +10,25 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from foretell.config import RunConfig
+from foretell import config as run_config
+from foretell.config import ParallelConfig, RunConfig
 from foretell.config.model import ENCODER_DECODERS
 from foretell.data import Data, objectives
-from foretell.data.objectives import PARTLY, UNSCORED, WITH_SOURCE, Rows
+from foretell.data.objectives import OF_CONVERSATIONS, PARTLY, UNSCORED, WITH_SOURCE, Rows
 from foretell.errors import ConfigError
 from foretell.models.model import Given
 
 _OF_KINDS = {
     "encoder": ("masked",),
     "encoder-decoder": ("span_corruption", "seq2seq"),
-    "decoder": ("next_token", "fill_in_the_middle", "prefix"),
+    "decoder": ("next_token", "fill_in_the_middle", "prefix", "answers", "dpo"),
 }
 
 
 class Batch(NamedTuple):
     """A micro-batch. inputs, targets: (B, T). segments: (B, T) document numbers to keep apart, or None.
 
-    given: what rows have besides. scored: how many targets count.
+    given: what rows have besides. scored: how many targets count. document: of preferences the number of the pair.
     """
 
     inputs: Tensor
@@ -35,17 +36,48 @@ class Batch(NamedTuple):
     segments: Tensor | None
     given: Given | None
     scored: int
+    document: Tensor | None = None
 
 
 def tensors(rows: Rows, device: torch.device, within: bool, partly: bool) -> Batch:
     """Rows as tensors. within: whether attention stays inside documents. partly: whether some targets do not count."""
     there = [None if a is None else torch.from_numpy(a).to(device) for a in rows]
-    inputs, targets, segments, prefix, source, real = there
+    inputs, targets, segments, prefix, source, real, document = there
     assert inputs is not None
     assert targets is not None
     given = Given(prefix, source, real) if prefix is not None or source is not None else None
     scored = int((rows.targets != UNSCORED).sum()) if partly else rows.targets.size
-    return Batch(inputs, targets, segments if within else None, given, scored)
+    return Batch(inputs, targets, segments if within else None, given, scored, document)
+
+
+def fitting(config: RunConfig, data: Data) -> RunConfig:
+    """The config with the objective that this data is for, where none was chosen; conversations see only themselves.
+
+    Raises ConfigError where another objective was chosen for conversations, or attention across them.
+    """
+    kind = data.conversations
+    if kind is None:
+        return config
+    wanted, t = OF_CONVERSATIONS[kind], config.train
+    if "objective" in t.model_fields_set and t.objective != wanted:
+        raise ConfigError(
+            f"train.objective={t.objective} is nothing for this data, which is {kind}: leave it out, or set {wanted}"
+        )
+    if "packing" in config.data.model_fields_set and config.data.packing != "within":
+        raise ConfigError("data.packing=across does not go with conversations, which see only themselves; leave it out")
+    changes: dict[str, object] = {"objective": wanted}
+    if wanted == "dpo":
+        if t.compile == "on" or t.base is None:
+            compiled = "train.compile=on does not go with train.objective=dpo; leave it out"
+            raise ConfigError(
+                compiled if t.base else "train.objective=dpo holds a model to its base: give --base MODEL"
+            )
+        changes |= {"compile": "off", "micro_batch_size": t.micro_batch_size or 2}
+    return run_config.updated(config, train=changes, data={"packing": "within"})
+
+
+def _several(p: ParallelConfig) -> bool:
+    return p.dp_replicate * (p.dp_shard or 1) * p.tp * p.pp * p.cp > 1
 
 
 def check(config: RunConfig, data: Data) -> None:
@@ -55,6 +87,9 @@ def check(config: RunConfig, data: Data) -> None:
     if objective not in _OF_KINDS[of]:
         fitting = " or ".join(_OF_KINDS[of])
         raise ConfigError(f"train.objective={objective} is nothing for {kind}, a kind of {of}: set {fitting}")
+    if objective == "dpo" and (config.train.needed("micro_batch_size") % 2 or _several(p)):
+        micro = config.train.micro_batch_size
+        raise ConfigError(f"train.objective=dpo wants one process and an even train.micro_batch_size, which is {micro}")
     objectives.special_ids(data.tokenizer, objective)
     objectives.count(data, "train", objective, config.train.context)
     if objective == "span_corruption":

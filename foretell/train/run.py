@@ -10,25 +10,25 @@ from __future__ import annotations
 
 import json
 import secrets
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from foretell import checkpoint, plan, runtime
 from foretell import config as run_config
+from foretell import plan, runtime
 from foretell.checkpoint import files
 from foretell.config import RunConfig
 from foretell.data import Data
 from foretell.distributed import record
 from foretell.distributed.mesh import join_alone
 from foretell.distributed.placed import Placed
-from foretell.errors import CheckpointError, ConfigError
-from foretell.models import hf
+from foretell.errors import ConfigError
 from foretell.plan import layout
+from foretell.train import export, loop, objectives, preference, trial, tune
 from foretell.train import log as run_log
-from foretell.train import loop, objectives, trial
 from foretell.train.alone import Alone, Team
 from foretell.train.loop import Display, Job
 from foretell.vectors import embedding
@@ -84,9 +84,12 @@ def begin(
         return
     if (run / "config.toml").exists():
         config = _stored_config(run, config, data, {**machine, "processes": processes}, allow_drift)
+        tune.check(config, data, processes)
         _check(config, data, processes)
         forecast = json.loads((run / "plan.json").read_text(encoding="utf-8"))
     else:
+        config = tune.settled(objectives.fitting(config, data))
+        tune.check(config, data, processes)
         config, forecast = decide(_divided(config, processes), data, machine, show, processes, trials)
         embedding.start(config.train.init_embedding, data.tokenizer, config.model)  # what is wrong is said here
         _write_folder(run, config, forecast, data, {**machine, "processes": processes})
@@ -106,6 +109,9 @@ def go_on(run: Path, data: Data, *, resume: bool, display: Display | None = None
     forecast, machine = (json.loads((run / n).read_text(encoding="utf-8")) for n in ("plan.json", "machine.json"))
     team = _team(config, embedding.start(config.train.init_embedding, data.tokenizer, config.model))
     job = _job(config, data, run, machine, forecast, team.told(secrets.token_hex(8)))
+    if config.train.objective == "dpo":
+        show({"event": "evaluating", "split": "train"})
+        job = replace(job, reference=preference.reference(team.model, config, data, run))
     runtime.reset_peak_memory()
     outcome = loop.run(team, job, resume=resume, display=show)
     peak = int(team.maxima(torch.tensor([runtime.peak_memory_bytes()]))[0])
@@ -116,7 +122,7 @@ def go_on(run: Path, data: Data, *, resume: bool, display: Display | None = None
         show({"event": "evaluating", "split": "test"})
         scores = _scores(team, job, "test", config)
     if team.rank == 0:
-        _export(run, config, data, team)
+        export.model(run, config, data, team)
         if scores is not None:
             _write_json(run / "eval.json", {"split": "test", **scores})
             show({"event": "scores", "split": "test", "scores": scores})
@@ -153,7 +159,12 @@ def _check(config: RunConfig, data: Data, processes: int) -> None:
 def _team(config: RunConfig, start: embedding.Start | None) -> Team:
     c = config.train
     if _is_plain(config, runtime.world_size()):
-        return Alone(trial.built(config.model, c.dropout or 0.0, c.seed, c.attention, start))
+        model = tune.begun(config)
+        if model is None:
+            drawn = trial.built(config.model, c.dropout or 0.0, c.seed, c.attention, start)
+            model = tune.adapted(drawn, config)
+        return Alone(model)
+    base = tune.base(config)
     return Placed(
         config.model,
         config.parallel,
@@ -163,18 +174,8 @@ def _team(config: RunConfig, start: embedding.Start | None) -> Team:
         kernel=c.attention,
         dtype=runtime.dtype(c.dtype),
         start=start,
+        weights=None if base is None else base.weight,
     )
-
-
-def _export(run: Path, config: RunConfig, data: Data, team: Team) -> None:
-    """The Hugging Face folder: from memory, or from the checkpoint that all processes have just written."""
-    if isinstance(team, Alone):
-        hf.save(team.model, data.tokenizer, run / "model")
-        return
-    last = checkpoint.open_latest(run / "checkpoints", "model.")
-    if last is None:
-        raise CheckpointError(f"{run / 'checkpoints'}: no checkpoint to export; resume the run")
-    hf.write(config.model, last.tensors("model."), data.tokenizer, run / "model")
 
 
 def decide(
@@ -198,13 +199,13 @@ def decide(
     budget = plan.parse_budget(config.train.budget) if config.train.budget and not fixed else None
     measured_probe = None
     worth = budget.is_worth_a_probe if budget else _seconds(config, text, machine, processes) > WORTH_PROBING_SECONDS
-    if trials and worth:
+    if trials and worth and config.train.base is None:  # the probe is for the law of models that begin from nothing
         show({"event": "probing"})
         measured_probe = trial.probe(data)
         show({"event": "probe", **measured_probe})
     if budget is not None:
         config = plan.size_for_budget(budget, machine=machine, corpus=text, probe=measured_probe, config=config)
-    config = plan.completed(config, text, machine)
+    config = tune.counted(plan.completed(config, text, machine))
     first = plan.plan(config, machine=machine, corpus=text, probe=measured_probe, processes=processes)
     seconds = float(first["seconds"]["value"])
     measured_trial = None
@@ -295,7 +296,7 @@ def _write_folder(run: Path, config: RunConfig, forecast: dict[str, Any], data: 
     _write_json(run / "plan.json", {"format_version": run_config.FORMAT_VERSION, **forecast})
     _write_json(run / "machine.json", machine)
     keys = ("fingerprint", "tokenizer", "splits", "funnel", "text_xz_bits_per_byte", "bytes_per_token", "unique_tokens")
-    found = {k: data.index[k] for k in keys}
+    found = {k: data.index[k] for k in keys} | {"conversations": data.index.get("conversations")}
     _write_json(run / "data.json", found | {"corpus": data.corpus, "prepared": str(data.path)})
     files.write_atomic(run / "config.toml", run_config.dumps(config).encode())
 

@@ -25,7 +25,7 @@ from foretell.data import Data
 from foretell.models.attention import attend
 from foretell.models.decoder import Decoder
 from foretell.models.model import Model, made
-from foretell.train import optim
+from foretell.train import optim, tune
 from foretell.train.alone import Alone
 from foretell.train.loop import Job, loss_function, take_step
 from foretell.train.saved import State
@@ -131,7 +131,8 @@ def trial(config: RunConfig, data: Data, dtype: str, compiled: bool, steps: int 
     """
     config = run_config.updated(config, train={"attention": attention_kernel(config, dtype)})
     path = {"dtype": dtype, "compile": compiled, "attention": config.train.attention}
-    model = built(config.model, config.train.dropout or 0.0, config.train.seed, config.train.attention)
+    own = built(config.model, config.train.dropout or 0.0, config.train.seed, config.train.attention)
+    model = tune.adapted(own, config)
     with tempfile.TemporaryDirectory() as folder:
         job = Job(config.train, data, Path(folder), config.data.packing, runtime.dtype(dtype), compiled, 0.0, 1.0)
         job = replace(job, start=config.model.decoder_start_token_id)

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -86,24 +86,36 @@ def config(file: Gguf) -> dict[str, Any]:
 
 def weights(file: Gguf, dtype: torch.dtype = torch.float32) -> Iterator[tuple[str, Tensor]]:
     """The weights one after the other, as transformers names and lays them out; a tied head is not given twice."""
+    own, weight = stored(file, dtype)
+    yield from ((theirs, weight(name)) for theirs, name in own.items())
+
+
+def stored(file: Gguf, dtype: torch.dtype = torch.float32) -> tuple[dict[str, str], Callable[[str], Tensor]]:
+    """The file's name of each weight by transformers' name; and what reads a weight by the file's name."""
     c = config(file)
     arch = file.metadata["general.architecture"]
     outside, layer, prefix = _OUTSIDE, _GEMMA_LAYER if arch == "gemma3" else _LAYER, "model.layers"
     if arch == "gpt2":
         outside, layer, prefix = _GPT2_OUTSIDE, _GPT2_LAYER, "transformer.h"
+    found: dict[str, str] = {}
     for own in file.tensors:
         if own == _ROPE_FACTORS or (own == "output.weight" and c["tie_word_embeddings"]):
             continue  # config has read them
         name = _renamed(own, outside, layer, prefix)
         if name is None:
             raise ModelError(f"{file.path}: the {arch} model has a tensor {own}, which is not known")
+        found[name] = own
+
+    def weight(own: str) -> Tensor:
         adds_one = arch == "gemma3" and own.endswith("norm.weight")
         t = (tensor(file, own) - 1).to(dtype) if adds_one else tensor(file, own, dtype)
         if arch == "llama" and (m := re.search(r"\.attn_([qk])\.", own)):
-            t = _halves(file, own, t, c["num_attention_heads" if m[1] == "q" else "num_key_value_heads"])
-        elif arch == "gpt2" and re.search(r"\.(attn_qkv|attn_output|ffn_up|ffn_down)\.weight$", own):
-            t = t.T.contiguous()
-        yield name, t
+            return _halves(file, own, t, c["num_attention_heads" if m[1] == "q" else "num_key_value_heads"])
+        if arch == "gpt2" and re.search(r"\.(attn_qkv|attn_output|ffn_up|ffn_down)\.weight$", own):
+            return t.T.contiguous()
+        return t
+
+    return found, weight
 
 
 def _renamed(own: str, outside: dict[str, str], layer: dict[str, str], prefix: str) -> str | None:

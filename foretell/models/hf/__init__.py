@@ -14,9 +14,9 @@ a tensor is made. Not handled: quantised weights, pickled weights.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -61,8 +61,36 @@ def read(path: Path) -> ModelConfig:
     return reads(raw, str(path))
 
 
+class Chat(NamedTuple):
+    """What a model brings along for conversations: its template's source and the marks around a text, if it has any."""
+
+    template: str | None = None
+    bos: str = ""
+    eos: str = ""
+
+
+class Opened(NamedTuple):
+    """A folder whose weights are not read yet. stored: a weight by its name there, in float32.
+
+    rules: how weights are called (`names.py`). bare: an encoder without its head.
+    """
+
+    config: ModelConfig
+    tokenizer: Tokenizer
+    rules: str
+    bare: bool
+    stored: Callable[[str], Tensor]
+    files: tuple[Path, ...]
+
+
 def load(folder: Path) -> tuple[Model, Tokenizer]:
     """The model, in float32, on the CPU, in evaluation mode, and its tokenizer. ModelError says what does not fit."""
+    found = open(folder)
+    return built(found.config, found.rules, found.stored, bare=found.bare, path=folder), found.tokenizer
+
+
+def open(folder: Path) -> Opened:
+    """The folder, its config, tokenizer and the shapes of its weights checked. ModelError says what does not fit."""
     folder = Path(folder)
     if not (folder / "config.json").is_file():
         raise ModelError(f"{folder}: no config.json; give a run folder or a Hugging Face folder")
@@ -76,11 +104,11 @@ def load(folder: Path) -> tuple[Model, Tokenizer]:
             f"{folder}: the tokenizer has {own.vocab_size:,} ids, the model's vocab_size is {config.vocab_size:,}; "
             "take the tokenizer.json that belongs to the model"
         )
-    return _built(folder, config).eval(), own
+    return _checked(folder, config, own)
 
 
-def _built(folder: Path, config: ModelConfig) -> Model:
-    """The model with the folder's weights; made without memory first, so that shapes are compared before any is."""
+def _checked(folder: Path, config: ModelConfig, own: Tokenizer) -> Opened:
+    """The model is made without memory first, so that shapes are compared before any is."""
     place = _places(folder)
     layers = config.num_hidden_layers or 0
     if layers * (_TENSORS_OF_A_LAYER + 3 * ((config.num_experts or 1) - 1)) > len(place):
@@ -95,22 +123,53 @@ def _built(folder: Path, config: ModelConfig) -> Model:
         model = _unmade(config, bare)
     except (RuntimeError, OverflowError) as e:  # sides whose product overflows
         raise ModelError(f"{folder}/config.json: sizes that cannot be: {str(e).splitlines()[0]}") from None
-    parameters = dict(model.named_parameters())
     rules = names.dialect(config, bare and "embeddings.word_embeddings.weight" in place)
-    wanted = names.shapes(rules, parameters)
+    wanted = names.shapes(rules, dict(model.named_parameters()))
     _check_shapes(folder, wanted, place, config)
-    tensors: dict[str, Tensor] = {}
-    for file in sorted({place[name][0] for name in wanted}):
-        with safe_open(file, framework="pt") as opened:
-            tensors |= {n: opened.get_tensor(n).float() for n in wanted if place[n][0] == file}
-    state = names.back(rules, parameters, tensors.__getitem__)
-    model.load_state_dict(state, strict=False, assign=True)
+    opened: dict[Path, Any] = {}
+
+    def stored(name: str) -> Tensor:
+        file = place[name][0]
+        if file not in opened:
+            opened[file] = safe_open(file, framework="pt").__enter__()
+        return opened[file].get_tensor(name).float()
+
+    files = (folder / "config.json", *sorted({file for file, _ in place.values()}))
+    return Opened(config, own, rules, bare, stored, files)
+
+
+def built(
+    config: ModelConfig,
+    rules: str,
+    stored: Callable[[str], Tensor],
+    *,
+    bare: bool = False,
+    path: Path,
+    dropout: float = 0.0,
+    kernel: str = "sdpa",
+) -> Model:
+    """The whole model on the CPU, in evaluation mode, of weights under the names of a folder.
+
+    path: named in the ModelError where a weight is of another shape.
+    """
+    with torch.device("meta"):
+        model = Encoder(config, has_head=False) if bare else made(config, dropout, kernel)
+    model.load_state_dict(weights(rules, dict(model.named_parameters()), stored, path), strict=False, assign=True)
     if config.tie_word_embeddings and not bare:
         model.lm_head.weight = model.model.embed_tokens.weight
     model.config = config
     if isinstance(model, Decoder):
         model.model.fill_tables(config.max_position_embeddings or 1)
-    return model.requires_grad_(True)
+    return model.requires_grad_(True).eval()
+
+
+def weights(rules: str, parameters: dict[str, Any], stored: Callable[[str], Tensor], path: Path) -> dict[str, Tensor]:
+    """A weight for each of `parameters`, whose shapes count. ModelError where a stored one has another."""
+    state = names.back(rules, parameters, stored)
+    for name, p in parameters.items():
+        if state[name].shape != p.shape:
+            raise ModelError(f"{path}: {name} is {list(state[name].shape)}, its config wants {list(p.shape)}")
+    return state
 
 
 def _is_twice(place: dict[str, tuple[Path, tuple[int, ...]]], name: str) -> bool:
@@ -196,13 +255,22 @@ def _weight_files(folder: Path) -> list[Path]:
     return [folder / name for name in names]
 
 
-def save(model: Model, tokenizer: Tokenizer, folder: Path) -> None:
-    """Write the folder, whole or not at all; one that is there is replaced. Weights are stored as float32."""
-    state = model.state_dict()
+def save(
+    model: Model,
+    tokenizer: Tokenizer,
+    folder: Path,
+    state: dict[str, Tensor] | None = None,
+    brought: Chat | None = None,
+) -> None:
+    """Write the folder, whole or not at all; one that is there is replaced. Weights are stored as float32.
+
+    state: the model's weights, where they are not as it has them. brought: the chat template to hand on.
+    """
+    state = model.state_dict() if state is None else state
     bare = isinstance(model, Encoder) and not model.has_head
     if model.config.tie_word_embeddings and not bare:
         del state["lm_head.weight"]
-    write(model.config, state.items(), tokenizer, folder, bare=bare)
+    write(model.config, state.items(), tokenizer, folder, bare=bare, brought=brought)
 
 
 def write(
@@ -212,12 +280,13 @@ def write(
     folder: Path,
     shard_bytes: int = SHARD_BYTES,
     bare: bool = False,
+    brought: Chat | None = None,
 ) -> None:
     """Write the folder from named weights, of which no more than a file's are held in memory.
 
     Whole or not at all; one that is there is replaced. Weights are stored as float32: in one file, or, from
-    `shard_bytes` on, in several with an index. bare: an encoder without its head. Raises ModelError where names or
-    shapes are not the config's.
+    `shard_bytes` on, in several with an index. bare: an encoder without its head. brought: the chat template to hand
+    on. Raises ModelError where names or shapes are not the config's.
     """
     wanted = _shapes(config, bare)
     parts = names.out(names.dialect(config, bare), tensors)
@@ -226,7 +295,7 @@ def write(
         if missing := [n for n in wanted if n not in written]:
             raise ModelError(f"{folder}: {len(missing):,} of {len(wanted):,} weights are missing ({missing[0]})")
         tokenizer.save(partial / "tokenizer.json")
-        for name, value in _descriptions(config, tokenizer, bare).items():
+        for name, value in _descriptions(config, tokenizer, bare, brought).items():
             (partial / name).write_text(json.dumps(value, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
 
 
@@ -264,9 +333,12 @@ def _write_weights(
     return placed
 
 
-def _descriptions(c: ModelConfig, tokenizer: Tokenizer, bare: bool) -> dict[str, dict[str, Any]]:
+def _descriptions(c: ModelConfig, tokenizer: Tokenizer, bare: bool, brought: Chat | None) -> dict[str, dict[str, Any]]:
     """The JSON files of the folder by name."""
     known = {"bos_token_id": tokenizer.bos_id, "eos_token_id": tokenizer.eot_id, "pad_token_id": tokenizer.eot_id}
+    chat = brought or Chat()
+    if (end := tokenizer.inner.token_to_id(chat.eos)) is not None:  # what ends an answer, where that is another
+        known["eos_token_id"] = end
     ends = {k: v for k, v in known.items() if v is not None}
     of_id = {v: k for k, v in tokenizer.inner.get_vocab(with_added_tokens=True).items()}
     config = encoders.described(c, bare) if c.model_type in encoders.KINDS else configs.described(c)
@@ -282,5 +354,6 @@ def _descriptions(c: ModelConfig, tokenizer: Tokenizer, bare: bool) -> dict[str,
             "model_max_length": c.max_position_embeddings,
             "clean_up_tokenization_spaces": False,
             **{k.removesuffix("_id"): of_id[v] for k, v in ends.items()},
+            **({"chat_template": chat.template} if chat.template else {}),
         },
     }

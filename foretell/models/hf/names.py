@@ -144,6 +144,12 @@ def _rule(family: str, name: str) -> tuple[Rule, str]:
     return Rule((name,), name), ""
 
 
+def alike(family: str, name: str) -> str | None:
+    """A folder's name of one of our weights where it holds just that; None where it joins or transposes it."""
+    rule, number = _rule(family, name)
+    return rule.theirs.replace("*", number) if len(rule.ours) == 1 and not rule.transposed and not rule.row else None
+
+
 def out(family: str, tensors: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
     """Our named weights as a folder of the family holds them. What is joined is held until all of it is there."""
     held: dict[str, dict[str, Tensor]] = {}

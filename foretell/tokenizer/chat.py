@@ -20,6 +20,11 @@ from foretell.tokenizer import Tokenizer
 
 Message = dict[str, str]
 ROLES = ("system", "user", "assistant")
+# The source of chatml, for models that come without a template.
+CHATML = (
+    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>\\n' }}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
+)
 _LLAMA31_HEAD = "Cutting Knowledge Date: December 2023\nToday Date: 26 Jul 2024\n\n"
 _LONGEST_TEMPLATE = 1 << 18
 

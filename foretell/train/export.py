@@ -1,0 +1,49 @@
+"""What a finished run leaves: `model/`, a Hugging Face folder, and of a run with adapters `adapter/` as peft has it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from foretell import checkpoint
+from foretell.config import RunConfig
+from foretell.data import Data
+from foretell.errors import CheckpointError
+from foretell.models import adapters, hf
+from foretell.models.hf import Chat
+from foretell.models.source import Source
+from foretell.tokenizer import chat
+from foretell.train import lora, tune
+from foretell.train.alone import Alone, Team
+
+
+def model(run: Path, config: RunConfig, data: Data, team: Team) -> None:
+    """The folder, from memory or from the checkpoint that all processes have just written; adapters are merged in it.
+
+    Raises CheckpointError where several processes trained and there is none.
+    """
+    base = tune.base(config)
+    brought = _brought(base, data)
+    if isinstance(team, Alone):
+        hf.save(team.model, data.tokenizer, run / "model", dict(lora.merged(team.model, config)), brought)
+        if config.lora.rank is not None and base is not None:
+            alpha = lora.scale(config.lora) * config.lora.rank
+            facts = (base.rules, str(base.path.absolute()), config.lora.rank, alpha, config.lora.dropout)
+            adapters.write(run / "adapter", *facts, lora.of(team.model))
+        return
+    last = checkpoint.open_latest(run / "checkpoints", "model.")
+    if last is None:
+        raise CheckpointError(f"{run / 'checkpoints'}: no checkpoint to export; resume the run")
+    hf.write(config.model, last.tensors("model."), data.tokenizer, run / "model", brought=brought)
+
+
+def _brought(base: Source | None, data: Data) -> Chat | None:
+    """The chat template that the model is to be asked with: its base's, or the one its conversations were written in.
+
+    Of those that were chosen by name chatml alone has a source of its own; the others are named again by whoever asks.
+    """
+    told = data.index.get("conversations")
+    own = base.chat if base is not None else Chat()
+    if own.template or not told:
+        return own
+    template = chat.CHATML if told["name"] == "chatml" else None
+    return Chat(template, told["bos"], "<|im_end|>" if template else told["eos"])

@@ -1,0 +1,165 @@
+"""Preference tuning: direct preference optimisation (Rafailov et al., 2023), the sigmoid loss.
+
+Of a pair, with log-likelihoods of the two answers under the model and under its base, the reward margin is
+
+    beta ((log p(chosen) - log p_base(chosen)) - (log p(rejected) - log p_base(rejected)))
+
+and the loss is -log sigmoid of it. What the base says is computed once, when the model is still its base, and kept in
+the run folder, so no second model stays in memory. Rows come two by two: a chosen one, and the rejected one behind it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from safetensors import safe_open
+from safetensors.torch import save
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from foretell.checkpoint import files
+from foretell.config import RunConfig
+from foretell.data import Data, answers
+from foretell.data.answers import UNSCORED, Arrays
+from foretell.data.shards import SPLITS
+from foretell.models.model import Model, features, head
+from foretell.train.alone import Team
+from foretell.train.objectives import Batch
+
+FILE = "reference.safetensors"
+_CHUNK = 2048
+Reference = dict[str, Tensor]
+
+
+def log_likelihoods(model: Model, inputs: Tensor, targets: Tensor, segments: Tensor | None, chunk: int) -> Tensor:
+    """(B,) float32: in nats, the sum over the targets (B, T) that are scored. chunk: tokens whose logits are held."""
+    row, place = (targets != UNSCORED).nonzero(as_tuple=True)
+    hidden, weight = head(model, features(model, inputs, segments)[row, place])
+    if torch.is_autocast_enabled(hidden.device.type):
+        weight = weight.to(torch.get_autocast_dtype(hidden.device.type))
+    wanted, each = targets[row, place], list[Tensor]()
+    for h, t in zip(hidden.to(weight.dtype).split(chunk), wanted.split(chunk), strict=True):
+        each.append(checkpoint(_of_tokens, h, weight, t, use_reentrant=False))
+    zeros = torch.zeros(len(inputs), device=inputs.device)
+    return zeros.index_add(0, row, torch.cat(each)) if each else zeros + hidden.sum() * 0.0
+
+
+def _of_tokens(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
+    return -F.cross_entropy((hidden @ weight.T).float(), targets, reduction="none")
+
+
+def margins(own: Tensor, base: Tensor, beta: float) -> Tensor:
+    """(pairs,) reward margins of log-likelihoods (2 pairs,) of a model and its base, chosen and rejected in turn."""
+    rewards = beta * (own - base)
+    return rewards[0::2] - rewards[1::2]
+
+
+@dataclass
+class Loss:
+    """The mean loss of a micro-batch; keeps what the margins were until they are told.
+
+    reference: (documents, 2) of the base, chosen and rejected; None: as if the base found all equally likely.
+    """
+
+    team: Team
+    beta: float
+    chunk: int | None
+    reference: Tensor | None
+    _margins: list[Tensor] = field(default_factory=list)
+
+    def __call__(self, batch: Batch) -> Tensor:
+        own = log_likelihoods(self.team.model, batch.inputs, batch.targets, batch.segments, self.chunk or _CHUNK)
+        base = torch.zeros_like(own)
+        if self.reference is not None and batch.document is not None:
+            base = self.reference.to(own.device)[batch.document[0::2]].flatten()
+        found = margins(own, base, self.beta)
+        self._margins.append(found.detach())
+        return -F.logsigmoid(found).mean()
+
+    def told(self) -> dict[str, float]:
+        """Mean reward margin, and the share of pairs in which the chosen answer has the higher reward, since last."""
+        every = torch.cat(self._margins)
+        self._margins.clear()
+        return {"reward_margin": every.mean().item(), "reward_accuracy": (every > 0).float().mean().item()}
+
+
+@torch.no_grad()
+def reference(model: Model, config: RunConfig, data: Data, run: Path) -> Reference:
+    """What a model that has not learned yet, a run's base, says of the pairs of each split: (documents, 2).
+
+    Read from the run folder, where it is kept, if it is there and is of this base, data and context.
+    """
+    t = config.train
+    facts = {"base": t.base_digest or "", "data": data.index["fingerprint"], "context": str(t.context)}
+    if (run / FILE).is_file():
+        with safe_open(run / FILE, framework="pt") as opened:
+            if opened.metadata() == facts:
+                return {split: opened.get_tensor(split) for split in opened.keys()}  # noqa: SIM118 - not a mapping
+    found: Reference = {}
+    model.eval()
+    for split in SPLITS:
+        n = data.index["splits"].get(split, {}).get("documents", 0)
+        if n:
+            every = [_scored(model, rows) for rows in _batches(data, split, t.context, n, t.needed("micro_batch_size"))]
+            found[split] = torch.cat(every).view(-1, 2).cpu()
+    files.write_atomic(run / FILE, save(found, facts))
+    return found
+
+
+def _batches(data: Data, split: str, context: int, pairs: int, micro: int) -> Iterator[Arrays]:
+    """The first pairs of a split in their order, some at a time."""
+    each = max(1, micro // 2)
+    for start in range(0, pairs, each):
+        which = range(start, min(pairs, start + each))
+        yield answers.preferences(data, split, [(n, side) for n in which for side in (0, 1)], context)
+
+
+def _scored(model: Model, rows: Arrays) -> Tensor:
+    device = next(model.parameters()).device
+    inputs, targets, segments = (torch.from_numpy(a).to(device) for a in rows[:3])
+    return log_likelihoods(model, inputs, targets, segments, _CHUNK)
+
+
+@torch.no_grad()
+def scores(
+    model: Model, data: Data, split: str, base: Reference, *, beta: float, context: int, micro: int, most: int | None
+) -> dict[str, Any]:
+    """Of a split: loss, reward_margin, reward_accuracy; of its chosen answers perplexity and bits_per_byte.
+
+    most: tokens, of which so many rows are taken. Training mode is left as it was.
+    """
+    training, n = model.training, data.index["splits"][split]["documents"]
+    n = n if most is None else max(1, min(n, most // (2 * context)))
+    model.eval()
+    lengths = np.array([len(data.tokenizer.token_bytes(i)) for i in range(model.config.sizes.V)])
+    own, tokens, size = list[Tensor](), 0, 0
+    try:
+        for rows in _batches(data, split, context, n, micro):
+            own.append(_scored(model, rows).cpu())
+            chosen = rows.targets[0::2]
+            tokens += int((chosen != UNSCORED).sum())
+            size += int(lengths[chosen[chosen != UNSCORED]].sum())
+    finally:
+        model.train(training)
+    every = torch.cat(own)
+    found = margins(every, base[split][:n].flatten(), beta)
+    nats = -every[0::2].double().sum().item()
+    return {
+        "loss": -F.logsigmoid(found).mean().item(),
+        "reward_margin": found.mean().item(),
+        "reward_accuracy": (found > 0).float().mean().item(),
+        "perplexity": math.exp(min(nats / max(1, tokens), 700.0)),
+        "bits_per_byte": nats / math.log(2) / max(1, size),
+        "tokens": tokens,
+        "bytes": size,
+        "documents": n,
+        "objective": "dpo",
+        "context": context,
+    }

@@ -1,0 +1,135 @@
+"""What a run makes of a model that exists: its base, what of it learns, and how fast where nobody says.
+
+`settled` closes what a base decides before anything is forecast; `begun` builds the model; `adapted` freezes and adapts
+one. The loop knows nothing of it: a parameter that does not learn has no gradient, is in no optimiser and in no
+checkpoint, because the base still has it. So the base must stay where it is until a run is finished; its digest is kept
+in config.toml, and another is refused.
+"""
+
+from __future__ import annotations
+
+import difflib
+import fnmatch
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from foretell import config as run_config
+from foretell import runtime
+from foretell.config import RunConfig
+from foretell.data import Data
+from foretell.errors import ConfigError
+from foretell.models import source
+from foretell.models.model import Model, made
+from foretell.models.source import Source
+from foretell.train import lora
+
+# Peak rates of AdamW where the config names none: usual values, not tuned.
+FULL_LR, LORA_LR = 5e-5, 2e-4
+FULL_DPO_LR, LORA_DPO_LR = 1e-6, 5e-5
+
+
+def base(config: RunConfig) -> Source | None:
+    """The model that a run goes on from, its weights not read yet."""
+    return source.open(Path(config.train.base)) if config.train.base is not None else None
+
+
+def settled(config: RunConfig) -> RunConfig:
+    """The config with what its base and [lora] decide: sizes, optimiser, rate, dropout, how many numbers learn.
+
+    Raises ConfigError where the config says something else than the base, ModelError where there is no base to read.
+    """
+    found = base(config)
+    if found is None:
+        if config.lora.rank is not None:
+            raise ConfigError("lora.rank is set, but there is no train.base that could be adapted; give --base MODEL")
+        return config
+    for key in sorted(config.model.model_fields_set):
+        own, given = getattr(found.config, key), getattr(config.model, key)
+        if given is not None and given != own:
+            raise ConfigError(
+                f"model.{key} is {given}, but the base {config.train.base} has {own}; leave model.{key} out"
+            )
+    if found.bare:
+        raise ConfigError(f"the base {config.train.base} has no head, so nothing can be predicted with it")
+    t = config.train
+    changes: dict[str, object] = {"base_digest": found.digest}
+    if "optimizer" not in t.model_fields_set:
+        changes["optimizer"] = "adamw"
+    elif t.optimizer != "adamw" and t.lr is None:
+        raise ConfigError(f"train.optimizer={t.optimizer} has no usual rate for going on from a base; give train.lr")
+    if t.lr is None:
+        rates = (FULL_DPO_LR, LORA_DPO_LR) if t.objective == "dpo" else (FULL_LR, LORA_LR)
+        changes["lr"] = rates[config.lora.rank is not None]
+    if t.dropout is None:
+        changes["dropout"] = 0.0
+    model = {k: v for k, v in found.config.model_dump().items() if v is not None}
+    return counted(run_config.updated(config, model=model, train=changes))
+
+
+def counted(config: RunConfig) -> RunConfig:
+    """The config of a sized model with the numbers that learn. ConfigError for what [lora] or train.freeze misnames."""
+    if config.lora.rank is None and not config.train.freeze:
+        return config
+    with torch.device("meta"):
+        model = adapted(made(config.model), config)
+    learning = [(n, p.numel()) for n, p in model.named_parameters() if p.requires_grad]
+    added = sum(size for n, size in learning if n.endswith(lora.HALVES))
+    numbers = {"trained_parameters": sum(size for _, size in learning), "added_parameters": added or None}
+    return run_config.updated(config, train=numbers)
+
+
+def adapted(model: Model, config: RunConfig) -> Model:
+    """The model with its adapters on, or parts of it frozen, as the config says."""
+    patterns = config.train.freeze or []
+    if config.lora.rank is None:
+        _freeze(model, patterns)
+    elif patterns:
+        raise ConfigError("train.freeze has no effect with [lora], which freezes the whole base; leave one of them out")
+    else:
+        lora.adapt(model, config.lora, config.train.seed)
+    return model
+
+
+def begun(config: RunConfig) -> Model | None:
+    """The base of a run, whole, on this run's device and as it is trained; None where there is no base."""
+    found = base(config)
+    if found is None:
+        return None
+    model = found.model(config.train.dropout or 0.0, config.train.attention)
+    runtime.seed_all(config.train.seed)
+    return adapted(model.to(runtime.device()), config)
+
+
+def check(config: RunConfig, data: Data, processes: int) -> None:
+    """Refuse data of another tokenizer than the base's, a base that has changed, and what one process alone can do."""
+    if processes > 1 and (config.lora.rank or config.train.freeze):
+        what = "lora.rank" if config.lora.rank else "train.freeze"
+        raise ConfigError(f"{what} is for one process so far, and there are {processes}; leave --nproc out")
+    found = base(config)
+    if found is None:
+        return
+    if found.digest != config.train.base_digest:
+        then, now = (config.train.base_digest or "")[:12], found.digest[:12]
+        raise ConfigError(f"the base {config.train.base} is not what the run began with ({then} then, {now} now)")
+    if data.tokenizer.digest != found.tokenizer.digest:
+        raise ConfigError(
+            f"{data.path} is in tokens of another tokenizer than that of {config.train.base} "
+            f"({data.tokenizer.digest[:12]}, not {found.tokenizer.digest[:12]}); give the text itself, or prepare it "
+            "anew with the base's tokenizer"
+        )
+
+
+def _freeze(model: nn.Module, patterns: list[str]) -> None:
+    """Parameters whose names match one of the patterns learn nothing. ConfigError where a pattern matches none."""
+    names = [n for n, _ in model.named_parameters()]
+    for pattern in patterns:
+        if not fnmatch.filter(names, pattern):
+            near = difflib.get_close_matches(pattern, names, n=3, cutoff=0.0)
+            raise ConfigError(f"train.freeze: {pattern!r} matches no parameter; nearest: {', '.join(near)}")
+    for name, p in model.named_parameters():
+        if any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns):
+            p.requires_grad_(False)
+    if not any(p.requires_grad for p in model.parameters()):
+        raise ConfigError(f"train.freeze = {patterns} leaves nothing to train")
