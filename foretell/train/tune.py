@@ -71,7 +71,9 @@ def settled(config: RunConfig) -> RunConfig:
 def counted(config: RunConfig) -> RunConfig:
     """The config of a sized model with the numbers that learn. ConfigError for what [lora] or train.freeze misnames."""
     if config.lora.rank is None and not config.train.freeze:
-        return config
+        if config.train.trained_parameters is None:
+            return config
+        return run_config.updated(config, train={"trained_parameters": None, "added_parameters": None})
     with torch.device("meta"):
         model = adapted(made(config.model), config)
     learning = [(n, p.numel()) for n, p in model.named_parameters() if p.requires_grad]
