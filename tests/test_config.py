@@ -6,7 +6,7 @@ from types import NoneType
 from typing import Any, Literal, get_args, get_origin
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pydantic.fields import FieldInfo
 
@@ -61,6 +61,11 @@ def _fields(table: type[Table]) -> dict[str, st.SearchStrategy[Any]]:
     return {name: values(f) for name, f in table.model_fields.items()}
 
 
+# A whole config is a large thing to draw; on a busy machine that alone would fail the test.
+patient = settings(suppress_health_check=[HealthCheck.too_slow], deadline=None)
+
+
+@patient
 @given(tables())
 def test_what_is_written_is_read(raw: dict[str, Any]) -> None:
     c = config.validate(raw)
@@ -69,6 +74,7 @@ def test_what_is_written_is_read(raw: dict[str, Any]) -> None:
     assert config.dumps(config.validate(tomllib.loads(text))) == text
 
 
+@patient
 @given(tables())
 def test_overrides_say_the_same_as_a_file(raw: dict[str, Any]) -> None:
     c = config.validate(raw)
