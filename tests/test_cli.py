@@ -226,7 +226,7 @@ def test_a_signal_is_told(tmp_path: Path, signum: int, code: int) -> None:
             time.sleep(0.02)
         process.send_signal(signum)
         stdout, stderr = process.communicate(timeout=60)
-    assert process.returncode == code
+    assert process.returncode == code, stderr
     assert json.loads(stdout)["exit_code"] == code
     assert "Traceback" not in stderr
 
