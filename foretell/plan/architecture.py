@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal
 
 Split = Literal["column", "row", "whole"]
@@ -38,7 +39,7 @@ class Matrix:
     used: int = 1
     memory: bool = False
 
-    @property
+    @cached_property
     def is_stack(self) -> bool:
         """Whether it is of experts, whose number stands in front, even where there is one."""
         return self.name.startswith("mlp.experts.")
@@ -103,17 +104,17 @@ class Layer:
     latents: tuple[int, ...] = ()
     normalised: bool = True
 
-    @property
+    @cached_property
     def parameters(self) -> int:
         """Numbers in its weights."""
         return sum(m.parameters for m in self.matrices) + numbers(self.vectors)
 
-    @property
+    @cached_property
     def routed(self) -> Matrix | None:
         """The first product of the experts that tokens are routed to: (width, hidden), as many copies, k used."""
         return next((m for m in self.matrices if m.is_stack), None)
 
-    @property
+    @cached_property
     def idle(self) -> int:
         """Of these, those that one token does not pass."""
         return sum((m.copies - m.used) * m.parameters // m.copies for m in self.matrices)
@@ -162,12 +163,12 @@ class Architecture:
         """Layers in all."""
         return sum(s.depth for s in self.stacks)
 
-    @property
+    @cached_property
     def kinds(self) -> list[tuple[int, Layer]]:
         """(how many one after another, layer), in their order."""
         return [kind for s in self.stacks for kind in s.layers]
 
-    @property
+    @cached_property
     def parameters(self) -> dict[str, int]:
         """Parameters: `total`, `non_embedding` (without tables and an untied head), `active` (those a token passes)."""
         tables = sum(rows * width for _, rows, width in self.tables)
