@@ -94,7 +94,10 @@ def together(model: ModelConfig, train: TrainConfig, parallel: ParallelConfig, w
     return curve, {p.name: (p.offset, p.shape, p.local.detach().numpy()) for p in placed.parts}
 
 
-def compared(model: ModelConfig, layout: dict[str, Any], ranks: int, optimizer: str, within: bool = False) -> None:
+def compared(
+    model: ModelConfig, layout: dict[str, Any], ranks: int, optimizer: str, within: bool = False, norms: float = 1.0
+) -> None:
+    """norms: by how much more than losses the norms of gradients may differ."""
     # AdamW divides rounding by small moments: at 3e-3 two ways to cut one batch differ by 7e-6 on one process already.
     lr = {"sgd": 0.3, "adamw": 1e-3, "muon": 0.02}[optimizer]
     train = TrainConfig(optimizer=optimizer, lr=lr, momentum=0.9)  # type: ignore[arg-type]
@@ -108,7 +111,7 @@ def compared(model: ModelConfig, layout: dict[str, Any], ranks: int, optimizer: 
         assert curve == results[0][0]
         for step, ((loss, norm), (loss_alone, norm_alone)) in enumerate(zip(curve, expected, strict=True)):
             assert loss == pytest.approx(loss_alone, rel=bound), f"loss of step {step}"
-            assert norm == pytest.approx(norm_alone, rel=bound), f"norm of step {step}"
+            assert norm == pytest.approx(norm_alone, rel=norms * bound), f"norm of step {step}"
 
 
 LAYOUTS = {

