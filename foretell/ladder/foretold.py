@@ -87,8 +87,8 @@ def caution(longest: float, tokens: float) -> str | None:
         return None
     return (
         f"the longest rung ends at {longest:,.0f} tokens, the target at {tokens:,.0f}: models learn to copy from their "
-        f"context within about {COPYING_TOKENS:,} tokens, and where rungs end before it the target may come out 5 to "
-        "20% better than they say; give ladder.rung_flops so that rungs are longer"
+        f"context within about {COPYING_TOKENS:,} tokens, and where rungs end before it the target may come out well "
+        "below what they say (by 4 to 18% where it was measured); give ladder.rung_flops so that rungs are longer"
     )
 
 

@@ -32,7 +32,7 @@ NOISES = np.geomspace(0.0007, 0.05, 8)
 EXPONENT, EXPONENT_SPREAD, BETWEEN, BALANCE_SPREAD = math.log(0.30), 0.3, 0.3, 1.2
 FLOOR, FLOOR_SPREAD = 0.55, 0.12
 # The floor in bits a byte, for rungs far above it, where the loss of the best says little of the floor. Published laws:
-# 0.57 (Hoffmann et al., 2022: 1.69 nats a token of 4.3 bytes), 0.61 (Besiroglu et al., 2024: 1.82); code is lower.
+# near 0.6 (Hoffmann et al., 2022, 1.69 nats a token; Besiroglu et al., 2024, 1.82; a token taken as 4.3 bytes).
 FLOOR_BITS, FLOOR_BITS_SPREAD = 0.5, 0.2
 # How the log noise variance of a row grows: with log of the tokens it lacks to the target, and log loss above the
 # frontier.
