@@ -1,6 +1,6 @@
 """Text from a model: KV cache, sampling, streaming. See docs/generate.md."""
 
-from foretell.generate.answer import answer
+from foretell.generate.answer import answer, source_ids
 from foretell.generate.completion import generate, stream, tokens_cut
 
-__all__ = ["answer", "generate", "stream", "tokens_cut"]
+__all__ = ["answer", "source_ids", "generate", "stream", "tokens_cut"]

@@ -88,7 +88,7 @@ def begin(
         _check(config, data, processes)
         forecast = json.loads((run / "plan.json").read_text(encoding="utf-8"))
     else:
-        config = tune.settled(objectives.fitting(config, data))
+        config = tune.settled(objectives.lasting(objectives.fitting(config, data), data))
         tune.check(config, data, processes)
         config, forecast = decide(_divided(config, processes), data, machine, show, processes, trials)
         embedding.start(config.train.init_embedding, data.tokenizer, config.model)  # what is wrong is said here
