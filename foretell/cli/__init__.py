@@ -73,7 +73,8 @@ def main() -> None:
 
 
 def _trains(words: list[str]) -> bool:
-    return words[:1] in (["train"], ["finetune"], ["demo"], ["calibrate"]) or words[:2] in (["ladder", "run"], ["vectors", "train"])
+    alone = (["train"], ["finetune"], ["demo"], ["calibrate"])
+    return words[:1] in alone or words[:2] in (["ladder", "run"], ["vectors", "train"])
 
 
 class _Terminated(BaseException):
@@ -251,8 +252,7 @@ def evaluate(
     if task is not None:
         changes = {"target_language": target_language, "beams": beams}
         changes |= {"instruction": instruction, "max_new_tokens": max_new_tokens}
-        keys = (source_key, target_key)
-        asking.evaluate(model, task, source, changes, limit, keys, as_json, quiet)
+        asking.evaluate(model, task, source, changes, limit, (source_key, target_key), as_json, quiet)
         return
     from rich.markup import escape
 

@@ -115,7 +115,9 @@ def classify(
 
 def chat(
     model: Model,
-    message: Annotated[str | None, typer.Option("--message", help="One message; a conversation when not given.")] = None,
+    message: Annotated[
+        str | None, typer.Option("--message", help="One message; without it, a conversation.")
+    ] = None,
     system: Annotated[str | None, typer.Option(help="What the system says first; it is never forgotten.")] = None,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer.")] = 256,
     temperature: Annotated[float, typer.Option(help="0 takes the likeliest token.")] = 0.7,
@@ -154,7 +156,14 @@ def chat(
         said.append({"role": "assistant", "content": answer.strip()})
         turn += 1
         if as_json:
-            emit({"message": line, "answer": answer.strip(), "turns_dropped": len(whole.messages) - len(fitting.messages)}, True)
+            emit(
+                {
+                    "message": line,
+                    "answer": answer.strip(),
+                    "turns_dropped": len(whole.messages) - len(fitting.messages),
+                },
+                True,
+            )
         else:
             print()
 
@@ -203,7 +212,9 @@ def evaluate(
     if kind not in KINDS:
         raise errors.ConfigError(f"--task {kind}: there are {', '.join(KINDS)}")
     if len(data) != 1:
-        raise errors.ConfigError(f"--task wants one --data, and there are {len(data)}; SOURCE+TARGET are two aligned files")
+        raise errors.ConfigError(
+            f"--task wants one --data, not {len(data)}; SOURCE+TARGET are two aligned files"
+        )
     with Display(console(), quiet) as display:
         result = scored(model, kind, data[0], changes, most, display, Keys(*keys))
     table = result.pop("table")

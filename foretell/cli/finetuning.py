@@ -86,8 +86,9 @@ def _files(
     longest = opened.config.needed("max_position_embeddings") if opened is not None else None
     form, template, reader = records.form(family, kind), None, None
     if form == "chat":
-        named = c.data.chat_template or ("plain" if opened is None else None)
-        template = chat.named(named) if named is not None or opened is None else own_template(opened)
+        named = c.data.chat_template
+        brought = own_template(opened) if opened is not None and named is None else None
+        template = brought or chat.named(named or "plain")
         if opened is not None:
             reader = records.Reader(template, opened.tokenizer, recipe.context(c, longest))
     made = records.made(paths, keys, c.task, form, reader, out / "data")

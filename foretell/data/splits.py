@@ -5,7 +5,8 @@ test_fraction + valid_fraction (valid), or above (train); so a document keeps it
 chance leaves test or valid empty, its bound moves up to the next document.
 `tail`: by place. The last bytes of the text are test, those before them valid; the document at a bound is cut there, at
 a line. For few, long documents, where hashing would give splits of wild sizes. `auto`: tail below 20 documents.
-`name`: whole files, by what their names begin with. `split_of`: the caller decides by the document's source (whole modules, whole books).
+`name`: whole files, by what their names begin with.
+`split_of`: the caller decides by the document's source (whole modules, whole books).
 """
 
 from __future__ import annotations

@@ -7,4 +7,13 @@ from foretell.evaluate.task import evaluate_task
 from foretell.evaluate.task import keep as keep_scores
 from foretell.evaluate.task import render as render_task
 
-__all__ = ["evaluate", "evaluate_objective", "evaluate_split", "evaluate_task", "evaluate_texts", "keep_scores", "render", "render_task"]
+__all__ = [
+    "evaluate",
+    "evaluate_objective",
+    "evaluate_split",
+    "evaluate_task",
+    "evaluate_texts",
+    "keep_scores",
+    "render",
+    "render_task",
+]

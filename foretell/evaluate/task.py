@@ -31,7 +31,7 @@ Progress = Callable[[int, int], None]
 
 
 def evaluate_task(asked: Tuned, examples: Sequence[Example], progress: Progress | None = None) -> dict[str, Any]:
-    """The fields of `foretell evaluate --task --json`: each metric by its name, ci, how, rules, samples, seconds, items.
+    """The fields of `foretell evaluate --task --json`: each metric by its name, ci, how, rules, samples, seconds ...
 
     ci are 95% intervals. rules: the same metrics of simple rules. samples: the best and the worst answers.
     """

@@ -3,4 +3,4 @@
 from foretell.generate.answer import answer, source_ids
 from foretell.generate.completion import generate, stream, tokens_cut
 
-__all__ = ["answer", "source_ids", "generate", "stream", "tokens_cut"]
+__all__ = ["answer", "generate", "source_ids", "stream", "tokens_cut"]

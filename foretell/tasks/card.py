@@ -32,7 +32,7 @@ def contents(card: Card) -> dict[str, Any]:
 
 
 def read(path: Path) -> Card | None:
-    """The card of a run folder, or of a model's folder; None where there is none. ModelError for one that is damaged."""
+    """The card of a run folder, or of a model's folder; None where there is none. ModelError for a damaged one."""
     folder = Path(path)
     file = next((f for f in (folder / "model" / FILE, folder / FILE) if f.is_file()), None)
     if file is None:

@@ -27,9 +27,10 @@ from foretell.errors import DataError, MissingExtra
 Message = dict[str, str]
 KINDS = ("translation", "summarization", "qa", "dialogue", "generation", "classification")
 # Usual names of what is given and of what is wanted; the first that a record has is taken.
-SOURCE_KEYS = ("source", "src", "document", "article", "abstract", "dialogue", "text", "sentence", "input", "content")
-TARGET_KEYS = ("target", "tgt", "reference", "references", "summary", "highlights", "title", "label", "category")
-TARGET_KEYS += ("intent", "output", "translation")
+SOURCE_KEYS: tuple[str, ...] = tuple("source src document article abstract dialogue text sentence input content".split())
+TARGET_KEYS: tuple[str, ...] = tuple(
+    "target tgt reference references summary highlights title label category intent output translation".split()
+)
 _HEADERS = {*SOURCE_KEYS, *TARGET_KEYS}
 
 
@@ -190,7 +191,7 @@ def _yaml(file: Path) -> list[Any]:
     except ImportError:
         raise MissingExtra(f"reading {file.name}", "tasks") from None
     try:
-        value = yaml.load(plain.text(file), Loader=yaml.BaseLoader)  # noqa: S506 every value is a string or a list
+        value = yaml.load(plain.text(file), Loader=yaml.BaseLoader)
     except yaml.YAMLError as e:
         raise DataError(f"{file}: not YAML: {' '.join(str(e).split())[:200]}") from None
     found = value.get("conversations") if isinstance(value, dict) else None
@@ -281,8 +282,10 @@ def _questions(value: Any, place: str) -> Iterator[Example | str]:
             continue
         starts = tuple(s for t, s in answers if t.strip())
         astray = [t for t, s in zip(texts, starts, strict=True) if s >= 0 and context[s : s + len(t)] != t]
-        yield "with an answer that does not stand at its answer_start" if astray else Example(
-            where, question, texts, context, starts
+        yield (
+            "with an answer that does not stand at its answer_start"
+            if astray
+            else Example(where, question, texts, context, starts)
         )
 
 

@@ -77,7 +77,7 @@ def fitted(example: Example, task: TaskConfig, own: Template, tokenizer: Tokeniz
 def windows(example: Example, own: Template, tokenizer: Tokenizer, most: int) -> Iterator[list[Message]]:
     """The turns of a dialogue as conversations of at most `most` tokens, each with what the system says.
 
-    Every turn is in one; a turn and its answer that alone are longer stay together, and are cut when they are trained on.
+    Every turn is in one; a turn and its answer that alone are longer stay together, and are cut when trained on.
     """
     system = [m for m in example.messages[:1] if m["role"] == "system"]
     current: list[Message] = []
@@ -120,7 +120,7 @@ def _shorter(example: Example, task: TaskConfig, excess: int, tokenizer: Tokeniz
         return example._replace(messages=(*messages[:first], *rest, messages[-1]))
     text = example.context if task.kind == "qa" else example.source
     ids = tokenizer.encode(text)
-    cut = tokenizer.decode(ids[: max(1, len(ids) - excess)].tolist()).rstrip("\ufffd")
+    cut = tokenizer.decode(ids[: max(1, len(ids) - excess)]).rstrip("\ufffd")
     if len(cut) >= len(text):
         cut = text[: max(1, len(text) - max(1, excess))]
     return example._replace(context=cut) if task.kind == "qa" else example._replace(source=cut)

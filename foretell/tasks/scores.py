@@ -2,7 +2,8 @@
 
     translation      BLEU and chrF (sacreBLEU); the rule: the source as it stands
     summarization    ROUGE-1, -2, -L; the rules: the first sentence, and the source as it stands
-    qa               exact match and F1 by SQuAD's rules, by character in Chinese; the rule: the sentence most like the question
+    qa               exact match and F1 by SQuAD's rules, by character in Chinese; the rule: the sentence that shares
+                     most words with the question
     classification   accuracy and macro-F1; the rule: the commonest label
 
 A score without a rule beside it says little: the first sentence of an abstract is a hard summary to beat.
@@ -36,7 +37,10 @@ def measures(answers: Sequence[str], examples: Sequence[Example], task: TaskConf
     """The metrics of a task by name. ConfigError for a task whose score is not of answers alone."""
     language, targets = language_of(examples, task), [list(e.targets) for e in examples]
     if task.kind == "translation":
-        return {"bleu": metrics.bleu(answers, targets, tokenize=tokenize(language)), "chrf": metrics.chrf(answers, targets)}
+        return {
+            "bleu": metrics.bleu(answers, targets, tokenize=tokenize(language)),
+            "chrf": metrics.chrf(answers, targets),
+        }
     if task.kind == "summarization":
         return metrics.rouge(answers, targets, language=language)
     if task.kind == "qa":

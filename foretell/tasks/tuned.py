@@ -73,7 +73,7 @@ def load(path: Path, kind: str, changes: dict[str, Any], device: Any = None) -> 
     told = card.read(path) if Path(path).is_dir() else None
     if told is not None and told.task.kind not in (kind, None):
         raise ConfigError(f"{path} was tuned for {told.task.kind}, not for {kind}")
-    task = told.task if told is not None else TaskConfig(kind=kind)  # type: ignore[arg-type]
+    task = told.task if told is not None else TaskConfig(kind=kind)
     given = {k: v for k, v in changes.items() if v is not None}
     task = TaskConfig.model_validate(task.model_dump() | {"kind": kind} | given)
     opened = source.open(path)
@@ -121,9 +121,7 @@ def answers(tuned: Tuned, examples: Sequence[Example]) -> list[Answer]:
         max_new_tokens=tuned.max_new_tokens,
         eos=tuned.end,
     )
-    return [
-        Answer(_said(tuned, tuned.tokenizer.decode(h.ids)), len(h.ids), c) for h, c in zip(found, cut, strict=True)
-    ]
+    return [Answer(_said(tuned, tuned.tokenizer.decode(h.ids)), len(h.ids), c) for h, c in zip(found, cut, strict=True)]
 
 
 def _ids(tuned: Tuned, example: Example) -> tuple[list[int], bool]:
