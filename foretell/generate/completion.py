@@ -6,7 +6,8 @@ from a generator of its own, seeded by (seed, its number in the list), so what s
 the rounding of the products (about 1e-6 of a logit), which can only tip a choice that was a tie.
 
 A completion ends at <|endoftext|> (finish_reason "end"), at a stop string ("stop"), or after max_new_tokens or where
-the model's context is full ("length"). Not handled: beams, speculative decoding, requests that arrive meanwhile.
+the model's context is full ("length"). Beams are in `beam.py`. Not handled: speculative decoding, requests that arrive
+meanwhile.
 """
 
 from __future__ import annotations
