@@ -115,9 +115,7 @@ def classify(
 
 def chat(
     model: Model,
-    message: Annotated[
-        str | None, typer.Option("--message", help="One message; without it, a conversation.")
-    ] = None,
+    message: Annotated[str | None, typer.Option("--message", help="One message; without it, a conversation.")] = None,
     system: Annotated[str | None, typer.Option(help="What the system says first; it is never forgotten.")] = None,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer.")] = 256,
     temperature: Annotated[float, typer.Option(help="0 takes the likeliest token.")] = 0.7,
@@ -212,9 +210,7 @@ def evaluate(
     if kind not in KINDS:
         raise errors.ConfigError(f"--task {kind}: there are {', '.join(KINDS)}")
     if len(data) != 1:
-        raise errors.ConfigError(
-            f"--task wants one --data, not {len(data)}; SOURCE+TARGET are two aligned files"
-        )
+        raise errors.ConfigError(f"--task wants one --data, not {len(data)}; SOURCE+TARGET are two aligned files")
     with Display(console(), quiet) as display:
         result = scored(model, kind, data[0], changes, most, display, Keys(*keys))
     table = result.pop("table")

@@ -27,10 +27,10 @@ from foretell.errors import DataError, MissingExtra
 Message = dict[str, str]
 KINDS = ("translation", "summarization", "qa", "dialogue", "generation", "classification")
 # Usual names of what is given and of what is wanted; the first that a record has is taken.
-SOURCE_KEYS: tuple[str, ...] = tuple("source src document article abstract dialogue text sentence input content".split())
-TARGET_KEYS: tuple[str, ...] = tuple(
-    "target tgt reference references summary highlights title label category intent output translation".split()
-)
+SOURCE_KEYS: tuple[str, ...] = ("source", "src", "document", "article", "abstract", "dialogue", "text", "sentence")
+SOURCE_KEYS += ("input", "content")
+TARGET_KEYS: tuple[str, ...] = ("target", "tgt", "reference", "references", "summary", "highlights", "title", "label")
+TARGET_KEYS += ("category", "intent", "output", "translation")
 _HEADERS = {*SOURCE_KEYS, *TARGET_KEYS}
 
 
