@@ -70,9 +70,7 @@ def _once(split: str, examples: Sequence[Example], told: list[str]) -> list[Exam
     if len(kept) == len(examples):
         return kept
     twice = f"{split}: {len(examples) - len(kept):,} of {len(examples):,} examples are there twice"
-    told.append(
-        f"{twice}; once is kept" if split == "train" else f"{twice}; all are kept, as a score is of what is given"
-    )
+    told.append(f"{twice}; {'once is kept' if split == 'train' else 'all are kept: a score is of what is given'}")
     return kept if split == "train" else list(examples)
 
 

@@ -82,21 +82,23 @@ def made(
 def divided(whole: Sequence[Example], wanted: Sequence[str]) -> dict[str, list[Example]]:
     """The examples as train and those of valid and test that are wanted, at least one in each.
 
-    Raises DataError where they are fewer than splits.
+    Raises DataError where they ask fewer different things than there are splits.
     """
-    if len(whole) < 2 * (1 + len(wanted)):
-        raise DataError(f"{len(whole):,} examples are too few for {1 + len(wanted)} splits of at least two each")
-    order = sorted(whole, key=_digest)
+    alike: dict[bytes, list[Example]] = {}
+    for e in whole:
+        alike.setdefault(_digest(e), []).append(e)
+    if len(alike) <= len(wanted):
+        raise DataError(f"{len(alike):,} different examples are too few for {1 + len(wanted)} splits; give more")
+    groups = [alike[digest] for digest in sorted(alike)]
     count = max(1, min(MOST, round(SHARE * len(whole))))
     found: dict[str, list[Example]] = {}
     for n, split in enumerate(wanted):
-        end = (n + 1) * count
-        while end < len(order) - 1 and _digest(order[end]) == _digest(order[end - 1]):
-            end += 1  # what asks the same stays together
-        start = sum(map(len, found.values()))
-        found[split] = order[start : max(start + 1, end)]
-    rest = {id(e) for part in found.values() for e in part}
-    return {"train": [e for e in whole if id(e) not in rest], **found}
+        found[split] = groups.pop(0)
+        spare = len(wanted) - n  # what the later splits and train need at least
+        while len(groups) > spare and len(found[split]) + len(groups[0]) <= count:
+            found[split] = found[split] + groups.pop(0)
+    rest = {id(e) for group in groups for e in group}
+    return {"train": [e for e in whole if id(e) in rest], **found}
 
 
 def _digest(e: Example) -> bytes:
