@@ -106,6 +106,14 @@ def same_length(what: str, one: Sequence[object] | np.ndarray, other: str, two: 
         raise DataError(f"no {what} to score: give at least one")
 
 
+def listed(references: Sequence[str | Sequence[str]]) -> list[list[str]]:
+    """Each item's references as a list. DataError where an item has none."""
+    several = [[r] if isinstance(r, str) else list(r) for r in references]
+    if none := [i for i, r in enumerate(several) if not r]:
+        raise DataError(f"{len(none):,} of {len(several):,} items have no reference, the first is item {none[0]}")
+    return several
+
+
 def _ratio(sums: np.ndarray, scale: float) -> np.ndarray:
     top, bottom = sums[..., 0], sums[..., 1]
     return np.divide(scale * top, bottom, out=np.full_like(top, np.nan), where=bottom > 0)

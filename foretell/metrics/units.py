@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
+
+from foretell.errors import DataError
 
 # Han with its extensions and the marks that stand for characters (〇, 々), and kana: scripts written without spaces.
 UNSPACED = "\u3005-\u3007\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
+_UNSPACED = re.compile(f"[{UNSPACED}]")
 _WORD = re.compile(rf"[{UNSPACED}]|[^\W_{UNSPACED}]+")
 _UNIT = re.compile(rf"[{UNSPACED}]|[^\W_{UNSPACED}]+|[^\w\s]|_")
 
@@ -19,6 +22,17 @@ def words(text: str) -> list[str]:
 def units(text: str) -> list[str]:
     """As `words`, but each mark of punctuation is a token too, and case is kept."""
     return _UNIT.findall(text)
+
+
+def spaced(texts: Iterable[str], language: str) -> None:
+    """DataError where most letters are of a script without spaces, which `language` has not: scores would be near 0."""
+    letters = [c for text in texts for c in text if c.isalpha()]
+    found = sum(_UNSPACED.match(c) is not None for c in letters)
+    if 2 * found > len(letters):
+        raise DataError(
+            f"{found:,} of {len(letters):,} letters are Han or kana, but the language is `{language}`: "
+            "give language='zh' (or 'ja')"
+        )
 
 
 def tokenised(items: Sequence[str | Sequence[Hashable]]) -> list[Sequence[Hashable]]:
