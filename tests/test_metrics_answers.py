@@ -6,6 +6,7 @@ import json
 import random
 import re
 import string
+import sys
 import unicodedata
 from collections import Counter
 from collections.abc import Callable
@@ -19,7 +20,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from foretell import metrics
-from foretell.errors import DataError
+from foretell.errors import DataError, MissingExtra
 
 Cut = Callable[[str], list[str]]
 
@@ -176,6 +177,39 @@ def test_labels_are_scikit_learns() -> None:
     assert counts[j].sum() == 0
     assert counts[i].sum() == gold.count(gold[0])
     assert counts[i, j] == 1
+
+
+def test_macro_f1_of_given_labels() -> None:
+    predicted, gold = guesses()
+    labels = sorted(set(gold))
+    wanted = sklearn.metrics.f1_score(gold, predicted, labels=labels, average="macro", zero_division=0.0)
+    one = metrics.macro_f1(predicted, gold, labels=labels)
+    assert one.value == pytest.approx(wanted, abs=1e-12)
+    assert one.value > metrics.macro_f1(predicted, gold).value
+    assert metrics.macro_f1(predicted, gold, labels=[*labels, "of no item"]).value == pytest.approx(wanted)
+    other = metrics.macro_f1(guesses(2)[0], gold, labels=labels)
+    assert metrics.compare(one, other).difference == pytest.approx(other.value - one.value)
+    with pytest.raises(DataError, match="compare one metric with itself"):
+        metrics.compare(metrics.macro_f1(["a", "x"], ["a", "b"]), metrics.macro_f1(["a", "y"], ["a", "b"]))
+    with pytest.raises(DataError, match="right label 'b' is none of the 2 labels"):
+        metrics.macro_f1(["a"], ["b"], labels=["a", "c"])
+
+
+@pytest.mark.parametrize(
+    ("library", "scored"),
+    [
+        ("sacrebleu", lambda: metrics.bleu(["a"], ["a"])),
+        ("rouge_score.rouge_scorer", lambda: metrics.rouge(["a"], ["a"])),
+        ("sklearn", lambda: metrics.per_class(["a"], ["a"])),
+        ("sklearn", lambda: metrics.mauve(np.ones((9, 2)), np.ones((9, 2)))),
+    ],
+)
+def test_a_missing_library_is_one_sentence(
+    library: str, scored: Callable[[], object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, library, None)
+    with pytest.raises(MissingExtra, match=r"foretell\[tasks\]"):
+        scored()
 
 
 def test_numbers_are_labels_too() -> None:

@@ -81,7 +81,7 @@ def test_randomisation_keeps_its_level() -> None:
 def test_comparison_refuses_what_does_not_belong_together() -> None:
     references, one, _ = two_systems((0.3, 0.3))
     whole, half = metrics.bleu(one, references), metrics.bleu(one[:30], references[:30])
-    with pytest.raises(DataError, match=r"60 items .* against 30"):
+    with pytest.raises(DataError, match=r"of 60 items against 30"):
         metrics.compare(whole, half)
     with pytest.raises(DataError, match="compare one metric with itself"):
         metrics.compare(whole, metrics.bleu(one, references, lowercase=True))

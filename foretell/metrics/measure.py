@@ -95,7 +95,7 @@ def jackknifed(name: str, value: float, without: np.ndarray, how: str, *, scale:
     n = len(without)
     moved = (n - 1) * (without.mean() - without)
     rows = np.stack([value + moved, np.ones(n)], axis=1)
-    return Measure(name, rows, partial(_ratio, scale=1.0), f"{how}|interval:jackknife", (0.0, scale))
+    return Measure(name, rows, partial(_ratio, scale=1.0), f"{how}|rows:jackknife", (0.0, scale))
 
 
 def same_length(what: str, one: Sequence[object] | np.ndarray, other: str, two: Sequence[object] | np.ndarray) -> None:
