@@ -142,6 +142,8 @@ def test_tokens() -> None:
         "x",
     ]
     assert metrics.units("你好，world! a_b カナ") == [*"你好，", "world", "!", "a", "_", "b", *"カナ"]
+    assert metrics.words("हिन्दी भाषा, cafe\u0301・カ。") == ["हिन्दी", "भाषा", "cafe\u0301", "カ"]
+    assert metrics.units("हिन्दी, a") == ["हिन्दी", ",", "a"]
 
 
 def test_items_without_reference_are_counted() -> None:
