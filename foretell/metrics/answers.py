@@ -19,6 +19,7 @@ import numpy as np
 
 from foretell.errors import DataError
 from foretell.metrics.measure import Measure, ratio, same_length
+from foretell.metrics.units import spaced
 
 _ARTICLES = {
     "en": r"\b(a|an|the)\b",
@@ -110,6 +111,8 @@ def _each(
     """Exact match and F1 of each question, 0 to 1, and whether it has an answer."""
     same_length("predictions", predictions, "lists of right answers", references)
     has = np.array([len(r) > 0 for r in references])
+    if language in _ARTICLES:
+        spaced((r for right in references for r in right), language)
     if version == 1 and not has.all():
         raise DataError(
             f"{(~has).sum():,} of {len(has):,} questions have no right answer, the first is question {has.argmin()}: "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -19,18 +20,35 @@ def accuracy(predicted: Sequence[str] | Sequence[int], gold: Sequence[str] | Seq
     return ratio("accuracy", np.array([p == g for p, g in zip(predicted, gold, strict=True)]), None, "items")
 
 
-def macro_f1(predicted: Sequence[str] | Sequence[int], gold: Sequence[str] | Sequence[int]) -> Measure:
-    """The mean over classes of F1, 0 to 1. Classes are those among right or predicted labels, as in scikit-learn."""
+def macro_f1(
+    predicted: Sequence[str] | Sequence[int],
+    gold: Sequence[str] | Sequence[int],
+    *,
+    labels: Sequence[str] | Sequence[int] | None = None,
+) -> Measure:
+    """The mean over classes of F1, 0 to 1. Classes are those among right or predicted labels, as in scikit-learn.
+
+    With `labels`, the classes are those of them that occur; a prediction outside of them is a miss and no class. Give
+    all labels of the task wherever two systems are compared or a model may say anything. DataError for a right label
+    outside.
+    """
     same_length("predicted labels", predicted, "right labels", gold)
-    classes: dict[Any, int] = {}
-    p, g = (np.array([classes.setdefault(label, len(classes)) for label in labels]) for labels in (predicted, gold))
-    rows = np.zeros((len(g), 3, len(classes)), np.uint8)
+    if labels is not None and (outside := [g for g in gold if g not in set(labels)]):
+        raise DataError(f"right label {outside[0]!r} is none of the {len(labels):,} labels: name them all")
+    known = sorted(set(gold), key=str) if labels is None else list(dict.fromkeys(labels))
+    extra = sorted(set(predicted) - set(known), key=str) if labels is None else []
+    column = {label: i for i, label in enumerate([*known, *extra])}
+    # One column more for what is no class, left out of the rows again.
+    p, g = (np.array([column.get(label, len(column)) for label in items]) for items in (predicted, gold))
+    rows = np.zeros((len(g), 3, len(column) + 1), np.uint8)
     items = np.arange(len(g))
     rows[items, 0, g] = p == g
     rows[items, 1, p] = 1
     rows[items, 2, g] = 1
-    how = f"f1:macro|classes:{len(classes)}|absent:left out"
-    return Measure("macro_f1", rows.reshape(len(g), -1), _macro_f1_of, how, (0.0, 1.0))
+    # Two systems with classes of their own are not the same metric: `compare` sees it by the names' checksum.
+    named = f"|never right:{len(extra)}:{zlib.crc32(repr(extra).encode()):08x}" if extra else ""
+    how = f"f1:macro|classes:{len(column)}|absent:left out{named}"
+    return Measure("macro_f1", rows[..., :-1].reshape(len(g), -1), _macro_f1_of, how, (0.0, 1.0))
 
 
 def per_class(

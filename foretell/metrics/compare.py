@@ -46,10 +46,9 @@ def compare(
 
     DataError where the two are not the same metric (name and `how`) over as many items.
     """
-    if len(first.rows) != len(second.rows) or first.rows.shape[1] != second.rows.shape[1]:
-        a, b = first.rows.shape, second.rows.shape
+    if len(first.rows) != len(second.rows):
         raise DataError(
-            f"`{first.name}` of {a[0]:,} items ({a[1]} statistics each) against {b[0]:,} ({b[1]}): score the same items"
+            f"`{first.name}` of {len(first.rows):,} items against {len(second.rows):,}: score the same ones"
         )
     if (first.name, first.how) != (second.name, second.how):
         raise DataError(

@@ -95,7 +95,7 @@ def jackknifed(name: str, value: float, without: np.ndarray, how: str, *, scale:
     n = len(without)
     moved = (n - 1) * (without.mean() - without)
     rows = np.stack([value + moved, np.ones(n)], axis=1)
-    return Measure(name, rows, partial(_ratio, scale=1.0), f"{how}|interval:jackknife", (0.0, scale))
+    return Measure(name, rows, partial(_ratio, scale=1.0), f"{how}|rows:jackknife", (0.0, scale))
 
 
 def same_length(what: str, one: Sequence[object] | np.ndarray, other: str, two: Sequence[object] | np.ndarray) -> None:
@@ -104,6 +104,14 @@ def same_length(what: str, one: Sequence[object] | np.ndarray, other: str, two: 
         raise DataError(f"{len(one):,} {what} but {len(two):,} {other}: give one for each")
     if not len(one):
         raise DataError(f"no {what} to score: give at least one")
+
+
+def listed(references: Sequence[str | Sequence[str]]) -> list[list[str]]:
+    """Each item's references as a list. DataError where an item has none."""
+    several = [[r] if isinstance(r, str) else list(r) for r in references]
+    if none := [i for i, r in enumerate(several) if not r]:
+        raise DataError(f"{len(none):,} of {len(several):,} items have no reference, the first is item {none[0]}")
+    return several
 
 
 def _ratio(sums: np.ndarray, scale: float) -> np.ndarray:

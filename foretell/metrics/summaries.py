@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from foretell.errors import DataError, MissingExtra
-from foretell.metrics.measure import Measure, ratio, same_length
-from foretell.metrics.units import words
+from foretell.errors import MissingExtra
+from foretell.metrics.measure import Measure, listed, ratio, same_length
+from foretell.metrics.units import spaced, words
 
 _KINDS = ["rouge1", "rouge2", "rougeL"]
 
@@ -41,10 +41,9 @@ def rouge(
     reference; MissingExtra.
     """
     same_length("summaries", summaries, "references", references)
-    several = [[r] if isinstance(r, str) else list(r) for r in references]
-    if none := [i for i, r in enumerate(several) if not r]:
-        raise DataError(f"{len(none):,} of {len(several):,} items have no reference, the first is item {none[0]}")
-    english = language == "en"
+    several = listed(references)
+    if english := language == "en":
+        spaced((r for refs in several for r in refs), language)
     scorer, version = _scorer(english, stemmer)
     found = [scorer.score_multi(r, s) for s, r in zip(summaries, several, strict=True)]
     nrefs = str(len(several[0])) if len({len(r) for r in several}) == 1 else "var"

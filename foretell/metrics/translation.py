@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 
 from foretell.errors import MissingExtra
-from foretell.metrics.measure import Measure, same_length
+from foretell.metrics.measure import Measure, listed, same_length
+from foretell.metrics.units import spaced
 
 # Languages written without spaces, in which the default `13a` would see one long word. Mecab is no dependency here.
 _TOKENIZERS = {"zh": "zh", "ja": "char", "th": "char"}
@@ -32,11 +33,14 @@ def bleu(
 
     `tokenize`: a tokenizer of sacreBLEU's; unset it is `zh` for Chinese, `char` for Japanese and Thai, `13a` for all
     else. Four orders, exponential smoothing. Give plain text: text that was tokenised before scores differently.
-    DataError where the numbers differ, MissingExtra without sacreBLEU.
+    DataError where the numbers differ or the text is of another script than the language, MissingExtra without
+    sacreBLEU.
     """
-    library = _sacrebleu()
-    metric = library.BLEU(tokenize=tokenize or _TOKENIZERS.get(language, "13a"), lowercase=lowercase)
-    return Measure("bleu", _rows(metric, hypotheses, references), bleu_of, str(metric.get_signature()))
+    several = _references(hypotheses, references)
+    if tokenize is None and language not in _TOKENIZERS:
+        spaced((r for refs in several for r in refs), language)
+    metric = _sacrebleu().BLEU(tokenize=tokenize or _TOKENIZERS.get(language, "13a"), lowercase=lowercase)
+    return Measure("bleu", _rows(metric, hypotheses, several), bleu_of, str(metric.get_signature()))
 
 
 def chrf(hypotheses: Sequence[str], references: Sequence[str | Sequence[str]], *, word_order: int = 0) -> Measure:
@@ -46,7 +50,9 @@ def chrf(hypotheses: Sequence[str], references: Sequence[str | Sequence[str]], *
     """
     metric = _sacrebleu().CHRF(word_order=word_order)
     name = "chrf" + "+" * word_order
-    return Measure(name, _rows(metric, hypotheses, references), _chrf_of, str(metric.get_signature()))
+    return Measure(
+        name, _rows(metric, hypotheses, _references(hypotheses, references)), _chrf_of, str(metric.get_signature())
+    )
 
 
 def bleu_of(sums: np.ndarray) -> np.ndarray:
@@ -73,9 +79,12 @@ def _chrf_of(sums: np.ndarray) -> np.ndarray:
     return np.divide(500 * precision * recall, below, out=np.zeros_like(below), where=below > 0)
 
 
-def _rows(metric: Any, hypotheses: Sequence[str], references: Sequence[str | Sequence[str]]) -> np.ndarray:
+def _references(hypotheses: Sequence[str], references: Sequence[str | Sequence[str]]) -> list[list[str]]:
     same_length("hypotheses", hypotheses, "references", references)
-    several = [[r] if isinstance(r, str) else list(r) for r in references]
+    return listed(references)
+
+
+def _rows(metric: Any, hypotheses: Sequence[str], several: list[list[str]]) -> np.ndarray:
     streams = [[r[i] if i < len(r) else None for r in several] for i in range(max(map(len, several)))]
     # What sacreBLEU's own tests of significance work on; it has no public name for it.
     return np.array(metric._extract_corpus_statistics(hypotheses, streams), np.float64)
