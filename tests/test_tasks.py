@@ -100,7 +100,9 @@ def test_squad_in_both_versions_and_flat(tmp_path: Path) -> None:
 
 
 def test_dialogues_of_yaml_crosswoz_and_messages(tmp_path: Path) -> None:
-    yml = written(tmp_path / "a.yml", "categories:\n- x\nconversations:\n- - Yes?\n  - no\n- - 3 + 4\n  - 7\n- - alone\n")
+    yml = written(
+        tmp_path / "a.yml", "categories:\n- x\nconversations:\n- - Yes?\n  - no\n- - 3 + 4\n  - 7\n- - alone\n"
+    )
     found = examples.read(yml, "dialogue")
     assert [e.messages[-1]["content"] for e in found.examples] == ["no", "7"]  # neither False nor a number
     assert dict(found.left_out) == {"of fewer than two turns": 1}
@@ -183,7 +185,10 @@ def test_a_long_passage_loses_its_end_and_never_the_question(text: str) -> None:
 
 def test_simple_rules_stand_beside_scores() -> None:
     pytest.importorskip("rouge_score")
-    whole = [Example("f", "Dogs run fast. Cats sleep.", ("Dogs run fast.",)), Example("g", "猫睡了。狗跑了。", ("猫睡了。",))]
+    whole = [
+        Example("f", "Dogs run fast. Cats sleep.", ("Dogs run fast.",)),
+        Example("g", "猫睡了。狗跑了。", ("猫睡了。",)),
+    ]
     task = TaskConfig(kind="summarization", target_language="zh")
     said = scores.rules(whole, task)
     assert said["lead-1"] == ["Dogs run fast.", "猫睡了。"]

@@ -48,7 +48,10 @@ def measures(answers: Sequence[str], examples: Sequence[Example], task: TaskConf
         return metrics.squad(answers, targets, language=language, version=version)
     if task.kind == "classification":
         gold = [t[0] for t in targets]
-        return {"accuracy": metrics.accuracy(answers, gold), "macro_f1": metrics.macro_f1(answers, gold)}
+        return {
+            "accuracy": metrics.accuracy(answers, gold),
+            "macro_f1": metrics.macro_f1(answers, gold, labels=sorted({*gold})),
+        }
     raise ConfigError(f"{task.kind} is not scored by its answers alone")
 
 
