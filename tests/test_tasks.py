@@ -133,7 +133,7 @@ def test_references_of_another_language_are_refused() -> None:
     german = ["Ein Mann schläft in einem grünen Zimmer auf einer Couch.", "Zwei Hunde laufen über eine große Wiese."]
     read = examples.Read([Example("f", "A man sleeps.", (g,)) for g in german * 16])
     checks.checked({"test": read}, "translation", "de")
-    with pytest.raises(DataError, match="references should be en, and of .* 0 are: de"):
+    with pytest.raises(DataError, match=r"references should be en, and of .* 0 are: de"):
         checks.checked({"test": read}, "translation", "en")
 
 
