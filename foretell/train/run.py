@@ -199,7 +199,8 @@ def decide(
     budget = plan.parse_budget(config.train.budget) if config.train.budget and not fixed else None
     measured_probe = None
     worth = budget.is_worth_a_probe if budget else _seconds(config, text, machine, processes) > WORTH_PROBING_SECONDS
-    if trials and worth and config.train.base is None:  # the probe is for the law of models that begin from nothing
+    by_law = config.train.base is None and config.train.objective == "next_token"
+    if trials and worth and by_law:  # the probe is for the law
         show({"event": "probing"})
         measured_probe = trial.probe(data)
         show({"event": "probe", **measured_probe})
