@@ -245,9 +245,13 @@ def test_a_translator_learns_both_ways_and_answers_alike_in_every_company(transl
     assert len(kept["ci"]["chrf"]) == 2
     assert len((translator / "answers-translation.jsonl").read_text().splitlines()) == 4
     texts = ["number 3", "number 4 and 5 and 6", "7"]
-    together = [r["answer"] for r in run("translate", str(translator), *texts, "--max-new-tokens", "6")]
-    assert together == [run("translate", str(translator), t, "--max-new-tokens", "6")[0]["answer"] for t in texts]
-    back = run("translate", str(translator), "数字 3", "--to", "en", "--from", "zh", "--max-new-tokens", "6")
+
+    def translated(*words: str) -> list[dict[str, Any]]:
+        return list(run("translate", str(translator), *words, "--max-new-tokens", "6")[0]["answers"])
+
+    together = [r["answer"] for r in translated(*texts)]
+    assert together == [translated(t)[0]["answer"] for t in texts]
+    back = translated("数字 3", "--to", "en", "--from", "zh")
     assert set(back[0]) == {"source", "answer", "cut"}
 
 
