@@ -113,14 +113,8 @@ def _chat(folder: Path) -> Chat:
 def _gguf(path: Path) -> Source:
     """A GGUF file."""
     file = gguf.read(path)
-    own, weight = gguf.stored(file)
+    _, stored = gguf.stored(file)
     config = configs.table(gguf.config(file), str(path))
-
-    def stored(name: str) -> Tensor:
-        if name not in own:
-            raise ModelError(f"{path}: the weight {name} is missing")
-        return weight(own[name])
-
     tokens = file.metadata.get("tokenizer.ggml.tokens")
     marks = []
     for key in ("bos", "eos"):

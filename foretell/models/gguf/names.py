@@ -1,15 +1,16 @@
 """What a GGUF file calls things, in the words and the conventions of Hugging Face: its config and its weights.
 
 `config` gives the keys of a config.json of transformers (version 4's flat names, which version 5 reads too), `weights`
-the tensors of its state dict, named and laid out as there. Three things differ in the files and are undone:
+the tensors of its folders, named and laid out as there. Four things differ in the files and are undone:
 
 - llama interleaves the two halves of each head's rows in q and k, for another way to rotate; the rows go back.
 - gemma3's norms are stored with the 1 added that the model adds to them; here they are what the model adds 1 to.
 - gpt2's products are stored transposed; here they are in x out, as Conv1D has them.
+- qwen3moe's experts stand in stacks, one a layer; here each is a matrix of its own, as in the folders of its model.
 
-Whatever a file asks for that these models do not have (experts, soft caps, partly rotated heads, sizes that change from
-layer to layer) is a ModelError: a model computed slightly wrongly looks like a bad model. Source of the keys:
-https://github.com/ggml-org/ggml/blob/master/docs/gguf.md and the conversion scripts of llama.cpp.
+Whatever a file asks for that these models do not have (shared experts, soft caps, partly rotated heads, sizes that
+change from layer to layer) is a ModelError: a model computed slightly wrongly looks like a bad model. Source of the
+keys: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md and the conversion scripts of llama.cpp.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ ARCHITECTURES = {
     "llama": ("llama", "LlamaForCausalLM"),
     "qwen2": ("qwen2", "Qwen2ForCausalLM"),
     "qwen3": ("qwen3", "Qwen3ForCausalLM"),
+    "qwen3moe": ("qwen3_moe", "Qwen3MoeForCausalLM"),
     "gemma3": ("gemma3_text", "Gemma3ForCausalLM"),
     "gpt2": ("gpt2", "GPT2LMHeadModel"),
 }
@@ -47,6 +49,12 @@ _LAYER = {
     "ffn_gate": "mlp.gate_proj",
     "ffn_up": "mlp.up_proj",
     "ffn_down": "mlp.down_proj",
+}
+_MOE_LAYER = {k: v for k, v in _LAYER.items() if k not in ("ffn_gate", "ffn_up", "ffn_down")} | {
+    "ffn_gate_inp": "mlp.gate",
+    "ffn_gate_exps": "mlp.experts.*.gate_proj",
+    "ffn_up_exps": "mlp.experts.*.up_proj",
+    "ffn_down_exps": "mlp.experts.*.down_proj",
 }
 _GEMMA_LAYER = {
     **_LAYER,
@@ -86,27 +94,36 @@ def config(file: Gguf) -> dict[str, Any]:
 
 def weights(file: Gguf, dtype: torch.dtype = torch.float32) -> Iterator[tuple[str, Tensor]]:
     """The weights one after the other, as transformers names and lays them out; a tied head is not given twice."""
-    own, weight = stored(file, dtype)
-    yield from ((theirs, weight(name)) for theirs, name in own.items())
+    names, weight = stored(file, dtype)
+    yield from ((name, weight(name)) for name in names)
 
 
-def stored(file: Gguf, dtype: torch.dtype = torch.float32) -> tuple[dict[str, str], Callable[[str], Tensor]]:
-    """The file's name of each weight by transformers' name; and what reads a weight by the file's name."""
+def stored(file: Gguf, dtype: torch.dtype = torch.float32) -> tuple[list[str], Callable[[str], Tensor]]:
+    """The weights' names in transformers' folders; and what reads one of them. ModelError for a name there is not."""
     c = config(file)
     arch = file.metadata["general.architecture"]
-    outside, layer, prefix = _OUTSIDE, _GEMMA_LAYER if arch == "gemma3" else _LAYER, "model.layers"
+    outside, prefix = _OUTSIDE, "model.layers"
+    layer = {"gemma3": _GEMMA_LAYER, "qwen3moe": _MOE_LAYER}.get(arch, _LAYER)
     if arch == "gpt2":
         outside, layer, prefix = _GPT2_OUTSIDE, _GPT2_LAYER, "transformer.h"
-    found: dict[str, str] = {}
+    found: dict[str, tuple[str, int | None]] = {}  # the file's name, and which of a stack
     for own in file.tensors:
         if own == _ROPE_FACTORS or (own == "output.weight" and c["tie_word_embeddings"]):
             continue  # config has read them
         name = _renamed(own, outside, layer, prefix)
         if name is None:
             raise ModelError(f"{file.path}: the {arch} model has a tensor {own}, which is not known")
-        found[name] = own
+        if "*" in name:
+            found |= {name.replace("*", str(n)): (own, n) for n in range(_stack(file, own, c["num_experts"]))}
+        else:
+            found[name] = own, None
 
-    def weight(own: str) -> Tensor:
+    def weight(name: str) -> Tensor:
+        if name not in found:
+            raise ModelError(f"{file.path}: the weight {name} is missing")
+        own, of = found[name]
+        if of is not None:
+            return tensor(file, own, dtype, of)
         adds_one = arch == "gemma3" and own.endswith("norm.weight")
         t = (tensor(file, own) - 1).to(dtype) if adds_one else tensor(file, own, dtype)
         if arch == "llama" and (m := re.search(r"\.attn_([qk])\.", own)):
@@ -115,7 +132,15 @@ def stored(file: Gguf, dtype: torch.dtype = torch.float32) -> tuple[dict[str, st
             return t.T.contiguous()
         return t
 
-    return found, weight
+    return list(found), weight
+
+
+def _stack(file: Gguf, own: str, experts: int) -> int:
+    """How many matrices stand in a stack: one for each expert."""
+    shape = file.tensors[own].shape
+    if len(shape) != 3 or shape[0] != experts:
+        raise ModelError(f"{file.path}: {own} is {list(shape)}, a stack of {experts:,} matrices is needed")
+    return experts
 
 
 def _renamed(own: str, outside: dict[str, str], layer: dict[str, str], prefix: str) -> str | None:
@@ -189,7 +214,8 @@ def _ends(r: _Reader) -> dict[str, Any]:
 
 
 def _refuse_unknown(r: _Reader) -> None:
-    for key in ("expert_count", "attn_logit_softcapping", "final_logit_softcapping", "residual_scale", "logit_scale"):
+    experts = ("expert_count",) if r.arch != "qwen3moe" else ("expert_shared_count", "expert_group_count")
+    for key in (*experts, "attn_logit_softcapping", "final_logit_softcapping", "residual_scale", "logit_scale"):
         if r.get(key):
             raise r.wrong(f"{r.arch}.{key} is {r.get(key)!r}; this model of the family is not read")
 
@@ -249,9 +275,26 @@ def _decoder_config(r: _Reader, arch: str) -> dict[str, Any]:
     if arch == "qwen2" and not biased:
         raise r.wrong("a qwen2 model has biases of q, k and v, this file has none")
     own = {"attention_bias": biased, "mlp_bias": "blk.0.ffn_up.bias" in r.file.tensors} if arch == "llama" else {}
-    if arch == "qwen3":
-        own = {"attention_bias": biased}
+    if arch in ("qwen3", "qwen3moe"):
+        own = {"attention_bias": biased, **(_experts_config(r) if arch == "qwen3moe" else {})}
     return common | {"hidden_act": "silu", **own}
+
+
+def _experts_config(r: _Reader) -> dict[str, Any]:
+    """The experts of qwen3moe: of every layer, chosen by a softmax, their weights summing to one."""
+    N, F, _ = r.shape("blk.0.ffn_gate_exps.weight", 3)
+    for key, there in (("expert_count", N), ("expert_feed_forward_length", F)):
+        if r.count(key, there) != there:
+            raise r.wrong(f"{r.arch}.{key} is {r.get(key):,}, the experts' weights are of {there:,}")
+    for key, only in (("expert_weights_norm", True), ("expert_weights_scale", 1.0), ("expert_gating_func", 1)):
+        if r.get(key, only) != only:
+            raise r.wrong(f"{r.arch}.{key} is {r.get(key)!r}; {only!r} alone is read")
+    return {
+        "num_experts": N,
+        "num_experts_per_tok": r.count("expert_used_count"),
+        "moe_intermediate_size": F,
+        "norm_topk_prob": True,
+    }
 
 
 def _gemma3_config(r: _Reader, c: dict[str, Any]) -> dict[str, Any]:
