@@ -656,6 +656,10 @@ def test_near_tokens_are_shown_as_text(tokens: tuple[Path, Path]) -> None:
     opened = open_folder(tokens[1])
     near = vectors.nearest(opened, ["the"], 5)["words"][0]["nearest"]
     assert all("Ġ" not in n["word"] for n in near)
+    own = tokenizer.byte_tokenizer()
+    name = own.inner.id_to_token(0xE5)
+    both = Folder(tokens[1], Vectors([name, "a"], np.eye(2, dtype=np.float32)), {}, own)
+    assert (both.shown(0), both.shown(1)) == ("<E5>", "a")
 
 
 def test_a_run_begins_from_vectors(tokens: tuple[Path, Path], tmp_path: Path) -> None:

@@ -48,13 +48,16 @@ class Folder:
         return place.get(word, place.get(word.lower()))
 
     def shown(self, row: int) -> str:
-        """The word of a row as a person reads it."""
+        """The word of a row as a person reads it; of a token that is a part of a character, its bytes: <E5 9B>."""
         word = self.vectors.words[row]
         if self.own is None:
             return word
         id_ = self.own.inner.token_to_id(word)
-        text = self.own.token_bytes(id_).decode(errors="replace") if id_ is not None else ""
-        return text or word
+        raw = self.own.token_bytes(id_) if id_ is not None else b""
+        try:
+            return raw.decode() or word
+        except UnicodeDecodeError:
+            return f"<{raw.hex(' ').upper()}>"
 
 
 def load(path: Path) -> Vectors:
