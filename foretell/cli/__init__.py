@@ -232,10 +232,13 @@ def evaluate(
     stride: Annotated[int | None, typer.Option(help="Tokens between windows; context when not given.")] = None,
     source_key: Annotated[str | None, typer.Option(help="Pairs: key or column of the source.")] = None,
     target_key: Annotated[str | None, typer.Option(help="Pairs: key or column of the target.")] = None,
+    task: Annotated[str | None, typer.Option(help="lm-eval:TASK[,TASK...] on --data, a file or folder.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="With --task: only so many documents.")] = None,
+    shots: Annotated[int | None, typer.Option(min=0, help="With --task: examples before each question.")] = None,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Perplexity, bits per byte and next-token accuracy on text, each with an interval.
+    """Perplexity, bits per byte and next-token accuracy on text, each with an interval; or, with --task, a task.
 
     An encoder is asked for hidden tokens, an encoder-decoder for targets of pairs, or for what was cut out of a text.
     """
@@ -247,9 +250,17 @@ def evaluate(
     from foretell.cli.steps import load_model
     from foretell.config.model import ENCODERS
 
-    loaded, tokenizer = load_model(model)
     with Display(console(), quiet) as display:
         display.say(f"  [dim]scoring {escape(', '.join(source))} …[/]")
+    if task is not None:
+        from foretell.cli import scores
+
+        _only_without_task(context=context, stride=stride, source_key=source_key, target_key=target_key)
+        emit(scores.task(model, task, source, limit, shots), as_json, scores.render)
+        return
+    if limit is not None or shots is not None:
+        raise errors.ConfigError("--limit and --shots want a --task")
+    loaded, tokenizer = load_model(model)
     keys = config.DataConfig.model_validate({"source_key": source_key, "target_key": target_key})
     pair = data.pair_of(keys)
     if loaded.config.model_type in ENCODERS:
@@ -262,6 +273,12 @@ def evaluate(
     else:
         result = scoring.evaluate(loaded, tokenizer, data.texts(source), context=context, stride=stride)
     emit(result, as_json, scoring.render)
+
+
+def _only_without_task(**options: Any) -> None:
+    for name, value in options.items():
+        if value is not None:
+            raise errors.ConfigError(f"--{name.replace('_', '-')} has no effect with --task; leave it out")
 
 
 @app.command()
