@@ -23,6 +23,9 @@ From = Annotated[str | None, typer.Option("--from", help="Language of the text; 
 To = Annotated[str | None, typer.Option("--to", help="Language that is wanted; the model's own when not given.")]
 Beams = Annotated[int | None, typer.Option(min=1, help="Hypotheses of a search; 1 takes the likeliest token.")]
 Instruction = Annotated[str | None, typer.Option(help="What a decoder is asked, in place of the task's own words.")]
+Features = Annotated[
+    Path | None, typer.Option(help="Generation: the model whose vectors tell texts apart; MODEL when not given.")
+]
 Longest = Annotated[int | None, typer.Option("--max-new-tokens", min=1, help="Longest answer.")]
 
 
@@ -167,7 +170,14 @@ def chat(
 
 
 def scored(
-    model: Path, kind: str, data: str, changes: dict[str, Any], most: int | None, display: Display, keys: Any = None
+    model: Path,
+    kind: str,
+    data: str,
+    changes: dict[str, Any],
+    most: int | None,
+    display: Display,
+    keys: Any = None,
+    features: Path | None = None,
 ) -> dict[str, Any]:
     """The scores of a model at a task, as `evaluate --task` prints them; those of a run go into its eval.json."""
     from foretell import evaluate
@@ -185,9 +195,9 @@ def scored(
     def told_progress(done: int, of: int) -> None:
         display.say(f"  [dim]{done:,} of {of:,}[/]")
 
-    result = evaluate.evaluate_task(asked, chosen, told_progress)
+    result = evaluate.evaluate_task(asked, chosen, told_progress, features)
     result |= {"data": data, "items_given": len(good["test"])}
-    evaluate.keep_scores(model, result, chosen)
+    evaluate.keep_scores(model, result)
     answers = result.pop("answers")
     return {**result, "answered": len(answers), "table": evaluate.render_task(result)}
 
@@ -199,6 +209,7 @@ def evaluate(
     changes: dict[str, Any],
     most: int | None,
     keys: tuple[str | None, str | None],
+    features: Path | None,
     as_json: bool,
     quiet: bool,
 ) -> None:
@@ -210,9 +221,13 @@ def evaluate(
     if kind not in KINDS:
         raise errors.ConfigError(f"--task {kind}: there are {', '.join(KINDS)}")
     if len(data) != 1:
-        raise errors.ConfigError(f"--task wants one --data, not {len(data)}; SOURCE+TARGET are two aligned files")
+        raise errors.ConfigError(
+            f"--task wants one --data, not {len(data)}: a file, a folder, a pattern in quotes, or SOURCE+TARGET"
+        )
+    if features is not None and kind != "generation":
+        raise errors.ConfigError("--features has no effect but on --task generation; leave it out")
     with Display(console(), quiet) as display:
-        result = scored(model, kind, data[0], changes, most, display, Keys(*keys))
+        result = scored(model, kind, data[0], changes, most, display, Keys(*keys), features)
     table = result.pop("table")
     emit(result, as_json, lambda r: table)
 
