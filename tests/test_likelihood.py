@@ -80,10 +80,11 @@ def test_continuations_of_one_context_share_it(monkeypatch: pytest.MonkeyPatch) 
 def test_what_cannot_be_scored_is_said() -> None:
     m = model(97)
     for wrong in (([], [1]), ([1], []), ([1], [2] * 65)):
-        with pytest.raises(DataError, match="pair 1: .*at most 64"):
+        with pytest.raises(DataError, match=r"pair 1: .*at most 64"):
             loglikelihoods(m, [([1], [2]), wrong])
     assert loglikelihoods(m, []) == []
-    assert not m.train().eval().training
+    loglikelihoods(m.train(), [([1], [2])])
+    assert m.training
 
 
 def test_onednn_forms_the_same_products() -> None:
@@ -100,7 +101,9 @@ def test_onednn_forms_the_same_products() -> None:
 def test_onednn_leaves_alone_what_it_is_not_for(monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[tuple[int, ...]] = []
     real = torch.ops.mkldnn._linear_pointwise
-    monkeypatch.setattr(torch.ops.mkldnn, "_linear_pointwise", lambda *a: (calls.append(tuple(a[0].shape)), real(*a))[1])
+    monkeypatch.setattr(
+        torch.ops.mkldnn, "_linear_pointwise", lambda *a: (calls.append(tuple(a[0].shape)), real(*a))[1]
+    )
     layer = torch.nn.Linear(8, 4)
     with products.OneDnn():
         layer(torch.randn(32, 8)).sum().backward()  # a gradient

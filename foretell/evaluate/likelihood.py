@@ -20,6 +20,7 @@ from torch import Tensor
 from foretell.errors import DataError, ModelError
 from foretell.models import products
 from foretell.models.decoder import Decoder
+from foretell.models.model import layers
 
 _BATCH_TOKENS = 1 << 9  # more fall out of the processor's cache
 _PACKED_TOKENS = 1 << 10  # a longer row would spend its time on attention that the mask throws away
@@ -30,7 +31,7 @@ Pair = tuple[Sequence[int], Sequence[int]]
 
 @dataclass
 class _Row:
-    """A context and continuations of it. asked: of each place in the row, a token that may follow, whose number it is."""
+    """A context and continuations of it. asked: places in the row, a token after each, the pair it belongs to."""
 
     context: list[int]
     tails: list[list[int]] = field(default_factory=list)  # inputs of each continuation: all but its last token
@@ -49,15 +50,14 @@ class _Row:
 
 
 @torch.no_grad()
-def loglikelihoods(
-    model: Decoder, pairs: Sequence[Pair], *, batch_size: int | None = None
-) -> list[tuple[float, bool]]:
+def loglikelihoods(model: Decoder, pairs: Sequence[Pair], *, batch_size: int | None = None) -> list[tuple[float, bool]]:
     """Of every (context, continuation), two lists of token ids that are not empty, the log-likelihood of the
     continuation in nats, in float64 from float32 logits, and whether each token of it is the likeliest.
 
-    Where both together are longer than the model's context allows, the beginning of the context is left out. batch_size:
-    rows at once; about 512 tokens when None. It does not move a score. Leaves the training mode as it was. Raises
-    DataError for an empty context or continuation or one that does not fit, ModelError for logits that are no numbers.
+    Where both together are longer than the model's context allows, the beginning of the context is left out.
+    batch_size: rows at once; about 512 tokens when None. It does not move a score. Leaves the training mode as it was.
+    Raises DataError for an empty context or continuation or one that does not fit, ModelError for logits that are no
+    numbers.
     """
     rows = _rows(pairs, model.config.max_position_embeddings or 1, _reach(model))
     sums, greedy = [0.0] * len(pairs), [True] * len(pairs)
@@ -78,8 +78,8 @@ def loglikelihoods(
 
 def _reach(model: Decoder) -> int:
     """Tokens that a row with a mask may have: a layer that sees so far only counts them by their place in the row."""
-    windows = [layer.self_attn.window for layer in model.model.layers]  # type: ignore[union-attr]
-    return min([_PACKED_TOKENS, *(w for w in windows if w is not None)])  # type: ignore[type-var,list-item]
+    windows = [layer.self_attn.window for layer in layers(model)]
+    return min([_PACKED_TOKENS, *(w for w in windows if w is not None)])
 
 
 def _rows(pairs: Sequence[Pair], longest: int, reach: int) -> list[_Row]:

@@ -111,14 +111,13 @@ class Scorer(TemplateLM):
             room = self.max_length - told["max_gen_toks"]
             if room < 1:
                 raise ConfigError(
-                    f"the task asks for {told['max_gen_toks']:,} new tokens; the model's context is {self.max_length:,}"
+                    f"the task asks for {told['max_gen_toks']:,} new tokens, and the model's context is "
+                    f"{self.max_length:,}; choose a task with shorter answers (max_gen_toks), or another model"
                 )
             until = [u for u in handle_stop_sequences(told["until"], eos=None) if u]
             drawn = {k: told[k] for k in _DRAWN if told.get(k) is not None} if told["do_sample"] else {"temperature": 0}
             prompts = [self._fitting(requests[n].args[0], room) for n in numbers]
-            done = generate(
-                self.model, self.tokens, prompts, max_new_tokens=told["max_gen_toks"], stop=until, **drawn
-            )
+            done = generate(self.model, self.tokens, prompts, max_new_tokens=told["max_gen_toks"], stop=until, **drawn)
             for number, one in zip(numbers, done, strict=True):
                 found[number] = postprocess_generated_text(one["completion"], stop=until, think_end_token=None)
         return found
@@ -139,7 +138,10 @@ def run(
     tasks that are not there, DataError for data that do not fit.
     """
     started = time.perf_counter()
-    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):  # it prints, and draws bars
+    with (
+        contextlib.redirect_stdout(io.StringIO()),
+        contextlib.redirect_stderr(io.StringIO()),
+    ):  # it prints, and draws bars
         loaded = _loaded(names, data)
         for task in loaded["tasks"].values():
             own = task.get_config("num_fewshot") or 0
@@ -195,7 +197,9 @@ def _intervals(task: Any, samples: list[dict[str, Any]]) -> dict[str, list[float
 def _interval(aggregate: Any, values: list[Any]) -> list[float] | None:
     if len(values) < 2 or aggregate is None:
         return None
-    if aggregate.__name__ == "mean" and all(isinstance(v, (int, float)) for v in values):  # the same, a hundred times sooner
+    if aggregate.__name__ == "mean" and all(
+        isinstance(v, (int, float)) for v in values
+    ):  # the same, a hundred times sooner
         low_high = metrics.ratio_interval(np.array(values), np.ones(len(values)), coverage=COVERAGE)
         return None if low_high is None else list(low_high)
     rng = np.random.default_rng(0)

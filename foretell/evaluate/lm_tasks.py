@@ -4,7 +4,8 @@
 gold}: which choice is the likeliest. `answer` {context, answer or aliases}: is what the model writes the answer.
 `text` {text}: how likely is a text. Five known sets are the same with their own prompts, in the format of
 mosaicml/llm-foundry (scripts/eval/local_data). Prompts and metrics are those of lm-eval's tasks of these names, but
-`piqa` says "Question: " where the records say it too, as the published counts were made; `choices` does not.
+`piqa` says "Question: " where the records say it too, as known counts were made (`choices` does not), and `triviaqa`
+waits for 32 tokens of an answer, not for 256.
 """
 
 from __future__ import annotations
@@ -48,9 +49,13 @@ def _choices(before: str) -> Record:
     }
 
 
-def _answer(until: list[str], more: Record) -> Record:
+def _answer(until: list[str], tokens: int, more: Record) -> Record:
     found = {"output_type": "generate_until", "doc_to_text": "context", "doc_to_target": _answers}
-    return found | {"generation_kwargs": {"until": until, **_GREEDY}, "metric_list": [_EXACT]} | more
+    return (
+        found
+        | {"generation_kwargs": {"until": until, "max_gen_toks": tokens, **_GREEDY}, "metric_list": [_EXACT]}
+        | more
+    )
 
 
 def _answers(record: Record) -> list[str]:
@@ -87,7 +92,7 @@ TASKS: dict[str, tuple[tuple[str, ...], Record]] = {
         _likely(lambda r: r["context"], lambda r: r["continuation"]),
     ),
     "choices": (("query", "choices", "gold"), _choices("")),
-    "answer": (("context", "answer"), _answer(["\n"], _ALIKE)),
+    "answer": (("context", "answer"), _answer(["\n"], 32, _ALIKE)),
     "text": (
         ("text",),
         {
@@ -105,9 +110,9 @@ TASKS: dict[str, tuple[tuple[str, ...], Record]] = {
     "arc_easy": (("query", "choices", "gold"), _choices("")),
     "gsm8k": (
         ("context", "chain_of_thought", "answer"),
-        _answer(["Question:", "</s>", "<|im_end|>"], _GSM8K),
+        _answer(["Question:", "</s>", "<|im_end|>"], 256, _GSM8K),
     ),
-    "triviaqa": (("context", "answer"), _answer(["\n", ".", ","], _ALIKE)),
+    "triviaqa": (("context", "answer"), _answer(["\n", ".", ","], 32, _ALIKE)),
 }
 
 
