@@ -17,7 +17,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from foretell import __version__, errors
-from foretell.cli import asking, finetuning, forecasting
+from foretell.cli import asking, finetuning, forecasting, talking
 from foretell.cli.ladder import ladder_app
 from foretell.cli.options import Base, Json, Out, Quiet, RunToml, console, emit, fail, read_config, with_options
 from foretell.cli.tokenizer import tokenizer_app
@@ -224,7 +224,7 @@ def launch(
 
 app.command()(forecasting.verify)
 app.command()(finetuning.finetune)
-for _verb in (asking.translate, asking.summarize, asking.ask, asking.chat, asking.classify):
+for _verb in (asking.translate, asking.summarize, asking.ask, talking.chat, asking.classify):
     app.command()(_verb)
 
 

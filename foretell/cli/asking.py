@@ -1,4 +1,4 @@
-"""Verbs that use a model for a task: translate, summarize, ask, classify, chat; and `evaluate --task`."""
+"""Verbs that use a model for a task: translate, summarize, ask, classify; and `evaluate --task`."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ Features = Annotated[
 Longest = Annotated[int | None, typer.Option("--max-new-tokens", min=1, help="Longest answer.")]
 
 
-def load(model: Path, kind: str, **changes: Any) -> Tuned:
-    """The model for a task, on this run's device."""
+def load(model: Path, kind: str, template: str | None = None, **changes: Any) -> Tuned:
+    """The model for a task, on this run's device. template: of conversations, by name; the model's own when None."""
     from foretell import runtime
     from foretell.tasks import tuned
 
-    return tuned.load(model, kind, changes, runtime.device())
+    return tuned.load(model, kind, changes, runtime.device(), template)
 
 
 def translate(
@@ -103,8 +103,8 @@ def ask(
     asked = load(model, "qa", **changes)
     for given in [question] if question is not None else _lines("? "):
         answer = tuned.answers(asked, [Example("", given, context=text)])[0]
-        shown = {"question": given, "answer": answer.text, "cut": answer.cut}
-        emit(shown, as_json, lambda r: _shown(r["answer"]) or "(no answer)")
+        told = {"question": given, "answer": answer.text, "cut": answer.cut}
+        emit(told, as_json, lambda r: shown(r["answer"]) or "(no answer)")
         if answer.cut:
             print("foretell: the passage does not fit as a whole; its end was not read", file=sys.stderr)
 
@@ -114,59 +114,6 @@ def classify(
 ) -> None:
     """The label of each text, a line each; without texts, ask for lines until an empty one."""
     _answer_all(load(model, "classification", instruction=instruction), texts, file, as_json)
-
-
-def chat(
-    model: Model,
-    message: Annotated[str | None, typer.Option("--message", help="One message; without it, a conversation.")] = None,
-    system: Annotated[str | None, typer.Option(help="What the system says first; it is never forgotten.")] = None,
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer.")] = 256,
-    temperature: Annotated[float, typer.Option(help="0 takes the likeliest token.")] = 0.7,
-    top_p: Annotated[float, typer.Option(help="Only the likeliest that sum to p.")] = 0.95,
-    repetition_penalty: Annotated[float, typer.Option(help="Above 1 discourages repetition.")] = 1.0,
-    seed: Annotated[int, typer.Option(help="Same seed, same conversation.")] = 0,
-    as_json: Json = False,
-) -> None:
-    """Talk with a model, streaming. /new forgets, an empty line ends. Old turns are dropped when they no longer fit."""
-    from foretell.tasks import prompts, tuned
-    from foretell.tasks.examples import Example
-
-    asked = load(model, "dialogue", max_new_tokens=max_new_tokens)
-    if asked.template is None:
-        raise errors.ModelError(f"{model} is no decoder; a conversation wants one")
-    if as_json and message is None:
-        raise errors.ConfigError("chat --json needs a --message")
-    first = [{"role": "system", "content": system}] if system else []
-    said, turn = list(first), 0
-    for line in [message] if message is not None else _lines("> "):
-        if line == "/new":
-            said = list(first)
-            continue
-        said.append({"role": "user", "content": line})
-        whole = Example("", line, messages=(*said, {"role": "assistant", "content": ""}))
-        fitting = prompts.fitted(whole, asked.task, asked.template, asked.tokenizer, asked.prompt_tokens)
-        draw = {"temperature": temperature, "top_p": top_p, "repetition_penalty": repetition_penalty}
-        pieces = tuned.stream(
-            asked, prompts.asked(fitting, asked.task), max_new_tokens=max_new_tokens, seed=seed + turn, **draw
-        )
-        answer = ""
-        for piece in pieces:
-            answer += piece
-            if not as_json:
-                print(_shown(piece), end="", flush=True)
-        said.append({"role": "assistant", "content": answer.strip()})
-        turn += 1
-        if as_json:
-            emit(
-                {
-                    "message": line,
-                    "answer": answer.strip(),
-                    "turns_dropped": len(whole.messages) - len(fitting.messages),
-                },
-                True,
-            )
-        else:
-            print()
 
 
 def scored(
@@ -243,8 +190,8 @@ def _answer_all(asked: Tuned, texts: list[str] | None, file: Path | None, as_jso
     for group in [given] if given else ([line] for line in _lines("> ")):
         found = tuned.answers(asked, [Example("", text) for text in group])
         for text, answer in zip(group, found, strict=True):
-            shown = {"source": text, "answer": answer.text, "cut": answer.cut}
-            emit(shown, as_json, lambda r: _shown(r["answer"]))
+            told = {"source": text, "answer": answer.text, "cut": answer.cut}
+            emit(told, as_json, lambda r: shown(r["answer"]))
         if cut := sum(a.cut for a in found):
             print(f"foretell: {cut:,} texts do not fit; their ends were not read", file=sys.stderr)
 
@@ -259,7 +206,8 @@ def _lines(mark: str) -> Iterator[str]:
         yield line.strip()
 
 
-def _shown(text: str) -> str:
+def shown(text: str) -> str:
+    """Text as this output takes it: a terminal gets no control characters."""
     from foretell.cli.steps import visible
 
     return visible(text) if sys.stdout.isatty() else text
