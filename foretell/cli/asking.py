@@ -76,7 +76,7 @@ def summarize(
     """Summarize texts; with --file a whole file; without either, ask for texts, a line each."""
     from foretell.data import plain
 
-    changes = {"target_language": language, "beams": beams, "instruction": instruction}
+    changes: dict[str, Any] = {"target_language": language, "beams": beams, "instruction": instruction}
     asked = load(model, "summarization", max_new_tokens=max_new_tokens, **changes)
     _answer_all(asked, [*(texts or []), *([plain.text(file)] if file is not None else [])], None, as_json)
 
@@ -99,7 +99,11 @@ def ask(
     text = passage if passage is not None else plain.text(context) if context is not None else None
     if text is None:
         raise errors.ConfigError("no passage to answer from: give --context FILE or --passage TEXT")
-    changes = {"target_language": language, "instruction": instruction, "max_new_tokens": max_new_tokens}
+    changes: dict[str, Any] = {
+        "target_language": language,
+        "instruction": instruction,
+        "max_new_tokens": max_new_tokens,
+    }
     asked = load(model, "qa", **changes)
     for given in [question] if question is not None else _lines("? "):
         answer = tuned.answers(asked, [Example("", given, context=text)])[0]
@@ -190,10 +194,7 @@ def _answer_all(asked: Tuned, texts: list[str] | None, file: Path | None, as_jso
     for group in [given] if given else ([line] for line in _lines("> ")):
         found = tuned.answers(asked, [Example("", text) for text in group])
         told = [{"source": text, "answer": a.text, "cut": a.cut} for text, a in zip(group, found, strict=True)]
-        emit({"answers": told}, as_json, lambda r: "\n".join(_shown(a["answer"]) for a in r["answers"]))
-        for text, answer in zip(group, found, strict=True):
-            told = {"source": text, "answer": answer.text, "cut": answer.cut}
-            emit(told, as_json, lambda r: shown(r["answer"]))
+        emit({"answers": told}, as_json, lambda r: "\n".join(shown(a["answer"]) for a in r["answers"]))
         if cut := sum(a.cut for a in found):
             print(f"foretell: {cut:,} texts do not fit; their ends were not read", file=sys.stderr)
 
