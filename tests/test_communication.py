@@ -21,7 +21,7 @@ from foretell import config as run_config
 from foretell import plan
 from foretell.config import ModelConfig, ParallelConfig, TrainConfig
 from foretell.data import open_data, prepare
-from foretell.distributed import pipeline, record
+from foretell.distributed import record, stages
 from foretell.models.decoder import Decoder
 from foretell.plan import layout, models
 from foretell.plan.collective import Collective
@@ -132,7 +132,7 @@ def test_weights_are_those_of_the_decoder(tied: bool, extra: dict[str, Any]) -> 
         for stage, layers in enumerate(layout.stage_layers(4, stages)):
             with torch.device("meta"):
                 model = Decoder(c)
-            pipeline.prune(model, stage, stages)
+            stages.prune(model, stage, stages)
             a = models.of_model(c)
             listed = outer_weights(a, stage == 0, stage == stages - 1)
             listed += [

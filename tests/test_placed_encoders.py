@@ -4,6 +4,7 @@ Rows differ in how many tokens they ask for, so a mean of means would be another
 sum of all negative log-likelihoods over their number.
 """
 
+from functools import partial
 from typing import Any
 
 import pytest
@@ -18,7 +19,7 @@ from foretell.distributed.placed import Placed
 from foretell.models.model import Given, Model, made
 from foretell.models.seq2seq import Seq2Seq
 from foretell.train import optim
-from foretell.train.loss import next_token_loss
+from foretell.train.loss import head_loss, next_token_loss
 
 STEPS, SEQUENCES, CONTEXT, MICRO, VOCABULARY = 20, 8, 32, 2, 128
 S = 24
@@ -105,13 +106,18 @@ def together(model: ModelConfig, name: str, train: TrainConfig, parallel: Parall
         batch = batch_of(step, name)
         rows = placed.rows(SEQUENCES, MICRO)
         own = [rows_of(batch, rows[i : i + MICRO]) for i in range(0, len(rows), MICRO)]
-        counts = [int((b[1] != UNSCORED).sum()) for b in own]
+        counts = [int((placed.own(b[1]) != UNSCORED).sum()) for b in own]
         total, losses = placed.counted(sum(counts)), []
-        for n, ((inputs, targets, segments, given), count) in enumerate(zip(own, counts, strict=True)):
-            placed.before_micro_batch(step, n, len(own))
-            part = next_token_loss(placed, inputs, targets, segments, chunk, given, True) * placed.share(count, total)
-            part.backward()
-            losses.append(part.item())
+        shares = [placed.share(count, total) for count in counts]
+        if placed.pipeline is not None:
+            loss_of = partial(head_loss, placed, chunk_tokens=chunk, partly=True)
+            losses = [placed.pipeline.step(own, loss_of, shares)]
+        else:
+            for n, ((inputs, targets, segments, given), share) in enumerate(zip(own, shares, strict=True)):
+                placed.before_micro_batch(step, n, len(own))
+                part = next_token_loss(placed, inputs, targets, segments, chunk, given, True) * share
+                part.backward()
+                losses.append(part.item())
         loss, norm = placed.finish(losses, 1.0)
         for o in optimizers:
             o.step()
