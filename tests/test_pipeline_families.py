@@ -8,14 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from runs import losses, trained
 from ranks import on
+from runs import losses, trained
 from test_communication import agree
 from training import MACHINE
 
 from foretell import config as run_config
 from foretell.config import DataConfig, RunConfig, TokenizerConfig
-from foretell.data import Data, open_data, prepare
+from foretell.data import open_data, prepare
 from foretell.distributed import record
 from foretell.plan.communication import collectives
 from foretell.train import begin
@@ -78,12 +78,43 @@ def bytes_agree(c: RunConfig, ranks: int, folder: Path) -> None:
         agree(collectives(c.model, c.train, c.parallel, ranks, pp_place=place), recorded)
 
 
-@pytest.mark.parametrize("kind", list(KINDS))
-def test_it(kind: str, prepared: dict[str, Path], tmp_path: Path) -> None:
+# Of each kind a layout is fast; with the others every axis is there.
+FAST: list[tuple[str, dict[str, Any], int]] = [("t5", {"pp": 2, "tp": 2}, 4), ("answers", {"pp": 2}, 2)]
+CASES: list[tuple[str, dict[str, Any], int]] = [
+    *FAST,
+    *((kind, {"pp": 2}, 2) for kind in KINDS if kind != "answers"),
+    *((kind, {"pp": 2, "tp": 2}, 4) for kind in KINDS if kind != "t5"),
+    *((kind, {"dp_shard": 2, "tp": 2}, 4) for kind in KINDS),
+    *((kind, {"pp": 2, "dp_shard": 2}, 4) for kind in ("bert", "t5", "marian")),
+    ("bert", {"cp": 2, "context_exchange": "ring"}, 2),
+    ("answers", {"cp": 2}, 2),
+    ("answers", {"pp": 2, "cp": 2, "context_exchange": "gather"}, 4),
+]
+
+
+@pytest.mark.parametrize(
+    ("kind", "layout", "ranks"),
+    [case if case in FAST else pytest.param(*case, marks=pytest.mark.slow) for case in CASES],
+    ids=str,
+)
+def test_a_run_learns_as_one_process_and_sends_what_was_foretold(
+    kind: str, layout: dict[str, Any], ranks: int, prepared: dict[str, Path], tmp_path: Path
+) -> None:
     run(kind, {}, 1, prepared, tmp_path / "one")
-    expected = losses(tmp_path / "one")
-    for n, (layout, ranks) in enumerate([({"pp": 2}, 2), ({"pp": 2, "tp": 2}, 4)]):
-        c = run(kind, layout, ranks, prepared, tmp_path / f"r{n}")
-        print(expected, losses(tmp_path / f"r{n}"))
-        assert losses(tmp_path / f"r{n}") == pytest.approx(expected, rel=1e-5)
-        bytes_agree(c, ranks, tmp_path / f"r{n}")
+    c = run(kind, layout, ranks, prepared, tmp_path / "several")
+    expected = losses(tmp_path / "one")  # of steps, and of the validation behind them
+    assert expected[3] < expected[0] - 0.2
+    assert losses(tmp_path / "several") == pytest.approx(expected, rel=1e-5)
+    bytes_agree(c, ranks, tmp_path / "several")
+
+
+def test_a_run_goes_on_in_another_layout(prepared: dict[str, Path], tmp_path: Path) -> None:
+    """What stages have in common is saved once and found again by all of them."""
+    run("t5", {"pp": 2}, 2, prepared, tmp_path / "run")
+    own, folder = open_data(prepared["t5"]), tmp_path / "run"
+    for ranks, layout, steps in ((1, "pp=1", 6), (2, "pp=2", 8)):
+        c = run_config.load(folder / "config.toml", [f"train.steps={steps}", f"parallel.{layout}"])
+        begin(c, own, folder, ranks, machine=MACHINE, resume=True, allow_drift=True)
+        on(ranks, trained, folder, own.path, None)
+    run("t5", {}, 1, prepared, tmp_path / "one")
+    assert len(losses(folder)) > 8

@@ -16,8 +16,10 @@ from ranks import on
 from foretell.config import ModelConfig, ParallelConfig, TrainConfig
 from foretell.data.objectives import UNSCORED
 from foretell.distributed.placed import Placed
+from foretell.errors import ConfigError
 from foretell.models.model import Given, Model, made
 from foretell.models.seq2seq import Seq2Seq
+from foretell.plan import layout as layouts
 from foretell.train import optim
 from foretell.train.loss import head_loss, next_token_loss
 
@@ -152,6 +154,56 @@ def compared(name: str, layout: dict[str, Any], ranks: int, optimizer: str = "sg
 @pytest.mark.parametrize("name", list(FAMILIES))
 def test_a_family_trains_alike_on_two_processes(name: str, layout: dict[str, Any]) -> None:
     compared(name, layout, 2)
+
+
+@pytest.mark.parametrize("name", ["bert", "marian", "t5", pytest.param("t5 1.1", marks=pytest.mark.slow), "prefix"])
+def test_a_family_trains_alike_in_a_pipeline(name: str) -> None:
+    compared(name, {"pp": 2}, 2)
+
+
+# Stages with the end of the encoder and the beginning of the decoder, and more of them than a half has layers.
+_OTHERS: list[tuple[str, dict[str, Any], int]] = [
+    ("t5", {"pp": 3, "schedule": "gpipe"}, 3),
+    ("t5", {"pp": 4}, 4),
+    ("t5", {"pp": 2, "dp_replicate": 2, "dp_shard": 1}, 4),
+    ("marian", {"pp": 3, "recompute": "full"}, 3),
+    ("prefix", {"pp": 2, "cp": 2}, 4),
+    ("bert", {"pp": 2, "cp": 2, "context_exchange": "ring"}, 4),
+    *(
+        (name, {"cp": 2, "context_exchange": how}, 2)
+        for name in ("bert", "prefix")
+        for how in ("ulysses", "gather", "ring")
+    ),
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "layout", "ranks"), _OTHERS, ids=str)
+def test_other_stages_and_parts_of_sequences(name: str, layout: dict[str, Any], ranks: int) -> None:
+    compared(name, layout, ranks)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("layout", [{"pp": 2, "tp": 2}, {"pp": 2, "dp_shard": 2}], ids=str)
+@pytest.mark.parametrize("name", list(FAMILIES))
+def test_a_family_trains_alike_in_a_pipeline_of_several(name: str, layout: dict[str, Any]) -> None:
+    compared(name, layout, 4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("schedule", ["interleaved", "zero-bubble"])
+@pytest.mark.parametrize("name", ["bert", "marian"])
+def test_two_stages_a_process(name: str, schedule: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    deep = {"num_hidden_layers": 4 if name == "bert" else 2, **({"num_decoder_layers": 2} if name == "marian" else {})}
+    monkeypatch.setitem(FAMILIES, name, {**FAMILIES[name], **deep})
+    compared(name, {"pp": 2, "schedule": schedule}, 2)
+
+
+def test_two_stages_of_t5_on_a_process_are_refused() -> None:
+    model = ModelConfig.model_validate(FAMILIES["t5"]).resolved(VOCABULARY, CONTEXT)
+    p = ParallelConfig(pp=2, dp_shard=1, schedule="interleaved")
+    with pytest.raises(ConfigError, match="set schedule=1f1b or gpipe"):
+        layouts.check(layouts.degrees(p, 2), p, model, CONTEXT, SEQUENCES, MICRO)
 
 
 @pytest.mark.slow

@@ -58,7 +58,7 @@ class Pipeline:
             if chunk.config.num_experts is None or not torch.is_grad_enabled():
                 found = run()
                 return found if len(found) > 1 else found[0]
-            (hidden,), balance = with_balance(chunk, run)
+            hidden, balance = with_balance(chunk, lambda: run()[0])
             if balance is None:
                 return hidden
             balance = balance * self._share.squeeze()
@@ -104,7 +104,9 @@ class Pipeline:
         given = given or Given()
         known = {"segments": segments, "prefix": given.prefix, "source_mask": given.source_mask}
         ids = self.placed.own(inputs)
-        return (ids,) if given.source is None else (given.source, ids), {k: v for k, v in known.items() if v is not None}
+        return (ids,) if given.source is None else (given.source, ids), {
+            k: v for k, v in known.items() if v is not None
+        }
 
     def _scheduled(self, micro_batches: int, ids: tuple[Tensor, ...]) -> Any:
         kind = get_schedule_class(_CLASSES[self.kind])

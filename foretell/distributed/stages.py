@@ -12,7 +12,7 @@ are added (`Placed.finish_gradients`).
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
@@ -21,6 +21,7 @@ from foretell.models.encoder import Encoder
 from foretell.models.model import Model
 from foretell.models.seq2seq import Seq2Seq
 from foretell.plan import layout
+
 
 class Seen(NamedTuple):
     """What a stage must know of a micro-batch besides what it is handed.
@@ -38,11 +39,11 @@ class Seen(NamedTuple):
 def prune(model: Model, stage: int, stages: int) -> None:
     """Leave of a model only what is one stage's."""
     inner = model.model
-    stacks = (inner.encoder, inner.decoder) if isinstance(model, Seq2Seq) else (inner,)
-    own, before = layout.stage_layers(sum(len(s.layers) for s in stacks), stages)[stage], 0  # type: ignore[arg-type]
+    stacks: list[Any] = [inner.encoder, inner.decoder] if isinstance(model, Seq2Seq) else [inner]
+    own, before = layout.stage_layers(sum(len(s.layers) for s in stacks), stages)[stage], 0
     for stack in stacks:
-        depth: int = len(stack.layers)  # type: ignore[arg-type]
-        _keep(stack, range(max(0, own.start - before), min(depth, own.stop - before)), depth)  # type: ignore[arg-type]
+        depth = len(stack.layers)
+        _keep(stack, range(max(0, own.start - before), min(depth, own.stop - before)), depth)
         before += depth
     if stage > 0:
         inner.embed_tokens = inner.dropout = nn.Identity()  # type: ignore[assignment]
@@ -68,7 +69,7 @@ def _keep(stack: nn.Module, here: range, depth: int) -> None:
     if depth - 1 not in here and hasattr(stack, "norm"):
         stack.norm = nn.Identity()
     if not len(layers):  # of the two halves one may have none here
-        stack.relative_bias = None
+        stack.relative_bias = None  # type: ignore[assignment]
 
 
 def is_again(model: Model, name: str) -> bool:
@@ -85,7 +86,7 @@ def passed(model: Model, handed: tuple[Tensor, ...], seen: Seen, first: bool, la
     Of an encoder-decoder the source's and the target's. The last gives what the head's product takes, of the target.
     """
     if isinstance(model, Seq2Seq):
-        return _passed_on(model, *handed, seen, first, last)
+        return _passed_on(model, handed, seen, first, last)
     (x,) = handed
     if isinstance(model, Decoder):
         return (model.model(x, seen.places, seen.mask, None),)
@@ -93,10 +94,8 @@ def passed(model: Model, handed: tuple[Tensor, ...], seen: Seen, first: bool, la
     return (model.transformed(x) if last else x,)
 
 
-def _passed_on(
-    model: Seq2Seq, source: Tensor, target: Tensor, seen: Seen, first: bool, last: bool
-) -> tuple[Tensor, ...]:
-    inner, (S, T) = model.model, seen.lengths
+def _passed_on(model: Seq2Seq, handed: tuple[Tensor, ...], seen: Seen, first: bool, last: bool) -> tuple[Tensor, ...]:
+    (source, target), inner, (S, T) = handed, model.model, seen.lengths
     if first:
         source, target = inner.embedded(source), inner.embedded(target)
     # What is handed on as it came is a tensor of its own: schedules detach in place what a stage gives.

@@ -117,11 +117,10 @@ class Rank:
         for stack in self.a.stacks:
             own = range(before, before + stack.depth)
             here = [sum(n in own for n in c.layers) for c in self.chunks]
-            reads_source = stack.encoder and len(self.a.stacks) > 1
-            positions = self.source_positions if reads_source else self.positions
+            layer = stack.layers[0][1]
+            positions = self.source_positions if layer.of_source else self.positions
             if any(here):
-                place = place_of(self.a, stack)
-                found.append(Group(sum(here), stack.layers[0][1], place, positions, sum(map(bool, here))))
+                found.append(Group(sum(here), layer, place_of(self.a, stack), positions, sum(map(bool, here))))
             before += stack.depth
         return found
 

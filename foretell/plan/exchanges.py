@@ -43,8 +43,10 @@ def tensor_parallel(r: Rank) -> Iterator[Collective]:
             yield row("embedding", "reduce_scatter", 1, FLOAT, positions)
             yield row("embedding, backward", "all_gather", 1, FLOAT, positions)
     if r.has_head:
-        yield row("head", "all_gather", 1, FLOAT)
-        yield row("head, backward", "reduce_scatter", 1, FLOAT)
+        # A head of several products ends with a norm of what a product gave.
+        item = r.item if len(r.a.head) > 1 else FLOAT
+        yield row("head", "all_gather", 1, item)
+        yield row("head, backward", "reduce_scatter", 1, item)
         yield from _vocabulary_parallel(r)
 
 
@@ -68,8 +70,10 @@ def context_parallel(r: Rank) -> Iterator[Collective]:
     _, _, H, K, E, _, _ = r.model.sizes
     q, kv = (r.positions * heads // r.d.tp * E for heads in (H, K))
     calls, forward = r.layers * r.micro_batches, r.forward_runs() * r.micro_batches
-    how, kind = layout.exchange(r.parallel, r.model), r.a.kinds[0][1]
-    own = FLOAT if kind.rotary or kind.norms_of_heads else r.item  # queries and keys that come straight from a product
+    how, layer = layout.exchange(r.parallel, r.model), r.a.kinds[0][1]
+    own = (
+        FLOAT if layer.rotary or layer.norms_of_heads else r.item
+    )  # queries and keys that come straight from a product
     if how == "ulysses":
         for what, numbers, item in (("q", q, own), ("k", kv, own), ("v", kv, r.item), ("output", q, r.item)):
             yield Collective(f"heads: {what}", "all_to_all", "cp", r.d.cp, forward + calls, numbers, item)

@@ -115,6 +115,14 @@ def split(name: str) -> Split:
     raise KeyError(f"plan/layout.py has no row for the parameter {name}")
 
 
+def is_table(name: str) -> bool:
+    """Whether rows of a parameter are looked up, or it is the head: Muon leaves it to AdamW.
+
+    Positions are not such a table: Muon learned them better (docs/log.md).
+    """
+    return any(table in name for table in ("embed_tokens", "embed_types", "relative_bias", "lm_head"))
+
+
 def degrees(p: ParallelConfig, world_size: int) -> Degrees:
     """The degrees for so many processes. Raises ConfigError where their product is another number."""
     others = p.dp_replicate * p.tp * p.pp * p.cp

@@ -94,7 +94,7 @@ def whole_matrices(r: Rank) -> Iterator[Collective]:
     ranks = r.d.fsdp * r.d.tp
     shapes = defaultdict[tuple[int, ...], list[Weight]](list)
     for weight in _all_weights(r):
-        if len(weight[1]) >= 2 and "embed_tokens" not in weight[0] and "lm_head" not in weight[0]:
+        if len(weight[1]) >= 2 and not layout.is_table(weight[0]):
             shapes[weight[1]].append(weight)
     for members in shapes.values():
         mine = sum(_held(r, w) for w in members)

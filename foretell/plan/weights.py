@@ -41,6 +41,10 @@ def stage_weights(a: Architecture, layers: range, first: bool = True, last: bool
     layers: those of the stage, an encoder's before a decoder's. A tied table stands once where one stage has both ends,
     and on both stages otherwise, on the last as `lm_head`.
     """
+    return _weights(a, layers, first, last, within=True)
+
+
+def _weights(a: Architecture, layers: range, first: bool, last: bool, within: bool) -> Iterator[Weight]:
     if first:
         yield from ((f"model.{name}.weight", (rows, width)) for name, rows, width in a.tables)
         yield from ((f"model.{name}", (size,)) for name, size in a.vectors if name.startswith("embed_"))
@@ -48,11 +52,11 @@ def stage_weights(a: Architecture, layers: range, first: bool = True, last: bool
     for stack in a.stacks:
         here = range(max(0, layers.start - before), min(stack.depth, layers.stop - before))
         before += stack.depth
-        kinds = [layer_weights(layer) for _, layer in stack.layers]
-        of_layer = [kind for kind, (n, _) in zip(kinds, stack.layers, strict=True) for _ in range(n)]
         place = place_of(a, stack)
-        for n in here:
-            yield from ((f"{place}layers.{n}.{name}", shape) for name, shape in of_layer[n])
+        if within:
+            kinds = [(n, layer_weights(layer)) for n, layer in stack.layers]
+            of_layer = [kind for n, kind in kinds for _ in range(n)]
+            yield from ((f"{place}layers.{n}.{name}", shape) for n in here for name, shape in of_layer[n])
         for name, size in stack.vectors:
             heads = stack.layers[0][1].attentions[0].heads
             if name == "relative_bias.weight" and here:
@@ -75,4 +79,4 @@ def place_of(a: Architecture, stack: Stack) -> str:
 
 def outer_weights(a: Architecture, layers: range, first: bool = True, last: bool = True) -> list[Weight]:
     """Those of `stage_weights` that are in no layer."""
-    return [w for w in stage_weights(a, layers, first, last) if ".layers." not in w[0]]
+    return list(_weights(a, layers, first, last, within=False))
