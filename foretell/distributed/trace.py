@@ -3,7 +3,7 @@
 The process group is torch's fake one, whose collectives return at once; tensors have shapes and no data. So what runs
 is `Placed` and the training loop themselves, and what comes out is every collective that one rank issues and its peak
 memory, not a formula's opinion of them. Numbers that the loop reads on the host are made up: a loss and a norm are 1,
-and of the tokens that a mixture routes every rank gets the same share, and as many are asked for as `plan/rows.py` says.
+of the tokens that a mixture routes every rank gets the same share, and as many are asked for as `plan/rows.py` says.
 
 The mesh is made before the tensors are fake, because torch computes places on it. Weights stay undrawn. Steps run
 before the one that is traced: in the first, optimisers and FSDP2 make what they keep, and a pipeline agrees on shapes.

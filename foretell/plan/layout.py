@@ -160,9 +160,10 @@ def check(
         )
     stages, batches = d.pp * stages_of_a_process(p), sequences // d.dp // micro_batch_size
     if stages > depth(model):
+        both = " + num_decoder_layers" if model.model_type in ENCODER_DECODERS else ""
         raise ConfigError(
-            f"model.num_hidden_layers ({depth(model)}) is less than the {stages} stages that parallel.pp ({d.pp}) has "
-            f"with schedule={p.schedule}"
+            f"model.num_hidden_layers{both} ({depth(model)}) is less than the {stages} stages that parallel.pp ({d.pp}) "
+            f"has with schedule={p.schedule}"
         )
     if biases(model) and stages > d.pp:
         raise ConfigError(

@@ -28,11 +28,12 @@ from functools import cached_property
 from typing import Any
 
 from foretell.config import ParallelConfig, TrainConfig
-from foretell.plan import activations, layout, rows
+from foretell.plan import activations, layout
 from foretell.plan.activations import FLOAT, HALF, MicroBatch
 from foretell.plan.architecture import Architecture, Layer, Matrix
 from foretell.plan.collective import Chunk
 from foretell.plan.layout import Degrees
+from foretell.plan.rows import row as row_of
 from foretell.plan.weights import outer_weights
 
 # Arrays of the feed-forward width, and gathered ones of the model's, that the backward pass of a layer has at once
@@ -104,7 +105,7 @@ class Place:
 
 def place(parallel: ParallelConfig, train: TrainConfig, degrees: Degrees) -> Place:
     """The place of a process of a completed [train] table."""
-    row = rows.row(train.objective, train.context)
+    row = row_of(train.objective, train.context)
     micro = train.micro_batch_size or 1
     batches = max(1, (train.global_batch_tokens or train.context) // train.context // degrees.dp // micro)
     return Place(

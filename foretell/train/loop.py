@@ -95,7 +95,7 @@ def autocast(dtype: torch.dtype) -> AbstractContextManager[Any]:
 
 
 def micro_batches(job: Job, step: int, rows: list[int], alike: bool = False) -> Iterator[Batch]:
-    """Some rows of the global batch of `step`, cut into micro-batches. alike: of one shape, as a compiler wants them."""
+    """Some rows of the global batch of `step`, cut into micro-batches. alike: all of one shape, as a pipeline wants."""
     c = job.config
     where = {"seed": c.seed, "step": step, "batch_size": job.sequences, "context": c.context, "rows": rows}
     found = objectives.rows(c.objective, job.data, "train", start=job.start, **where)  # type: ignore[arg-type]

@@ -26,7 +26,7 @@ from foretell.train.saved import State
 
 
 class _Blank(Data):
-    """Documents that say nothing: enough for a row of `context` tokens, of a pair or of a conversation that is whole."""
+    """A document that says nothing: enough for a row of `context` tokens, a pair or a conversation."""
 
     def tokens(self, split: str) -> Tokens:
         document = np.ones(self.index["context"] + 1, np.uint16)
