@@ -162,8 +162,8 @@ def check(
     if stages > depth(model):
         both = " + num_decoder_layers" if model.model_type in ENCODER_DECODERS else ""
         raise ConfigError(
-            f"model.num_hidden_layers{both} ({depth(model)}) is less than the {stages} stages that parallel.pp ({d.pp}) "
-            f"has with schedule={p.schedule}"
+            f"model.num_hidden_layers{both} ({depth(model)}) is less than the {stages} stages that parallel.pp "
+            f"({d.pp}) has with schedule={p.schedule}"
         )
     if biases(model) and stages > d.pp:
         raise ConfigError(
