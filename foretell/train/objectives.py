@@ -14,7 +14,7 @@ from foretell import config as run_config
 from foretell.config import ParallelConfig, RunConfig
 from foretell.config.model import ENCODER_DECODERS
 from foretell.data import Data, objectives
-from foretell.data.objectives import OF_CONVERSATIONS, PARTLY, UNSCORED, WITH_SOURCE, Rows
+from foretell.data.objectives import OF_CONVERSATIONS, UNSCORED, WITH_SOURCE, Rows
 from foretell.errors import ConfigError
 from foretell.models.model import Given
 
@@ -96,10 +96,7 @@ def check(config: RunConfig, data: Data) -> None:
         objectives.check_context(config.train.context)
     if config.data.packing == "within" and objective in WITH_SOURCE:
         raise ConfigError(f"data.packing=within does not go with train.objective={objective}; leave it out")
-    for axis in ("cp", "pp"):
-        if getattr(p, axis) > 1 and (of != "decoder" or objective in PARTLY):
-            what = kind if of != "decoder" else f"train.objective={objective}"
-            raise ConfigError(
-                f"parallel.{axis} ({getattr(p, axis)}) cannot be had with {what} yet; divide by dp_shard, dp_replicate "
-                "or tp"
-            )
+    if p.cp > 1 and of == "encoder-decoder":
+        raise ConfigError(
+            f"parallel.cp ({p.cp}) cannot be had with {kind} yet; divide by dp_shard, dp_replicate, tp or pp"
+        )
