@@ -120,6 +120,6 @@ def test_a_run_goes_on_in_another_layout(kind: str, prepared: dict[str, Path], t
     """What stages have in common is saved once, and found again by all of them."""
     run(kind, {}, 1, prepared, tmp_path / "one")
     run(kind, {"pp": 2}, 2, prepared, tmp_path / "several", stop_at=1)
-    run(kind, {}, 1, prepared, tmp_path / "several", stop_at=2)
+    run(kind, {"pp": 1}, 1, prepared, tmp_path / "several", stop_at=2)
     run(kind, {"pp": 2}, 2, prepared, tmp_path / "several")
     assert losses(tmp_path / "several") == pytest.approx(losses(tmp_path / "one"), rel=1e-5)
