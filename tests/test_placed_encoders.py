@@ -106,7 +106,7 @@ def together(model: ModelConfig, name: str, train: TrainConfig, parallel: Parall
         rows = placed.rows(SEQUENCES, MICRO)
         own = [rows_of(batch, rows[i : i + MICRO]) for i in range(0, len(rows), MICRO)]
         counts = [int((b[1] != UNSCORED).sum()) for b in own]
-        total, losses = placed.counted(sum(counts)), []
+        total, losses = int(placed.totals(torch.tensor(sum(counts)))), []
         for n, ((inputs, targets, segments, given), count) in enumerate(zip(own, counts, strict=True)):
             placed.before_micro_batch(step, n, len(own))
             part = next_token_loss(placed, inputs, targets, segments, chunk, given, True) * placed.share(count, total)
