@@ -31,12 +31,12 @@ from foretell import config as run_config
 from foretell import runtime
 from foretell.config import ModelConfig, RunConfig, TrainConfig
 from foretell.plan import flops, memory
-from foretell.train import optim, trial
+from foretell.train import optim, trial, tune
 from foretell.train.alone import Alone
 from foretell.train.loop import Job, loss_function, take_step
 from foretell.train.saved import State
 
-BARS = {"eager": 1.0, "compiled": 5.0, "process": 10.0}
+BARS = {"eager": 1.0, "compiled": 5.0, "tune": 2.0, "process": 10.0}
 # Name: as in step_time.py (width, layers, vocabulary, context, sequences, micro-batches, dtype, attention, optimiser,
 # dropout), then tokens of a chunk of the loss, or None. Chosen before any of them was measured.
 STEPS: dict[str, tuple[tuple[Any, ...], int | None]] = {
@@ -50,6 +50,32 @@ STEPS: dict[str, tuple[tuple[Any, ...], int | None]] = {
     "61M": ((640, 11, 16000, 512, 2, 1, "float32", "sdpa", "adamw", 0.0), None),
     "80M": ((768, 9, 24000, 768, 1, 2, "bfloat16", "products", "sgd", 0.2), None),
     "97M short": ((768, 12, 20000, 128, 1, 1, "float32", "sdpa", "muon", 0.0), None),
+}
+# Rows of STEPS' kind that go on from a model; then what of it learns, as overrides of `foretell train`.
+TUNED: dict[str, tuple[tuple[Any, ...], int | None, str]] = {
+    "LoRA 9M": ((320, 6, 9000, 256, 6, 1, "float32", "sdpa", "adamw", 0.0), None, "lora.rank=8"),
+    "LoRA 25M": ((512, 7, 10000, 384, 4, 2, "float32", "products", "adamw", 0.0), None, "lora.rank=16"),
+    "LoRA 15M narrow": ((384, 7, 2000, 512, 4, 1, "float32", "sdpa", "adamw", 0.0), None, "lora.rank=4"),
+    "LoRA 38M chunked": ((512, 8, 30000, 256, 8, 1, "float32", "sdpa", "adamw", 0.0), 512, "lora.rank=8"),
+    "LoRA 15M half": ((384, 7, 8000, 512, 4, 1, "bfloat16", "products", "adamw", 0.0), None, "lora.rank=8"),
+    "LoRA 38M half chunked": ((512, 8, 30000, 256, 8, 1, "bfloat16", "sdpa", "adamw", 0.0), 512, "lora.rank=8"),
+    "LoRA q, v": (
+        (384, 7, 8000, 512, 4, 1, "float32", "sdpa", "adamw", 0.0),
+        None,
+        "lora.rank=8 lora.targets=['q_proj','v_proj']",
+    ),
+    "frozen below": (
+        (384, 7, 8000, 512, 4, 1, "float32", "sdpa", "adamw", 0.0),
+        None,
+        "train.freeze=['*embed*','model.layers.[0-3].*']",
+    ),
+    "frozen table": ((320, 6, 9000, 256, 6, 2, "float32", "products", "adamw", 0.0), None, "train.freeze=['*embed*']"),
+    "frozen feed-forward": (
+        (384, 7, 8000, 512, 4, 1, "bfloat16", "products", "adamw", 0.0),
+        None,
+        "train.freeze=['*.mlp.*','*norm*']",
+    ),
+    "whole": ((384, 7, 8000, 512, 4, 1, "float32", "sdpa", "adamw", 0.0), None, ""),
 }
 COMPILED: dict[str, tuple[tuple[Any, ...], int | None]] = {
     "3M compiled": ((192, 5, 4000, 256, 8, 1, "float32", "sdpa", "muon", 0.0), None),
@@ -68,10 +94,15 @@ PROCESSES = {
 
 def completed(name: str) -> RunConfig:
     """A row of the tables as `foretell train` would complete it."""
-    row, chunk = {**STEPS, **COMPILED}[name]
+    row, chunk, *how = {**STEPS, **COMPILED, **TUNED}[name]
     c = step_time.completed(row)
     train = {"loss_chunk_tokens": chunk or c.train.loss_chunk_tokens, "compile": "on" if name in COMPILED else "off"}
-    return c.model_copy(update={"train": c.train.model_copy(update=train)})
+    c = c.model_copy(update={"train": c.train.model_copy(update=train)})
+    if not how:
+        return c
+    asked = run_config.load(None, str(how[0]).split())
+    freeze = {"freeze": asked.train.freeze}
+    return tune.counted(c.model_copy(update={"lora": asked.lora, "train": c.train.model_copy(update=freeze)}))
 
 
 def measure(name: str) -> dict[str, Any]:
@@ -80,7 +111,7 @@ def measure(name: str) -> dict[str, Any]:
     c = completed(name)
     with tempfile.TemporaryDirectory() as folder:
         corpus = step_time.random_data(c.model.sizes.V, Path(folder))
-        model = trial.built(c.model, c.train.dropout or 0.0, 0, c.train.attention).train()
+        model = tune.adapted(trial.built(c.model, c.train.dropout or 0.0, 0, c.train.attention), c).train()
         compiled = c.train.compile == "on"
         job = Job(c.train, corpus, Path(folder), "across", runtime.dtype(c.train.dtype), compiled, 0.0, 1.0)
         team, state = Alone(model), State()
@@ -204,7 +235,7 @@ def main() -> None:
         print(json.dumps(measure(a.measure)))
         return
     kept = json.loads(a.out.read_text(encoding="utf-8"))["parts"] if a.out.exists() else {}
-    names = {"eager": STEPS, "compiled": COMPILED, "process": PROCESSES}
+    names = {"eager": STEPS, "compiled": COMPILED, "tune": TUNED, "process": PROCESSES}
     with tempfile.TemporaryDirectory() as folder:
         for part in a.part:
             rows = kept.setdefault(part, {})

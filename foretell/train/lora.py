@@ -79,7 +79,8 @@ def _added(linear: Any, inputs: tuple[Tensor, ...], output: Tensor, *, scale: fl
     """The hook of a product: its output (..., out) and what its adapter makes of its input (..., in)."""
     # Dropout of nothing would make a copy of its input for each product, and keep it.
     x = F.dropout(inputs[0], dropout, linear.training) if dropout else inputs[0]
-    return output + scale * F.linear(F.linear(x, linear.lora_A), linear.lora_B)
+    narrow = F.linear(x, linear.lora_A).flatten(0, -2)
+    return torch.addmm(output.flatten(0, -2), narrow, linear.lora_B.T, alpha=scale).view_as(output)
 
 
 def of(model: nn.Module) -> Iterator[tuple[str, Tensor]]:

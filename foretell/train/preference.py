@@ -38,10 +38,15 @@ _CHUNK = 2048
 Reference = dict[str, Tensor]
 
 
-def log_likelihoods(team: Team, inputs: Tensor, targets: Tensor, segments: Tensor | None, chunk: int) -> Tensor:
-    """(B,) float32: in nats, the sum over the targets (B, T) that are scored. chunk: tokens whose logits are held."""
+def log_likelihoods(team: Team, inputs: Tensor, targets: Tensor, chunk: int) -> Tensor:
+    """(B,) float32: in nats, the sum over the targets (B, T) that are scored. chunk: tokens whose logits are held.
+
+    A row is one conversation. What fills it up stands behind, where a causal model does not look.
+    """
     row, place = (targets != UNSCORED).nonzero(as_tuple=True)
-    hidden, weight = head(team.model, team.hidden(inputs, segments)[row, place])
+    if team.crew is None:  # several processes have one width
+        inputs = inputs[:, : int(place.max()) + 1 if len(place) else 1]
+    hidden, weight = head(team.model, team.hidden(inputs, None)[row, place])
     if torch.is_autocast_enabled(hidden.device.type):
         weight = weight.to(torch.get_autocast_dtype(hidden.device.type))
     wanted, each = targets[row, place], list[Tensor]()
@@ -75,7 +80,7 @@ class Loss:
     _margins: list[Tensor] = field(default_factory=list)
 
     def __call__(self, batch: Batch) -> Tensor:
-        own = log_likelihoods(self.team, batch.inputs, batch.targets, batch.segments, self.chunk or _CHUNK)
+        own = log_likelihoods(self.team, batch.inputs, batch.targets, self.chunk or _CHUNK)
         base = torch.zeros_like(own)
         if self.reference is not None and batch.document is not None:
             base = self.reference.to(own.device)[batch.document[0::2]].flatten()
@@ -135,8 +140,8 @@ def _likelihoods(team: Team, data: Data, split: str, context: int, pairs: int, m
     try:
         for numbers, empty in dealt(pairs, max(1, micro // 2), team.crew):
             rows = answers.preferences(data, split, [(n, side) for n in numbers for side in (0, 1)], context)
-            inputs, targets, segments = (torch.from_numpy(a).to(device) for a in rows[:3])
-            likely = log_likelihoods(team, inputs, targets, segments, _CHUNK)
+            inputs, targets = (torch.from_numpy(a).to(device) for a in rows[:2])
+            likely = log_likelihoods(team, inputs, targets, _CHUNK)
             if not empty:
                 own[numbers] = likely.view(-1, 2).double().cpu().numpy()
                 chosen = rows.targets[0::2]

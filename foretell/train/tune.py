@@ -74,13 +74,14 @@ def counted(config: RunConfig) -> RunConfig:
     if config.lora.rank is None and not config.train.freeze:
         if config.train.trained_parameters is None:
             return config
-        return run_config.updated(config, train={"trained_parameters": None, "added_parameters": None})
+        return run_config.updated(config, train=dict.fromkeys(("trained_parameters", "added_parameters", "adapted")))
     with torch.device("meta"):
         model = adapted(made(config.model), config)
     learning = [(n, p.numel()) for n, p in model.named_parameters() if p.requires_grad]
     added = sum(size for n, size in learning if n.endswith(lora.HALVES))
+    names = sorted({n.rsplit(".", 2)[1] for n, _ in learning if n.endswith(lora.HALVES)})
     numbers = {"trained_parameters": sum(size for _, size in learning), "added_parameters": added or None}
-    return run_config.updated(config, train=numbers)
+    return run_config.updated(config, train={**numbers, "adapted": names or None})
 
 
 def adapted(model: Model, config: RunConfig) -> Model:
