@@ -2,6 +2,8 @@
 
 import json
 import math
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -269,6 +271,32 @@ def test_loss_and_gradients_are_trls(tmp_path: Path, base: Path) -> None:
         assert p.grad is not None
         assert (ours[n] - p.grad).abs().max() <= 1e-4 * p.grad.abs().max() + 1e-9, n
     assert set(loss_of.told()) == {"reward_margin", "reward_accuracy"}
+
+
+def test_prepare_takes_tokenizer_and_template_from_a_base(tmp_path: Path, base: Path) -> None:
+    lines = "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in talks())
+    (tmp_path / "talks.jsonl").write_text(lines, encoding="utf-8")
+
+    def made(*more: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "foretell.cli", "prepare", "talks.jsonl", "--out", "made", "--quiet", *more]
+        return subprocess.run(
+            [*command, "--base", str(base)], cwd=tmp_path, capture_output=True, text=True, check=False
+        )
+
+    done = made("data.valid_fraction=0.2", "data.test_fraction=0")
+    assert done.returncode == 0, done.stderr
+    given, named = open_data(tmp_path / "made"), prepared(tmp_path, base, talks())  # by tokenizer.path and by name
+    assert given.tokenizer.digest == source.open(base).tokenizer.digest
+    assert given.index["conversations"]["name"] == "chatml"
+    for split in ("train", "valid"):
+        assert [list(t) for t in (given.tokens(split), given.answers(split))] == [
+            list(t) for t in (named.tokens(split), named.answers(split))
+        ]
+    c = run_config.load(None, [*KEYS, f"train.base={base}", "train.steps=1"])
+    train(c, given, tmp_path / "run", machine=MACHINE)
+    done = made("tokenizer.vocab_size=500")
+    assert done.returncode == 2
+    assert "tokenizer.vocab_size has no effect with a base" in done.stderr
 
 
 @pytest.mark.parametrize("how", [[], ["lora.rank=4"]])
