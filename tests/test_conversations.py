@@ -335,6 +335,8 @@ def test_preferences_are_learned_alike_by_two_processes(tmp_path: Path, base: Pa
     for key in ("loss", "reward_margin"):
         assert [e[key] for e in second] == pytest.approx([e[key] for e in first], rel=1e-3, abs=1e-4)
     assert second[-1]["reward_accuracy"] == 1.0
+    plan, measured = (json.loads((tmp_path / "two" / f"{n}.json").read_text()) for n in ("plan", "measured"))
+    assert measured["comm_step_bytes"] == plan["comm_step_bytes"]
     (adapted,) = {run.name for run in (tmp_path / "two").glob("adapter")}
     assert adapted == "adapter"
 

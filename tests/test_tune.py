@@ -312,6 +312,8 @@ def test_what_learns_in_part_learns_alike_on_two_processes(
     last = checkpoint.open_latest(tmp_path / "two" / "checkpoints", "model.")
     assert last is not None
     assert not {n.removeprefix("model.") for n in last.catalogue} & kept
+    plan_of, measured = (json.loads((tmp_path / "two" / f"{n}.json").read_text()) for n in ("plan", "measured"))
+    assert measured["comm_step_bytes"] == plan_of["comm_step_bytes"]
     if way == "adapters":
         pair = (load_file(run / "adapter" / "adapter_model.safetensors") for run in (tmp_path / "two", folder / way))
         first, second = pair

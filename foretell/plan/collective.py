@@ -8,14 +8,16 @@ bytes are what a rank sends where the algorithm is a ring (Patarasuk and Yuan, 2
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
 
 from foretell.config import ModelConfig, ParallelConfig, TrainConfig
-from foretell.plan import layout
+from foretell.plan import layout, learning
 from foretell.plan.architecture import Architecture
 from foretell.plan.layout import Degrees
+from foretell.plan.learning import Learning, Part
 
 FLOAT, HALF, DOUBLE, LONG, BYTE = 4, 2, 8, 8, 1
 _PASSES = {"all_reduce": 2, "all_gather": 1, "reduce_scatter": 1, "all_to_all": 1}
@@ -88,6 +90,15 @@ class Rank:
         stages = pp * layout.stages_of_a_process(self.parallel)
         layers = layout.stage_layers(self.model.sizes.L, stages)
         return [Chunk(layers[s], s == 0, s == stages - 1) for s in range(self.pp_place, stages, pp)]
+
+    @cached_property
+    def part(self) -> Part | None:
+        """What learns, where not all does."""
+        return learning.of(self.a, self.train)
+
+    def backward(self, where: Callable[[Learning], bool]) -> int:
+        """Of its layers, those of which this is so; all where all learns."""
+        return self.layers if self.part is None else sum(where(own) for own in self.part.layers)
 
     @property
     def layers(self) -> int:

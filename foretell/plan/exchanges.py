@@ -31,11 +31,13 @@ def tensor_parallel(r: Rank) -> Iterator[Collective]:
     again = (runs - r.layers) * (2 if r.train.dropout or r.a.kinds[0][1].behind else 1)
     yield row("sequence", "all_gather", 2 * runs, FLOAT)
     yield row("sequence", "reduce_scatter", 2 * r.layers + again, r.item)
-    yield row("sequence, backward", "reduce_scatter", 2 * r.layers, FLOAT)
-    yield row("sequence, backward", "all_gather", 2 * r.layers, r.item)
+    entered = r.backward(lambda own: own.into_attention) + r.backward(lambda own: own.into_feed_forward)
+    left = r.backward(lambda own: own.attends) + r.backward(lambda own: own.hands_on)
+    yield row("sequence, backward", "reduce_scatter", entered, FLOAT)
+    yield row("sequence, backward", "all_gather", left, r.item)
     if r.has_embedding:
         yield row("embedding", "reduce_scatter", 1, FLOAT)
-        yield row("embedding, backward", "all_gather", 1, FLOAT)
+        yield row("embedding, backward", "all_gather", 1 if r.part is None or r.part.table else 0, FLOAT)
     if r.has_head:
         yield row("head", "all_gather", 1, FLOAT)
         yield row("head, backward", "reduce_scatter", 1, FLOAT)
@@ -59,7 +61,7 @@ def context_parallel(r: Rank) -> Iterator[Collective]:
         return
     _, _, H, K, E, _, _ = r.model.sizes
     q, kv = (r.positions * heads // r.d.tp * E for heads in (H, K))
-    calls, forward = r.layers * r.micro_batches, r.forward_runs() * r.micro_batches
+    calls, forward = r.backward(lambda own: own.attends) * r.micro_batches, r.forward_runs() * r.micro_batches
     how = layout.exchange(r.parallel, r.model)
     if how == "ulysses":
         for what, numbers, item in (("q", q, FLOAT), ("k", kv, FLOAT), ("v", kv, r.item), ("output", q, r.item)):

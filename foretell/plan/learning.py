@@ -39,6 +39,29 @@ class Learning:
         """How many of these modules learn something, or an adapter on them does."""
         return sum(m in self._owners for m in modules)
 
+    def _inside(self, module: str) -> bool:
+        return any(name.startswith(f"{module}.") for name, _ in self.weights)
+
+    @cached_property
+    def into_attention(self) -> bool:
+        """Whether what goes into attention has a gradient."""
+        return self.reached or bool(self.learn("input_layernorm"))
+
+    @cached_property
+    def attends(self) -> bool:
+        """Whether what comes out of attention has one."""
+        return self.into_attention or self._inside("self_attn")
+
+    @cached_property
+    def into_feed_forward(self) -> bool:
+        """Whether what goes into the feed-forward part has one."""
+        return self.attends or bool(self.learn("post_attention_layernorm"))
+
+    @cached_property
+    def hands_on(self) -> bool:
+        """Whether what comes out of the layer has one: it has a backward pass."""
+        return self.into_feed_forward or bool(self.weights)
+
     @cached_property
     def largest_weight(self) -> int:
         """Numbers of the last product's weight, where that itself learns."""
@@ -174,10 +197,10 @@ def kept_bytes(a: Architecture, part: Part, b: MicroBatch) -> float:
     """Kept of a micro-batch by all layers and the last norm, without what the head keeps of its input, and casts."""
     kept = 0.0
     for own in part.layers:
-        if own.reached or own.weights:
+        if own.hands_on:
             kept += b.tokens * token_bytes(own, a.hidden, b, part.rank)
             kept += activations.attention_extra_bytes(own.layer, b)
-    reached = part.layers[-1].reached or bool(part.layers[-1].weights)
+    reached = part.layers[-1].hands_on
     return kept + b.tokens * norm_bytes(a.kinds[-1][1], a.hidden, part.norm, reached)
 
 
@@ -185,10 +208,10 @@ def cast_numbers(part: Part) -> int:
     """Numbers of weights that autocast casts and products keep: all whose input or weight has a gradient."""
     found = 0
     for own in part.layers:
-        if own.reached or own.weights:
+        if own.hands_on:
             found += sum(m.weights for m in own.layer.matrices)
             found += sum(_size(shape) for n, shape in own.weights if "lora_" in n)
-            if not own.reached and not own.learn("input_layernorm"):  # the first products hand nothing on
+            if not own.into_attention:  # the first products hand nothing on
                 first = ("q_proj", "k_proj", "v_proj")
                 found -= sum(m.weights for m in own.layer.matrices if _frozen(own, m, first))
                 found -= sum(_size(s) for n, s in own.weights if n.endswith(tuple(f"{p}.lora_A" for p in first)))

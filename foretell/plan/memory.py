@@ -193,7 +193,7 @@ def live_moments(m: ModelConfig, t: TrainConfig) -> dict[str, float]:
     own = FLOAT * a.kinds[0][1].parameters if t.trained_parameters is None else gradients // m.sizes.L
     layers = m.sizes.L
     if part is not None:  # the first layer that has a backward pass, as one of those that have
-        first, *_ = reached = [y for y in part.layers if y.reached or y.weights]
+        first, *_ = reached = [y for y in part.layers if y.hands_on]
         own, layers = FLOAT * first.numbers, len(reached)
     held = Held(kept, kept / layers, gradients, own, attention_bytes(m, t), workspace_bytes(m, t))
     return moments.moments(a, t, held, part)

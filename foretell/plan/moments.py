@@ -169,7 +169,7 @@ def _partly(a: Architecture, train: TrainConfig, held: Held, part: Part, table: 
     again, learns, last = several(train), part.head(a), part.layers[-1]
     there = held.gradients if again else 0.0
     item = HALF if train.dtype == "bfloat16" else FLOAT
-    kept = learning.norm_bytes(last.layer, a.hidden, part.norm, last.reached or bool(last.weights))
+    kept = learning.norm_bytes(last.layer, a.hidden, part.norm, last.hands_on)
     gone = _tokens(train) * (kept + (item * a.hidden if learns and not is_chunked(train) else 0))
     waiting = table if learns and (a.tied or not again) else 0.0
     passing = max(_feed_forward_bytes(a, train, part), _attention_bytes(a, train, held))
