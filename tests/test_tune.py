@@ -215,7 +215,7 @@ def test_the_forecast_counts_what_learns(base: Path, text: Path) -> None:
 
 @pytest.mark.parametrize(("micro", "batches", "chunk"), [(8, 1, None), (4, 2, 64)])
 def test_live_memory_of_adapters_is_at_most_what_is_forecast(micro: int, batches: int, chunk: int | None) -> None:
-    """Counted tensor by tensor: the forecast is above it, by no more than 15%."""
+    """Counted tensor by tensor: the forecast is within 1% of it."""
     c = run_config.load(None, ["lora.rank=4"])
     model = Decoder(ModelConfig(hidden_size=128, num_hidden_layers=3, model_type="llama").resolved(512, 64))
     model.initialise(0)
@@ -246,7 +246,7 @@ def test_live_memory_of_adapters_is_at_most_what_is_forecast(micro: int, batches
     with Live(of_model(model, [optimizer])) as live:
         step()
         forecast = memory.memory_bytes(model.config, t)["live"]
-        assert 0.85 * forecast < live.peak <= forecast
+        assert live.peak == pytest.approx(forecast, rel=0.01)
 
 
 @pytest.mark.parametrize("layout", [["parallel.dp_shard=2"], ["parallel.tp=2"], ["parallel.pp=2"]])

@@ -32,6 +32,11 @@ class Learning:
         return sum(_size(shape) for _, shape in self.weights)
 
     @cached_property
+    def added(self) -> int:
+        """Of these, those of adapters."""
+        return sum(_size(shape) for name, shape in self.weights if "lora_" in name)
+
+    @cached_property
     def _owners(self) -> frozenset[str]:
         return frozenset(name.rpartition(".")[0].rpartition(".")[2] for name, _ in self.weights)
 

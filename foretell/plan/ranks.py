@@ -28,10 +28,11 @@ from functools import cached_property
 from typing import Any
 
 from foretell.config import ParallelConfig, TrainConfig
-from foretell.plan import activations, layout
+from foretell.plan import activations, layout, learning
 from foretell.plan.activations import FLOAT, HALF, MicroBatch
 from foretell.plan.architecture import Architecture, Layer, Matrix
 from foretell.plan.layout import Degrees
+from foretell.plan.learning import Part
 
 # Arrays of the feed-forward width, and gathered ones of the model's, that the backward pass of a layer has at once
 # beside what was kept for it: with a gate, and without.
@@ -56,6 +57,7 @@ class Place:
     chunk: int | None
     kernel: str = "sdpa"
     dropout: bool = False
+    part: Part | None = None  # what learns, where not all does
 
     @cached_property
     def micro_batch(self) -> MicroBatch:
@@ -74,8 +76,8 @@ class Place:
         return self.micro_batch.tokens
 
 
-def place(parallel: ParallelConfig, train: TrainConfig, degrees: Degrees) -> Place:
-    """The place of a process of a completed [train] table."""
+def place(parallel: ParallelConfig, train: TrainConfig, degrees: Degrees, part: Part | None = None) -> Place:
+    """The place of a process of a completed [train] table. part: what learns, where not all does."""
     micro = train.micro_batch_size or 1
     batches = max(1, (train.global_batch_tokens or train.context) // train.context // degrees.dp // micro)
     return Place(
@@ -90,6 +92,7 @@ def place(parallel: ParallelConfig, train: TrainConfig, degrees: Degrees) -> Pla
         train.loss_chunk_tokens,
         train.attention,
         bool(train.dropout),
+        part,
     )
 
 
@@ -240,6 +243,37 @@ def of_stage(a: Architecture, p: Place, stage: int, layers: Layers, first: bool,
         "logits": logits + held_loss,
         "workspace": work,
         "peak": weights + optimizer + max(at_loss, in_backward, at_end, at_step),
+        "fetched": fetched,
+        "outer": outer,
+    }
+
+
+def of_part(a: Architecture, p: Place, part: Part, layers: Layers) -> dict[str, float]:
+    """The same where not all learns, which no pipeline has: gradients and optimiser's tensors of what learns alone."""
+    d = p.degrees
+    whole = of_stage(a, p, 0, layers, True, True)
+    added = sum(own.added for own in part.layers)
+    sizes = [sum(own.numbers for own in part.layers), sum(math.prod(shape) for _, shape in part.outer)]
+    learned, outer, largest = sizes[0] / d.tp, sizes[1] / d.tp, max(own.numbers for own in part.layers) / d.tp
+    mine = (learned + outer) / d.fsdp
+    weights = whole["weights"] + FLOAT * added / d.tp / d.fsdp
+    optimizer = FLOAT * mine * (2 if p.optimizer == "adamw" else 1)
+    fetched = whole["fetched"] + p.item * 2 * max(own.added for own in part.layers) / d.tp
+    collected = FLOAT * (learned + outer) if p.batches > 1 else FLOAT * (mine + outer)
+    activations = whole["activations"]
+    if learning.is_counted(a) and d.tp == 1 and p.recompute == "none":
+        activations = learning.kept_bytes(a, part, p.micro_batch)
+    at_loss = activations + whole["logits"] + collected
+    in_backward = activations + fetched + collected + FLOAT * 2 * largest
+    return {
+        "weights": weights,
+        "gradients": FLOAT * mine,
+        "optimizer": optimizer,
+        "gathered": fetched + max(0.0, collected - FLOAT * mine),
+        "activations": activations,
+        "logits": whole["logits"],
+        "workspace": whole["workspace"],
+        "peak": weights + optimizer + max(at_loss + whole["outer"], in_backward, FLOAT * mine + whole["workspace"]),
     }
 
 
@@ -285,11 +319,11 @@ def workspace_bytes(layers: Layers, p: Place) -> float:
 
 def memory_bytes(a: Architecture, parallel: ParallelConfig, train: TrainConfig, d: Degrees) -> list[dict[str, Any]]:
     """The parts and the peak of a process of every stage of the pipeline, in bytes. `states` is the sum of three."""
-    p = place(parallel, train, d)
+    p = place(parallel, train, d, learning.of(a, train))
     count = d.pp * layout.stages_of_a_process(parallel)
     rows = []
     for n, (layers, first, last) in enumerate(stages(a, d.pp, count)):
-        found = of_stage(a, p, n, layers, first, last)
+        found = of_stage(a, p, n, layers, first, last) if p.part is None else of_part(a, p, p.part, layers)
         states = found["weights"] + found["gradients"] + found["optimizer"]
         rows.append({"stage": n, "layers": sum(k for k, _ in layers), "states": states, **found})
     return rows
