@@ -209,10 +209,10 @@ def memory_bytes(m: ModelConfig, t: TrainConfig, process_bytes: float | None = N
     live = max(live_moments(m, t).values())
     # Gradients and workspace find no room among the activations' holes, so they come on top of a peak they are not in.
     held = HELD_BYTES + HELD_SHARE * live + min(workspace, kept) + (0 if several else states["gradients"])
-    # What is being written while training goes on; the save at the end finds room where activations were.
+    # What is being written while training goes on; the save at the end finds room where activations and holes were.
     saves = t.save_every is None or t.steps is None or t.save_every < t.steps
     copy = saved_bytes(m, t)
-    snapshot, most = (copy, live) if saves else (0, max(live, float(copy)))
+    snapshot, most = (copy, live + held) if saves else (0, max(live + held, copy + HELD_BYTES))
     return {
         "states": sum(states.values()),
         "activations": kept,
@@ -222,5 +222,5 @@ def memory_bytes(m: ModelConfig, t: TrainConfig, process_bytes: float | None = N
         "allocator": held,
         "process": process,
         "live": states["weights"] + states["optimizer"] + table_bytes(m) + live,
-        "peak": process + states["weights"] + states["optimizer"] + table_bytes(m) + most + held + snapshot,
+        "peak": process + states["weights"] + states["optimizer"] + table_bytes(m) + most + snapshot,
     }
