@@ -127,9 +127,9 @@ MEMORY = {
 }
 SEEN = (
     "Two faults of the count were found on the runs of 1M, 5M and 10M (docs/log.md), which are not held out. "
-    "The forecast is today's, for what the process held before its first step. The runs from nothing were measured before "
-    "malloc's caches of small blocks were off, those on SmolLM2 135M after it; that the save at the end is the peak of "
-    "the whole one was seen on it, so it is not held out either."
+    "The forecast is today's, for what the process held before its first step. The runs from nothing were measured "
+    "before malloc's caches of small blocks were off, those on SmolLM2 135M after it; that the save at the end is the "
+    "peak of the whole one was seen on it, so it is not held out either."
 )
 
 

@@ -28,7 +28,9 @@ from typing import Any
 import torch
 
 from foretell import config as run_config
-from foretell.data import open_data
+from foretell.data import Data, open_data
+from foretell.data.conversations import ANSWER
+from foretell.generate import generate
 from foretell.models import source
 from foretell.train import preference, run
 from foretell.train.alone import Alone
@@ -64,14 +66,15 @@ def small_talk(folder: Path) -> Iterator[dict[str, str]]:
 def judged(folder: Path, show: int) -> dict[str, Any]:
     """What the base and the model of a finished run say of the held-out pairs, and some greedy answers of both."""
     c = run_config.load(folder / "config.toml")
-    data = open_data(run.prepared(folder))
+    data, base = open_data(run.prepared(folder)), Path(c.train.base or "")
     n = data.index["splits"]["valid"]["documents"]
     how = {"beta": 1.0, "context": c.train.context, "micro": c.train.needed("micro_batch_size"), "most": None}
     found: dict[str, Any] = {"pairs": n}
-    for when, path in (("before", Path(c.train.base or "")), ("after", folder)):
+    for when, path in (("before", base), ("after", folder)):
         model, tokenizer = source.load(path)
         # A base that finds all equally likely makes margins of log-likelihoods.
-        scores = preference.scores(Alone(model), data, "valid", {"valid": torch.zeros(n, 2)}, **how)  # type: ignore[arg-type]
+        none = {"valid": torch.zeros(n, 2)}
+        scores = preference.scores(Alone(model), data, "valid", none, **how)  # type: ignore[arg-type]
         share = scores["reward_accuracy"]
         half = 1.645 * (share * (1 - share) / n) ** 0.5
         found[when] = {
@@ -79,9 +82,22 @@ def judged(folder: Path, show: int) -> dict[str, Any]:
             "interval": [share - half, share + half],
             "margin_nats": scores["reward_margin"],
             "perplexity_of_chosen": scores["perplexity"],
+            "answers": [
+                generate(model, tokenizer, [prompt], max_new_tokens=24, temperature=0.0)[0]["completion"]
+                for prompt in _prompts(data, show)
+            ],
         }
-        del model, tokenizer
-    del show
+    return found | {"prompts": _prompts(data, show)}
+
+
+def _prompts(data: Data, show: int) -> list[str]:
+    """What stands before the chosen answer in the first held-out pairs, as the model sees it."""
+    tokens, marks, ends = data.tokens("valid"), data.answers("valid"), data.document_ends("valid")
+    found = []
+    for n in range(show):
+        own = slice(int(ends[n - 1]) if n else 0, int(ends[n]))
+        first = int((marks[own] & ANSWER).argmax())
+        found.append(data.tokenizer.decode(tokens[own][:first].tolist()))
     return found
 
 

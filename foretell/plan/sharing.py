@@ -85,12 +85,12 @@ def weights_and_gradients(r: Rank, evaluated: bool) -> Iterator[Collective]:
     for u in units(r):
         if u.ranks > 1:
             if r.d.pp > 1:
-                gathers = 0 if evaluated else 1
+                gathers = u.alike * (0 if evaluated else 1)
             elif u.name == "root":
                 gathers = r.micro_batches - evaluated
-            else:
-                gathers = (1 + u.backward) * r.micro_batches
-            yield Collective("weights", "all_gather", u.axis, u.ranks, u.alike * gathers, u.gathered, u.item)
+            else:  # the highest of layers without a backward pass is fetched ahead of it all the same
+                gathers = (2 * u.alike if u.backward else u.alike + 1) * r.micro_batches
+            yield Collective("weights", "all_gather", u.axis, u.ranks, gathers, u.gathered, u.item)
             sums = u.alike if u.summed else 0
             yield Collective("gradients", "reduce_scatter", u.axis, u.ranks, sums, u.summed, FLOAT)
         if r.parallel.local_steps == 1:
