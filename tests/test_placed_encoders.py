@@ -109,7 +109,7 @@ def together(model: ModelConfig, name: str, train: TrainConfig, parallel: Parall
         rows = placed.rows(SEQUENCES, MICRO)
         own = [rows_of(batch, rows[i : i + MICRO]) for i in range(0, len(rows), MICRO)]
         counts = [int((placed.own(b[1]) != UNSCORED).sum()) for b in own]
-        total, losses = placed.counted(sum(counts)), []
+        total, losses = int(placed.totals(torch.tensor(sum(counts)))), []
         shares = [placed.share(count, total) for count in counts]
         if placed.pipeline is not None:
             loss_of = partial(head_loss, placed, chunk_tokens=chunk, partly=True)

@@ -72,7 +72,7 @@ def narrow(model: Model, mesh: Mesh) -> dict[str, tuple[int, ...]]:
         if p not in made:
             shapes[path] = tuple(p.shape)
             _, size = before_fsdp(path, shapes[path], mesh.degrees, mesh.place)
-            made[p] = nn.Parameter(torch.empty(size, device=runtime.device()))
+            made[p] = nn.Parameter(torch.empty(size, device=runtime.device()), requires_grad=p.requires_grad)
         setattr(model.get_submodule(place), leaf, made[p])
     return shapes
 
@@ -132,9 +132,11 @@ def shard(model: Model, mesh: Mesh, dtype: torch.dtype, reshard: bool, offload: 
 
 
 def parts(model: Model, mesh: Mesh, shapes: dict[str, tuple[int, ...]]) -> Iterator[Part]:
-    """Every parameter of the model as a part; a tied table once."""
+    """Every parameter of the model that learns as a part; a tied table once."""
     tied = model.config.tie_word_embeddings
     for name, p in model.named_parameters():
+        if not p.requires_grad:
+            continue
         tensor = p.data
         local = tensor.to_local() if isinstance(tensor, DTensor) else tensor
         offset, size = box(name, shapes[name], mesh.degrees, mesh.place)

@@ -8,7 +8,7 @@ of another order of additions.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from pathlib import Path
@@ -44,7 +44,8 @@ class Placed:
 
     config must be resolved, and `layout.check` must have passed it. An initialised process group is needed.
     mesh: of that group, where it has been made already. drawn: whether weights get initial values. start: what the
-    embedding table begins from. weights: where all weights come from, if not from the seed.
+    embedding table begins from. weights: where all weights come from, if not from the seed. adapt: freezes and adds
+    parameters, given the model on the meta device; not with a pipeline.
     """
 
     def __init__(
@@ -61,6 +62,7 @@ class Placed:
         drawn: bool = True,
         start: Start | None = None,
         weights: parts.Weights | None = None,
+        adapt: Callable[[Model], object] | None = None,
     ) -> None:
         self.degrees = layout.degrees(parallel, dist.get_world_size())
         self.mesh, self.length = mesh or Mesh(self.degrees), length
@@ -78,6 +80,8 @@ class Placed:
         for stage in own:
             with torch.device("meta"):
                 chunk = made(config, dropout, kernel)
+                if adapt is not None:
+                    adapt(chunk)
             if parallel.pp > 1:
                 stages.prune(chunk, stage, parallel.pp * len(own))
             whole.append(parts.narrow(chunk, self.mesh))
@@ -170,11 +174,11 @@ class Placed:
         alone = self.degrees.dp_replicate if self.copies.copies_differ else 1
         return alone * part / of
 
-    def counted(self, number: int) -> int:
-        """The sum over the ranks that see different sequences."""
-        total = torch.tensor(number, device=runtime.device())
+    def totals(self, numbers: Tensor) -> Tensor:
+        """Of each number the sum over the ranks that see different sequences."""
+        total = numbers.to(runtime.device())
         dist.all_reduce(total, group=self.mesh.tokens.get_group())
-        return int(total.item())
+        return total.cpu()
 
     def split_cross_entropy(self, hidden: Tensor, targets: Tensor, chunk: int | None) -> Tensor | None:
         """The mean loss of hidden (N, D) at targets (N,) where the vocabulary is divided, else None."""
@@ -204,6 +208,8 @@ class Placed:
             self._sum_biases()
         if self.degrees.tp > 1:
             partial_sums = [p.local.grad for p in self.parts if p.split.summed and p.local.grad is not None]
+            if not partial_sums:
+                return
             flat = torch.cat([g.flatten() for g in partial_sums])
             dist.all_reduce(flat, group=self.mesh.group("tp"))
             for g, total in zip(partial_sums, flat.split([g.numel() for g in partial_sums]), strict=True):

@@ -8,14 +8,16 @@ bytes are what a rank sends where the algorithm is a ring (Patarasuk and Yuan, 2
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
 
 from foretell.config import ModelConfig, ParallelConfig, TrainConfig
-from foretell.plan import layout, rows
+from foretell.plan import layout, learning, rows
 from foretell.plan.architecture import Architecture, Layer
 from foretell.plan.layout import Degrees
+from foretell.plan.learning import Learning, Part
 from foretell.plan.rows import Row
 from foretell.plan.weights import place_of
 
@@ -123,6 +125,15 @@ class Rank:
                 found.append(Group(sum(here), layer, place_of(self.a, stack), positions, sum(map(bool, here))))
             before += stack.depth
         return found
+
+    @cached_property
+    def part(self) -> Part | None:
+        """What learns, where not all does."""
+        return learning.of(self.a, self.train)
+
+    def backward(self, where: Callable[[Learning], bool]) -> int:
+        """Of its layers, those of which this is so; all where all learns."""
+        return self.layers if self.part is None else sum(where(own) for own in self.part.layers)
 
     @property
     def layers(self) -> int:

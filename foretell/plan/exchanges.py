@@ -33,15 +33,20 @@ def tensor_parallel(r: Rank) -> Iterator[Collective]:
         again = (runs - g.layers) * (parts if r.train.dropout or g.layer.behind else parts - 1)
         yield row("sequence", "all_gather", parts * runs, FLOAT, g.positions)
         yield row("sequence", "reduce_scatter", parts * g.layers + again, r.item, g.positions)
-        yield row("sequence, backward", "reduce_scatter", parts * g.layers, FLOAT, g.positions)
-        yield row("sequence, backward", "all_gather", parts * g.layers, r.item, g.positions)
+        entered = left = parts * g.layers
+        if len(r.groups) == 1:  # where not all learns; two stacks are counted as if they did
+            entered = r.backward(lambda own: own.into_attention) + r.backward(lambda own: own.into_feed_forward)
+            left = r.backward(lambda own: own.attends) + r.backward(lambda own: own.hands_on)
+        yield row("sequence, backward", "reduce_scatter", entered, FLOAT, g.positions)
+        yield row("sequence, backward", "all_gather", left, r.item, g.positions)
         if any(a.memory for a in g.layer.attentions):
             yield row("memory", "all_gather", g.chunks, FLOAT, r.source_positions)
             yield row("memory, backward", "reduce_scatter", g.chunks, FLOAT, r.source_positions)
     if r.has_embedding:
         for positions in r.handed:
             yield row("embedding", "reduce_scatter", 1, FLOAT, positions)
-            yield row("embedding, backward", "all_gather", 1, FLOAT, positions)
+            backward = 1 if r.part is None or r.part.table else 0
+            yield row("embedding, backward", "all_gather", backward, FLOAT, positions)
     if r.has_head:
         # A head of several products ends with a norm of what a product gave.
         item = r.item if len(r.a.head) > 1 else FLOAT
@@ -69,11 +74,10 @@ def context_parallel(r: Rank) -> Iterator[Collective]:
         return
     _, _, H, K, E, _, _ = r.model.sizes
     q, kv = (r.positions * heads // r.d.tp * E for heads in (H, K))
-    calls, forward = r.layers * r.micro_batches, r.forward_runs() * r.micro_batches
+    calls, forward = r.backward(lambda own: own.attends) * r.micro_batches, r.forward_runs() * r.micro_batches
     how, layer = layout.exchange(r.parallel, r.model), r.a.kinds[0][1]
-    own = (
-        FLOAT if layer.rotary or layer.norms_of_heads else r.item
-    )  # queries and keys that come straight from a product
+    # Queries and keys that come straight from a product are of its type.
+    own = FLOAT if layer.rotary or layer.norms_of_heads else r.item
     if how == "ulysses":
         for what, numbers, item in (("q", q, own), ("k", kv, own), ("v", kv, r.item), ("output", q, r.item)):
             yield Collective(f"heads: {what}", "all_to_all", "cp", r.d.cp, forward + calls, numbers, item)

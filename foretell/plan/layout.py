@@ -63,6 +63,10 @@ TABLE: tuple[tuple[str, Split], ...] = (
     (r".*\.mlp\.gate\.weight", WHOLE),
     (r".*\.mlp\.expert_bias", Split(tp=None)),  # every rank sees all tokens that are routed
     (r".*norm\.(weight|bias)", WHOLE),
+    # Adapters: the half that has the divided features of its product is divided with them.
+    (r".*\.([qkv]|gate|up)_proj\.lora_A|.*\.(o|down)_proj\.lora_B", WHOLE),
+    (r".*\.([qkv]|gate|up)_proj\.lora_B", COLUMN),
+    (r".*\.(o|down)_proj\.lora_A", ROW),
 )
 
 

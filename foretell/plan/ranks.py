@@ -28,11 +28,12 @@ from functools import cached_property
 from typing import Any
 
 from foretell.config import ParallelConfig, TrainConfig
-from foretell.plan import activations, layout
+from foretell.plan import activations, layout, learning
 from foretell.plan.activations import FLOAT, HALF, MicroBatch
 from foretell.plan.architecture import Architecture, Layer, Matrix
 from foretell.plan.collective import Chunk
 from foretell.plan.layout import Degrees
+from foretell.plan.learning import Part
 from foretell.plan.rows import row as row_of
 from foretell.plan.weights import outer_weights
 
@@ -63,6 +64,7 @@ class Place:
     dropout: bool = False
     source: int = 0  # tokens of a sequence that the encoder of an encoder-decoder reads
     asked: int | None = None  # of a sequence so many are asked for, all by default
+    part: Part | None = None  # what learns, where not all does
 
     @cached_property
     def micro_batch(self) -> MicroBatch:
@@ -103,8 +105,8 @@ class Place:
         return self.micro_batch.tokens
 
 
-def place(parallel: ParallelConfig, train: TrainConfig, degrees: Degrees) -> Place:
-    """The place of a process of a completed [train] table."""
+def place(parallel: ParallelConfig, train: TrainConfig, degrees: Degrees, part: Part | None = None) -> Place:
+    """The place of a process of a completed [train] table. part: what learns, where not all does."""
     row = row_of(train.objective, train.context)
     micro = train.micro_batch_size or 1
     batches = max(1, (train.global_batch_tokens or train.context) // train.context // degrees.dp // micro)
@@ -122,6 +124,7 @@ def place(parallel: ParallelConfig, train: TrainConfig, degrees: Degrees) -> Pla
         bool(train.dropout),
         row.source,
         row.scored,
+        part,
     )
 
 
@@ -274,6 +277,37 @@ def of_stage(a: Architecture, p: Place, stage: int, layers: Layers, chunks: list
         "logits": logits + held_loss,
         "workspace": work,
         "peak": weights + optimizer + max(at_loss, in_backward, at_end, at_step),
+        "fetched": fetched,
+        "outer": outer,
+    }
+
+
+def of_part(a: Architecture, p: Place, part: Part, layers: Layers, chunks: list[Chunk]) -> dict[str, float]:
+    """The same where not all learns, which no pipeline has: gradients and optimiser's tensors of what learns alone."""
+    d = p.degrees
+    whole = of_stage(a, p, 0, layers, chunks)
+    added = sum(own.added for own in part.layers)
+    sizes = [sum(own.numbers for own in part.layers), sum(math.prod(shape) for _, shape in part.outer)]
+    learned, outer, largest = sizes[0] / d.tp, sizes[1] / d.tp, max(own.numbers for own in part.layers) / d.tp
+    mine = (learned + outer) / d.fsdp
+    weights = whole["weights"] + FLOAT * added / d.tp / d.fsdp
+    optimizer = FLOAT * mine * (2 if p.optimizer == "adamw" else 1)
+    fetched = whole["fetched"] + p.item * 2 * max(own.added for own in part.layers) / d.tp
+    collected = FLOAT * (learned + outer) if p.batches > 1 else FLOAT * (mine + outer)
+    activations = whole["activations"]
+    if learning.is_counted(a) and d.tp == 1 and p.recompute == "none":
+        activations = learning.kept_bytes(a, part, p.micro_batch)
+    at_loss = activations + whole["logits"] + collected
+    in_backward = activations + fetched + collected + FLOAT * 2 * largest
+    return {
+        "weights": weights,
+        "gradients": FLOAT * mine,
+        "optimizer": optimizer,
+        "gathered": fetched + max(0.0, collected - FLOAT * mine),
+        "activations": activations,
+        "logits": whole["logits"],
+        "workspace": whole["workspace"],
+        "peak": weights + optimizer + max(at_loss + whole["outer"], in_backward, FLOAT * mine + whole["workspace"]),
     }
 
 
@@ -326,11 +360,11 @@ def workspace_bytes(layers: Layers, p: Place) -> float:
 
 def memory_bytes(a: Architecture, parallel: ParallelConfig, train: TrainConfig, d: Degrees) -> list[dict[str, Any]]:
     """The parts and the peak of a process of every stage of the pipeline, in bytes. `states` is the sum of three."""
-    p = place(parallel, train, d)
+    p = place(parallel, train, d, learning.of(a, train))
     count = d.pp * layout.stages_of_a_process(parallel)
     rows = []
     for n, (layers, chunks) in enumerate(stages(a, d.pp, count)):
-        found = of_stage(a, p, n, layers, chunks)
+        found = of_stage(a, p, n, layers, chunks) if p.part is None else of_part(a, p, p.part, layers, chunks)
         states = found["weights"] + found["gradients"] + found["optimizer"]
         rows.append({"stage": n, "layers": sum(k for k, _ in layers), "states": states, **found})
     return rows

@@ -128,7 +128,7 @@ def gradient(job: Job, team: Team, loss_of: LossOf, step: int) -> tuple[float, f
     total = job.batch_tokens
     if job.partly:
         batches = list(batches)
-        total = team.counted(sum(_scored(team, job, b) for b in batches))
+        total = int(team.totals(torch.tensor(sum(_scored(team, job, b) for b in batches))))
     losses: list[float] = []
     if team.pipeline is None:
         for n, batch in enumerate(batches):
@@ -358,7 +358,7 @@ def scored(team: Team, job: Job, split: str, max_tokens: int | None, **window: A
     known: dict[str, Any] = {"max_tokens": max_tokens, "batch_size": job.micro_batch_size, "crew": team.crew}
     if job.reference is not None:
         how = {"beta": c.dpo_beta, "context": c.context, "micro": job.micro_batch_size, "most": max_tokens}
-        return preference.scores(model, job.data, split, job.reference, **how)  # type: ignore[arg-type]
+        return preference.scores(team, job.data, split, job.reference, **how)  # type: ignore[arg-type]
     if not job.partly:
         assert isinstance(model, Decoder)
         return evaluate.evaluate_split(model, job.data, split, **{"context": c.context, **window}, **known)

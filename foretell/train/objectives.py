@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from foretell import config as run_config
-from foretell.config import ParallelConfig, RunConfig
+from foretell.config import RunConfig
 from foretell.config.model import ENCODER_DECODERS
 from foretell.data import Data, objectives
 from foretell.data.objectives import OF_CONVERSATIONS, UNSCORED, WITH_SOURCE, Rows
@@ -76,10 +76,6 @@ def fitting(config: RunConfig, data: Data) -> RunConfig:
     return run_config.updated(config, train=changes, data={"packing": "within"})
 
 
-def _several(p: ParallelConfig) -> bool:
-    return p.dp_replicate * (p.dp_shard or 1) * p.tp * p.pp * p.cp > 1
-
-
 def check(config: RunConfig, data: Data) -> None:
     """Raises ConfigError or DataError where this model cannot learn this from this text on this layout."""
     kind, objective, p = config.model.model_type, config.train.objective, config.parallel
@@ -87,9 +83,13 @@ def check(config: RunConfig, data: Data) -> None:
     if objective not in _OF_KINDS[of]:
         fitting = " or ".join(_OF_KINDS[of])
         raise ConfigError(f"train.objective={objective} is nothing for {kind}, a kind of {of}: set {fitting}")
-    if objective == "dpo" and (config.train.needed("micro_batch_size") % 2 or _several(p)):
+    if objective == "dpo" and config.train.needed("micro_batch_size") % 2:
         micro = config.train.micro_batch_size
-        raise ConfigError(f"train.objective=dpo wants one process and an even train.micro_batch_size, which is {micro}")
+        raise ConfigError(f"train.objective=dpo wants an even train.micro_batch_size, which is {micro}")
+    if objective == "dpo" and p.tp > 1:
+        raise ConfigError(
+            f"parallel.tp ({p.tp}) cannot be had with train.objective=dpo yet; divide by dp_shard or dp_replicate"
+        )
     objectives.special_ids(data.tokenizer, objective)
     objectives.count(data, "train", objective, config.train.context)
     if objective == "span_corruption":
