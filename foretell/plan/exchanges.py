@@ -34,7 +34,7 @@ def tensor_parallel(r: Rank) -> Iterator[Collective]:
         yield row("sequence", "all_gather", parts * runs, FLOAT, g.positions)
         yield row("sequence", "reduce_scatter", parts * g.layers + again, r.item, g.positions)
         entered = left = parts * g.layers
-        if len(r.groups) == 1:  # where not all learns; two stacks are counted as if they did
+        if r.part is not None and len(r.a.stacks) == 1:  # two stacks are counted as if all learned
             entered = r.backward(lambda own: own.into_attention) + r.backward(lambda own: own.into_feed_forward)
             left = r.backward(lambda own: own.attends) + r.backward(lambda own: own.hands_on)
         yield row("sequence, backward", "reduce_scatter", entered, FLOAT, g.positions)
