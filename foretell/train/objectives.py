@@ -86,10 +86,12 @@ def check(config: RunConfig, data: Data) -> None:
     if objective == "dpo" and config.train.needed("micro_batch_size") % 2:
         micro = config.train.micro_batch_size
         raise ConfigError(f"train.objective=dpo wants an even train.micro_batch_size, which is {micro}")
-    if objective == "dpo" and p.tp > 1:
-        raise ConfigError(
-            f"parallel.tp ({p.tp}) cannot be had with train.objective=dpo yet; divide by dp_shard or dp_replicate"
-        )
+    for axis in ("tp", "pp", "cp") if objective == "dpo" else ():
+        if (degree := getattr(p, axis)) > 1:
+            raise ConfigError(
+                f"parallel.{axis} ({degree}) cannot be had with train.objective=dpo yet; divide by dp_shard or "
+                "dp_replicate"
+            )
     objectives.special_ids(data.tokenizer, objective)
     objectives.count(data, "train", objective, config.train.context)
     if objective == "span_corruption":
