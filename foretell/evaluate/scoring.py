@@ -92,6 +92,10 @@ class Crew(Protocol):
         """Of this process's scored positions: the row of each, what `token_scores` says of it."""
         ...
 
+    def hidden(self, inputs: Tensor, segments: Tensor | None, given: Given | None = None) -> Tensor:
+        """What the head takes, of inputs (B, T)."""
+        ...
+
     def summed(self, sums: np.ndarray) -> np.ndarray:
         """The sum over the processes."""
         ...

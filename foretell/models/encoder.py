@@ -82,7 +82,7 @@ class Encoder(nn.Module):
     def features(self, input_ids: Tensor, types: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
         """What the head's last product takes, (B, T, D); of labels (B, 1, D). Arguments as in `hidden`."""
         if not self.has_head:
-            raise ModelError("this encoder has no head that names tokens (a bare BertModel): it gives vectors alone")
+            raise ModelError("this encoder has no head (a bare BertModel): it gives vectors alone")
         hidden = self.hidden(input_ids, types, mask)
         if self.config.head == "labels":  # a copy, so that the other tokens' states need not be kept
             return self.dropout(torch.tanh(self.head_dense(hidden[:, :1].contiguous())))

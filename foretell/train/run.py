@@ -199,7 +199,7 @@ def decide(
     budget = plan.parse_budget(config.train.budget) if config.train.budget and not fixed else None
     measured_probe = None
     worth = budget.is_worth_a_probe if budget else _seconds(config, text, machine, processes) > WORTH_PROBING_SECONDS
-    if trials and worth and config.train.base is None:  # the probe is for the law of models that begin from nothing
+    if trials and worth and config.train.base is None and data.task is None:  # the probe is for the law of texts
         show({"event": "probing"})
         measured_probe = trial.probe(data)
         show({"event": "probe", **measured_probe})
@@ -296,7 +296,7 @@ def _write_folder(run: Path, config: RunConfig, forecast: dict[str, Any], data: 
     _write_json(run / "plan.json", {"format_version": run_config.FORMAT_VERSION, **forecast})
     _write_json(run / "machine.json", machine)
     keys = ("fingerprint", "tokenizer", "splits", "funnel", "text_xz_bits_per_byte", "bytes_per_token", "unique_tokens")
-    found = {k: data.index[k] for k in keys} | {"conversations": data.index.get("conversations")}
+    found = {k: data.index[k] for k in keys} | {k: data.index.get(k) for k in ("conversations", "task")}
     _write_json(run / "data.json", found | {"corpus": data.corpus, "prepared": str(data.path)})
     files.write_atomic(run / "config.toml", run_config.dumps(config).encode())
 
@@ -375,7 +375,7 @@ def _measured(
         "parameters": {"total": plan.parameters(config.model)["total"]},
         "loss": scores["loss"],
         "perplexity": scores["perplexity"],
-        "bits_per_byte": scores["bits_per_byte"],
+        "bits_per_byte": scores.get("bits_per_byte"),
         "train_loss": sum(last) / len(last) if last else None,
         "skipped_steps": sum("skipped" in e for e in steps),
         "recomputed_steps": sum("recomputed" in e for e in steps),

@@ -156,7 +156,7 @@ def built(
     path: named in the ModelError where a weight is of another shape.
     """
     with torch.device("meta"):
-        model = Encoder(config, has_head=False) if bare else made(config, dropout, kernel)
+        model = Encoder(config, dropout, kernel, has_head=False) if bare else made(config, dropout, kernel)
     model.load_state_dict(weights(rules, dict(model.named_parameters()), stored, path), strict=False, assign=True)
     if config.tie_word_embeddings and not bare:
         model.lm_head.weight = model.model.embed_tokens.weight
