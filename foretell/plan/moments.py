@@ -45,11 +45,18 @@ class Held:
 
 def is_chunked(train: TrainConfig) -> bool:
     """Whether the logits of a micro-batch are formed in chunks."""
+    if train.objective in ("labels", "spans"):
+        return False
     return train.loss_chunk_tokens is not None and train.loss_chunk_tokens < _tokens(train)
 
 
 def _tokens(train: TrainConfig) -> int:
     return (train.micro_batch_size or 1) * train.context
+
+
+def _asked(a: Architecture, train: TrainConfig) -> int:
+    """Places of a micro-batch at which the head works."""
+    return a.asked(train.micro_batch_size or 1, _tokens(train))
 
 
 def several(train: TrainConfig) -> bool:
@@ -63,7 +70,7 @@ def loss_bytes(a: Architecture, train: TrainConfig) -> float:
 
 
 def _loss_moments(a: Architecture, train: TrainConfig) -> tuple[float, ...]:
-    N, D, V = _tokens(train), a.hidden, a.vocab
+    N, D, V = _asked(a, train), a.hidden, a.outputs
     if not is_chunked(train):
         return (3.0 * FLOAT * N * V,)
     chunk = train.loss_chunk_tokens or N
@@ -84,12 +91,14 @@ def _loss_moments(a: Architecture, train: TrainConfig) -> tuple[float, ...]:
 
 def _head_moments(a: Architecture, train: TrainConfig) -> tuple[float, ...]:
     """After the loss: the head's backward pass, where the logits were formed whole."""
-    N, D, V = _tokens(train), a.hidden, a.vocab
+    N, D, V = _asked(a, train), a.hidden, a.outputs
     if is_chunked(train):
         return (0.0,)
+    # Of the states that no label is asked of, the gradients are there too, and are 0.
+    whole = FLOAT * _tokens(train) * D if a.told == "labels" else 0
     if train.dtype == "bfloat16":
-        return HALF * (N * V + N * D + V * D), HALF * N * D + (HALF + FLOAT) * V * D
-    return (float(FLOAT * (N * V + N * D + V * D)),)
+        return HALF * (N * V + N * D + V * D) + whole, HALF * N * D + (HALF + FLOAT) * V * D + whole
+    return (float(FLOAT * (N * V + N * D + V * D)) + whole,)
 
 
 def _feed_forward_bytes(a: Architecture, train: TrainConfig) -> float:
@@ -138,7 +147,8 @@ def moments(a: Architecture, train: TrainConfig, held: Held) -> dict[str, float]
     waiting = table if tied or not again else 0.0
     item = HALF if train.dtype == "bfloat16" else FLOAT
     # The last norm's and the head's part of the activations is gone by then.
-    gone = _tokens(train) * (activations.norm_bytes(_last(a), a.hidden) + (0 if is_chunked(train) else item * a.hidden))
+    norm = activations.norm_bytes(_last(a), a.hidden) if a.told == "tokens" else 0
+    gone = _asked(a, train) * (norm + (0 if is_chunked(train) else item * a.hidden))
     passing = max(_feed_forward_bytes(a, train), _attention_bytes(a, train, held))
     looked_up = sum(others) + (0.0 if tied else table)
     at_first = there if again else held.gradients - held.layer_gradients - looked_up

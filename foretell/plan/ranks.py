@@ -167,9 +167,9 @@ def handed_bytes(hidden: int, p: Place, stage: int, last: bool) -> float:
 
 def logit_bytes(a: Architecture, p: Place) -> float:
     """Bytes of the cross-entropy of one micro-batch at its peak (`train/loss.py`, `tensor.cross_entropy`)."""
-    V, D, tp = a.vocab / p.degrees.tp, a.hidden, p.degrees.tp
-    if tp == 1 and (p.chunk is None or p.chunk >= p.tokens):
-        return FLOAT * 3 * p.tokens * V
+    V, D, tp = a.outputs / p.degrees.tp, a.hidden, p.degrees.tp
+    if tp == 1 and (p.chunk is None or p.chunk >= p.tokens or a.told != "tokens"):
+        return FLOAT * 3 * a.asked(p.sequences, p.tokens) * V
     chunk = min(p.chunk or p.tokens, p.tokens)
     once = FLOAT + (HALF if p.item == HALF else 0) if tp > 1 else 2 * FLOAT
     return once * chunk * V + 2 * FLOAT * (p.tokens * D + V * D)
@@ -177,9 +177,9 @@ def logit_bytes(a: Architecture, p: Place) -> float:
 
 def kept_loss_bytes(a: Architecture, p: Place) -> float:
     """What the loss of a micro-batch keeps for its backward pass."""
-    V, D = a.vocab / p.degrees.tp, a.hidden
-    whole = p.degrees.tp == 1 and (p.chunk is None or p.chunk >= p.tokens)
-    return FLOAT * p.tokens * V if whole else p.item * p.tokens * D + FLOAT * V * D
+    V, D = a.outputs / p.degrees.tp, a.hidden
+    whole = p.degrees.tp == 1 and (p.chunk is None or p.chunk >= p.tokens or a.told != "tokens")
+    return FLOAT * a.asked(p.sequences, p.tokens) * V if whole else p.item * p.tokens * D + FLOAT * V * D
 
 
 Layers = list[tuple[int, Layer]]  # how many of each
