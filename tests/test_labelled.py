@@ -8,6 +8,9 @@ import numpy as np
 import pytest
 import tiny
 import torch
+from counted import foretold, seen
+from ranks import on
+from runs import trained
 from training import MACHINE
 
 from foretell import config as run_config
@@ -15,13 +18,15 @@ from foretell import tokenizer
 from foretell.config import DataConfig, ModelConfig, TokenizerConfig
 from foretell.data import Data, objectives, open_data, prepare, windows
 from foretell.data.windows import CHOICE, REAL, SECOND
+from foretell.distributed import record
 from foretell.errors import ConfigError, DataError, ModelError
 from foretell.models import hf, source
 from foretell.models.encoder import Encoder
+from foretell.plan.communication import collectives
 from foretell.tasks.classification import label_logits
 from foretell.tasks.extractive import spans
 from foretell.tokenizer import Tokenizer
-from foretell.train import train
+from foretell.train import begin, train
 
 NAMES = ["Anna", "Bo", "Carl", "Dora", "Emil", "李雷", "韩梅"]
 PLACES = ["Paris", "Rome", "Oslo", "Bern", "北京", "上海"]
@@ -334,3 +339,27 @@ def test_a_base_gets_a_new_head(tmp_path: Path, data: dict[str, Data], wordpiece
         other = run_config.load(None, [*keys, "train.objective=masked", "train.steps=2"])
         with pytest.raises(ConfigError, match=r"train.objective=masked is nothing for data.format=labels"):
             train(other, data["labels"], tmp_path / "worse", machine=MACHINE)
+
+
+@pytest.mark.parametrize(
+    ("kind", "keys"),
+    [
+        ("labels", ["parallel.dp_shard=2", "train.dtype=bfloat16"]),
+        pytest.param("labels", ["parallel.dp_replicate=2", "train.optimizer=muon"], marks=pytest.mark.slow),
+        pytest.param("spans", ["parallel.dp_shard=2"], marks=pytest.mark.slow),
+        pytest.param("spans", ["parallel.dp_shard=2", "train.dtype=bfloat16"], marks=pytest.mark.slow),
+    ],
+    ids=str,
+)
+def test_two_processes_send_what_is_foretold(kind: str, keys: list[str], data: dict[str, Data], tmp_path: Path) -> None:
+    own = data[kind]
+    given = [*KEYS, "train.optimizer=adamw", "train.steps=3", "train.lr=1e-3", *keys]
+    c = run_config.updated(run_config.load(None, given), data={"source": str(own.path)})
+    begin(c, own, tmp_path / "run", 2, machine=MACHINE)
+    told = on(2, trained, tmp_path / "run", own.path, None)
+    assert told[0]["loss"] == told[1]["loss"] > 0
+    kept = run_config.load(tmp_path / "run" / "config.toml")
+    rows = collectives(kept.model, kept.train, kept.parallel, 2, evaluated=False)
+    recorded = record.read(tmp_path / "run" / "collectives" / "rank-00000.json")
+    assert seen((r.kind, r.group, r.count, r.bytes) for r in recorded) == foretold(r for r in rows if not r.outside)
+    assert (tmp_path / "run" / "model" / "model.safetensors").exists()

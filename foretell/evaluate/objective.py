@@ -130,8 +130,10 @@ def _score_spans(model: Model, rows: Rows, numbers: list[int], empty: bool, sums
     device = next(model.parameters()).device
     inputs, targets, marks = (torch.from_numpy(a).to(device) for a in (rows.inputs, rows.targets, rows.marks))
     given, choices = Given(marks=marks), marks & CHOICE > 0
-    hidden = features(model, inputs, None, given) if crew is None else crew.hidden(inputs, None, given)
-    logits = model.lm_head(hidden).float()
+    dtype = torch.float32 if crew is None else crew.dtype
+    with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+        hidden = features(model, inputs, None, given) if crew is None else crew.hidden(inputs, None, given)
+        logits = model.lm_head(hidden).float()
     likeliest = logits.masked_fill(~choices.unsqueeze(-1), float("-inf")).argmax(1)
     counts = [0 if empty else 1] * len(numbers)
     right = (likeliest == targets).all(1).cpu().numpy() * counts

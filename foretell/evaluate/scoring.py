@@ -75,6 +75,7 @@ class Crew(Protocol):
     length: int  # of the windows it takes
     dp: int  # batches at once, and which of them is this process's
     dp_rank: int
+    dtype: torch.dtype  # that it computes in
 
     @property
     def chunks(self) -> nn.Module:

@@ -206,7 +206,7 @@ def of_stage(a: Architecture, p: Place, stage: int, layers: Layers, first: bool,
     root = _root_numbers(a, d, first, last)
     held, matrices = sum(n * u for n, _, u, _ in units) + root[1], sum(n * u for n, _, _, u in units)
     if first:  # Muon works on tables of positions, too
-        matrices += sum(math.ceil(rows / d.fsdp) * width for _, rows, width in a.tables[1:])
+        matrices += sum(math.ceil(n / d.fsdp) * wide for name, n, wide in a.tables if name == "embed_positions")
     weights = FLOAT * held
     optimizer = FLOAT * (held * _STATES[p.optimizer] + (held - matrices if p.optimizer == "muon" else 0))
     largest = max((u for _, u, _, _ in units), default=0)

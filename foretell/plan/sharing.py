@@ -15,6 +15,9 @@ from foretell.plan import layout
 from foretell.plan.collective import BYTE, DOUBLE, FLOAT, HALF, LONG, Chunk, Collective, Rank
 from foretell.plan.weights import Weight, embedding_weights, head_weights, layer_weights, outer_weights
 
+# What Muon leaves to AdamW (`train/optim.py`).
+_TABLES = ("embed_tokens", "embed_types", "relative_bias", "lm_head")
+
 
 def _shape_here(r: Rank, weight: Weight) -> tuple[int, ...]:
     """What tensor and expert parallelism leave of a weight, which FSDP2 divides."""
@@ -97,7 +100,7 @@ def whole_matrices(r: Rank) -> Iterator[Collective]:
     ranks = r.d.fsdp * r.d.tp
     shapes = defaultdict[tuple[int, ...], list[Weight]](list)
     for weight in _all_weights(r):
-        if len(weight[1]) >= 2 and "embed_tokens" not in weight[0] and "lm_head" not in weight[0]:
+        if len(weight[1]) >= 2 and not any(table in weight[0] for table in _TABLES):
             shapes[weight[1]].append(weight)
     for members in shapes.values():
         mine = sum(_held(r, w) for w in members)
@@ -148,6 +151,8 @@ def totals(r: Rank) -> Iterator[Collective]:
         yield Collective("loss and norm", "all_reduce", "one_copy", one, 1, 2, DOUBLE)
         yield Collective("largest norm", "all_reduce", "world", world, 1, 1, DOUBLE)
     yield Collective("loss and norm", "all_reduce", "world", world, 1, 2, DOUBLE)
+    if r.train.objective not in ("next_token", "fill_in_the_middle"):  # rows do not all ask for as much
+        yield Collective("what is asked for", "all_reduce", "tokens", r.d.dp * r.d.cp, 1, 1, LONG)
     yield Collective("wish to stop", "all_reduce", "world", world, 1, 1, LONG, outside=True)
 
 

@@ -36,16 +36,19 @@ def _of_matrix(m: Matrix) -> Iterator[Weight]:
 
 
 def embedding_weights(a: Architecture) -> list[Weight]:
-    """(name, shape) of the tables in which tokens and positions are looked up."""
-    return [(f"model.{name}.weight", (rows, width)) for name, rows, width in a.tables]
+    """(name, shape) of the tables in which tokens and positions are looked up, and of a norm of their sum."""
+    tables: list[Weight] = [(f"model.{name}.weight", (rows, width)) for name, rows, width in a.tables]
+    return tables + [(f"model.{name}", (size,)) for name, size in a.vectors if name.startswith("embed")]
 
 
 def head_weights(a: Architecture, first: bool = True) -> list[Weight]:
     """(name, shape) of what stands behind the layers. first: the embedding is there too, and is the head where tied."""
     found: list[Weight] = [(f"model.{name}", (size,)) for s in a.stacks for name, size in s.vectors]
     for n, m in enumerate(a.head):
-        if not (a.tied and first and n == len(a.head) - 1):
-            found += _of_matrix(m)
+        if n == len(a.head) - 1:
+            found += [(name, (size,)) for name, size in a.vectors if not name.startswith("embed")]
+        tied = a.tied and first and n == len(a.head) - 1
+        found += [w for w in _of_matrix(m) if not tied or w[0].endswith(".bias")]
     return found
 
 
