@@ -1,7 +1,7 @@
 """Targets of sources, by an encoder-decoder: the source is read once, the target written token by token.
 
 Each source draws from a generator of its own, seeded by (seed, its number). A target ends at the token that ends a
-text, or after max_new_tokens. Not handled: beams, stop strings (the issue on tasks).
+text, or after max_new_tokens. Not handled: stop strings; beams are in `beam.py`.
 """
 
 from __future__ import annotations

@@ -32,10 +32,20 @@ class KVCache:
             self.length = end
         return keys[:, :, :end], values[:, :, :end]
 
-    def keep(self, rows: Tensor) -> None:
-        """Keep only these rows, in this order."""
-        self._keys = [t[rows] for t in self._keys]
-        self._values = [t[rows] for t in self._values]
+    def keep(self, rows: Tensor, start: int = 0) -> None:
+        """Keep only these rows, in this order; a row may be there several times.
+
+        start: positions before it are known to be the same already, and are left alone where no row goes or comes.
+        """
+        self._keys = [self._kept(t, rows, start) for t in self._keys]
+        self._values = [self._kept(t, rows, start) for t in self._values]
+
+    def _kept(self, old: Tensor, rows: Tensor, start: int) -> Tensor:
+        start = start if len(rows) == len(old) else 0
+        moved = old[:, :, start : self.length].index_select(0, rows)
+        new = old[: len(rows)] if len(rows) <= len(old) else old.new_empty(len(rows), *old.shape[1:])
+        new[:, :, start : self.length] = moved
+        return new
 
 
 class SourceCache(KVCache):
@@ -45,6 +55,8 @@ class SourceCache(KVCache):
         super().__init__(c, rows, longest, dtype, device)
         self.memory: Kept = {}
 
-    def keep(self, rows: Tensor) -> None:
-        super().keep(rows)
-        self.memory = {layer: (k[rows], v[rows]) for layer, (k, v) in self.memory.items()}
+    def keep(self, rows: Tensor, start: int = 0, sources: Tensor | None = None) -> None:
+        """As a `KVCache` does. sources: which memories stay, where each is for several rows that follow each other."""
+        super().keep(rows, start)
+        which = rows if sources is None else sources
+        self.memory = {n: (k.index_select(0, which), v.index_select(0, which)) for n, (k, v) in self.memory.items()}

@@ -129,12 +129,14 @@ class Attention(nn.Module):
         """x (B, T, D) to the same. angles: of the positions, or None. mask: as `attend` wants it.
 
         memory: (B, S, D) that keys and values are made of in place of x. kept: where those of a memory are put by
-        layer, and found again, so that they are made once.
+        layer, and found again, so that they are made once; B may then be a multiple of the memory's rows, each of which
+        is for so many rows of x that follow each other.
         """
         B, T, _ = x.shape
         q = self.q_proj(x).view(B, T, -1, self.head_dim)
         if kept is not None and self.layer in kept:
             k, v = kept[self.layer]
+            q = q.reshape(len(k), -1, *q.shape[2:])  # beams of one memory stand beside each other, as its queries
             y = self.attend(q.transpose(1, 2), k, v, "sdpa", mask, causal=self.causal, scale=self.scale)
             return self.o_proj(y.transpose(1, 2).reshape(B, T, -1))
         source = x if memory is None else memory

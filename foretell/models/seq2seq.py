@@ -65,7 +65,7 @@ class Seq2Seq(nn.Module):
         """States (B, T, D) of target tokens ids (B, T) behind those that the cache holds, before the head.
 
         memory: (B, S, D) from `encode`; memory_mask: (B, S), of the source. With a cache, keys and values of the memory
-        are made in the first call and kept.
+        are made in the first call and kept; later ids may have several rows for each of the memory, beside each other.
         """
         start = cache.length if cache is not None else 0
         kept = cache.memory if cache is not None else None

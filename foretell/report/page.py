@@ -18,7 +18,7 @@ from pathlib import Path
 
 from foretell import __version__
 from foretell.errors import DataError
-from foretell.report import curves, facts, outlook, rungs, sections
+from foretell.report import applications, curves, facts, outlook, rungs, sections
 from foretell.report.checks import Check, checks
 from foretell.report.run import Run, at, read
 from foretell.report.sections import section
@@ -142,6 +142,7 @@ def _details(run: Run, found: list[Check], i: int) -> str:
             section("ladder", rungs.of_run(run.folder, i), i),
             section("outlook", outlook.parts(run), i),
             section("evaluation", sections.evaluation(run), i),
+            section("applications", applications.scores(run), i),
             section("samples", sections.samples(run), i),
             section("funnel", facts.funnel(run), i),
             section("model", facts.model(run), i),

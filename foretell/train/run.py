@@ -88,7 +88,7 @@ def begin(
         _check(config, data, processes)
         forecast = json.loads((run / "plan.json").read_text(encoding="utf-8"))
     else:
-        config = tune.settled(objectives.fitting(config, data))
+        config = tune.settled(objectives.lasting(objectives.fitting(config, data), data))
         tune.check(config, data, processes)
         config, forecast = decide(_divided(config, processes), data, machine, show, processes, trials)
         embedding.start(config.train.init_embedding, data.tokenizer, config.model)  # what is wrong is said here
@@ -199,7 +199,8 @@ def decide(
     budget = plan.parse_budget(config.train.budget) if config.train.budget and not fixed else None
     measured_probe = None
     worth = budget.is_worth_a_probe if budget else _seconds(config, text, machine, processes) > WORTH_PROBING_SECONDS
-    if trials and worth and config.train.base is None and data.task is None:  # the probe is for the law of texts
+    by_law = config.train.base is None and config.train.objective == "next_token"
+    if trials and worth and by_law:  # the probe is for the law
         show({"event": "probing"})
         measured_probe = trial.probe(data)
         show({"event": "probe", **measured_probe})
