@@ -70,9 +70,9 @@ class DataConfig(Table):
     format: Literal["text", "chat", "preference", "labels", "spans"] | None = Field(
         None,
         description="texts, conversations or preferences, recognised when unset; texts with labels, questions with "
-        "answers (docs/formats.md)",
+        "answers (docs/data.md)",
     )
-    labels: list[str] | None = Field(None, min_length=2, description="the labels that texts may have; unset: theirs")
+    labels: list[str] | None = Field(None, description="the labels that texts may have; unset: theirs")
     stride: int | None = Field(
         None, gt=0, description="tokens from one window over a long context to the next; half of what one holds"
     )

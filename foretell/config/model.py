@@ -68,7 +68,7 @@ class ModelConfig(Table):
     head: Literal["labels", "spans"] | None = Field(
         None, description="bert: what it tells, the label of a text or where an answer stands; unset: hidden tokens"
     )
-    labels: tuple[str, ...] | None = Field(None, min_length=2, description="bert: the names of the labels, in order")
+    labels: tuple[str, ...] | None = Field(None, description="bert: the names of the labels, in order")
     relative_attention_num_buckets: int | None = Field(None, gt=1, description="t5: distances told apart; 32")
     relative_attention_max_distance: int | None = Field(None, gt=1, description="t5: from here on they are one; 128")
     scale_embedding: bool | None = Field(None, description="marian: embeddings times the root of D; true")
@@ -167,7 +167,7 @@ class ModelConfig(Table):
             found["hidden_act"] = self.hidden_act or _ACTIVATIONS[kind][0]
         if kind == "bert":
             found["type_vocab_size"] = self.type_vocab_size or 2
-            if (self.head == "labels") != (self.labels is not None):
+            if (self.head == "labels") != (len(self.labels or ()) > 1):
                 raise ConfigError('model.head = "labels" and model.labels go together; set both, or leave both out')
             if self.head is not None:
                 found["tie_word_embeddings"] = False  # its product is another than that of the table

@@ -29,7 +29,6 @@ from foretell.tokenizer import Tokenizer, chat
 from foretell.tokenizer.chat import Template
 
 ANSWER, SECOND = 1, 2
-_WITH = {"labels": "labels", "stride": "spans"}
 _FIRST_RECORD_BYTES = 1 << 22
 
 
@@ -70,10 +69,10 @@ def settled(c: DataConfig, entries: Sequence[Entry]) -> DataConfig:
 
 def turns_of(c: DataConfig) -> Turns | None:
     """What the records are, where they are no texts. ConfigError for what does not go with that."""
+    for key, value, wanted in (("labels", c.labels, "labels"), ("stride", c.stride, "spans")):
+        if value is not None and c.format != wanted:
+            raise ConfigError(f"data.{key} goes with data.format={wanted} alone; set that, or leave it out")
     if c.format not in ("chat", "preference", *labelled.KINDS):
-        for key in ("labels", "stride"):
-            if getattr(c, key) is not None:
-                raise ConfigError(f"data.{key} goes with data.format={_WITH[key]} alone; set that, or leave it out")
         return None
     for key in ("text_key", "source_key", "target_key", "languages", "decontaminate"):
         if getattr(c, key) is not None:
@@ -94,9 +93,6 @@ def turns_of(c: DataConfig) -> Turns | None:
 def _labelled(c: DataConfig) -> Turns:
     """Texts with labels, or questions."""
     kind = str(c.format)
-    for key, wanted in _WITH.items():
-        if getattr(c, key) is not None and kind != wanted:
-            raise ConfigError(f"data.{key} goes with data.format={wanted} alone, not with {kind}; leave it out")
     if c.personal_data != "keep" or c.chat_template is not None:
         what = "chat_template" if c.chat_template is not None else f"personal_data={c.personal_data}"
         raise ConfigError(f"data.{what} does not go with data.format={kind}; leave it out")

@@ -191,7 +191,7 @@ def _labelled(data: Text, objective: str) -> Data:
     if not isinstance(data, Data) or data.task != objective:
         raise DataError(
             f"train.objective={objective} wants text prepared with data.format={objective}, and this is not: see "
-            "docs/formats.md"
+            "docs/data.md"
         )
     return data
 
