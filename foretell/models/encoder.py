@@ -113,7 +113,8 @@ def headed(base: Encoder, config: ModelConfig, dropout: float, seed: int) -> Enc
         if p.is_meta:
             place, _, leaf = name.rpartition(".")
             weight = nn.Parameter(torch.empty(p.shape))
-            initial.fill(weight, name, (0,) * p.ndim, tuple(p.shape), config, seed)
+            begins = initial.beginning(made, name, tuple(p.shape), config)
+            initial.fill(weight, name, (0,) * p.ndim, tuple(p.shape), begins, seed)
             setattr(made.get_submodule(place), leaf, weight)
     return made
 
