@@ -27,12 +27,13 @@ from foretell.data.answers import UNSCORED as UNSCORED
 from foretell.data.loader import Text
 from foretell.data.shards import Data
 from foretell.errors import ConfigError, DataError
+from foretell.plan.rows import MASKED_SHARE, MULTIPLE, SPAN_TOKENS, masked_count, padded, span_counts
+from foretell.plan.rows import PARTLY as PARTLY
+from foretell.plan.rows import WITH_SOURCE as WITH_SOURCE
 from foretell.tokenizer import Tokenizer
 
-MASKED_SHARE, SPAN_TOKENS = 0.15, 3.0
 FIM_SHARE = 0.5  # of the documents in a window; of those, half begin with the suffix
 SENTINELS = 100
-MULTIPLE = 8  # sources and targets are padded to a multiple, so that tensor parallelism divides them
 _TRIMMED_TO = 32
 
 # The tokens that an objective puts into a row: what each may be called, the first being what is added.
@@ -48,10 +49,7 @@ SPECIAL: dict[str, tuple[tuple[str, ...], ...]] = {
     "span_corruption": SPANS,
     "fill_in_the_middle": MIDDLE,
 }
-# Of these a row's tokens are not all scored; these give an encoder-decoder a source.
-PARTLY = frozenset({"masked", "span_corruption", "seq2seq", "prefix", "answers", "dpo", "labels", "spans"})
 OF_CONVERSATIONS = {"chat": "answers", "preference": "dpo"}
-WITH_SOURCE = frozenset({"span_corruption", "seq2seq"})
 WITH_HEAD = frozenset({"labels", "spans"})  # these want an encoder with the head of that name
 
 
@@ -196,11 +194,6 @@ def _labelled(data: Text, objective: str) -> Data:
     return data
 
 
-def masked_count(length: int) -> int:
-    """Tokens that are asked for in a row of that length."""
-    return max(1, round(MASKED_SHARE * length))
-
-
 def _masked(tokens: np.ndarray, segments: np.ndarray, mask: int, own: Tokenizer, random: np.random.Generator) -> Rows:
     """Of the tokens asked for, 80% are hidden, 10% are another, 10% stand as they are."""
     n = masked_count(len(tokens))
@@ -212,12 +205,6 @@ def _masked(tokens: np.ndarray, segments: np.ndarray, mask: int, own: Tokenizer,
     drawn = random.integers(0, own.vocab_size, n)
     inputs[asked] = np.where(kind < 0.8, mask, np.where(kind < 0.9, drawn, tokens[asked]))
     return Rows(inputs, targets, segments)
-
-
-def span_counts(length: int) -> tuple[int, int]:
-    """Tokens cut out of a row of that length, and in how many stretches."""
-    noise = min(max(round(MASKED_SHARE * length), 1), length - 1)
-    return noise, min(max(round(noise / SPAN_TOKENS), 1), length - noise)
 
 
 def check_context(context: int) -> None:
@@ -241,7 +228,7 @@ def _spans(tokens: np.ndarray, sentinels: list[int], end: int, start: int, rando
         source += [*tokens[place : place + whole].tolist(), sentinel]
         target += [sentinel, *tokens[place + whole : place + whole + gone].tolist()]
         place += whole + gone
-    width_s, width_t = (-(-(len(r) + 1) // MULTIPLE) * MULTIPLE for r in (source, target))
+    width_s, width_t = (padded(len(r) + 1) for r in (source, target))
     return _pair([*source, end], [*target, end], width_s, width_t, end, start)
 
 
@@ -273,7 +260,7 @@ def _pairs(data: Text, split: str, seed: int, samples: list[int], context: int, 
     """An epoch takes each pair once, in an order of its own. Longer than `context`, a side keeps its beginning."""
     _check_pairs(data)
     tokens, ends, end = data.tokens(split), data.document_ends(split), data.tokenizer.eot_id or 0
-    width = -(-context // MULTIPLE) * MULTIPLE
+    width = padded(context)
     made: list[Rows] = []
     for sample in samples:
         epoch, place = divmod(sample, len(ends))

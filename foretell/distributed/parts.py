@@ -25,6 +25,7 @@ from torch.distributed.tensor import DTensor
 from foretell import runtime
 from foretell.config import ModelConfig
 from foretell.distributed.mesh import Mesh
+from foretell.distributed.stages import is_again
 from foretell.models import initial
 from foretell.models.decoder import Decoder
 from foretell.models.model import Model, layers
@@ -46,7 +47,7 @@ class Part:
     offset: tuple[int, ...]
     shape: tuple[int, ...]  # of the whole
     split: Split
-    is_copy: bool = False  # of a tied table, on the last stage of a pipeline; the first one's is saved and counted
+    is_copy: bool = False  # of what an earlier stage of a pipeline has, too: that one's is saved and counted
 
     def gradient(self) -> Tensor | None:
         """This part's gradient as a plain tensor."""
@@ -140,4 +141,4 @@ def parts(model: Model, mesh: Mesh, shapes: dict[str, tuple[int, ...]]) -> Itera
         if tuple(local.shape) != size:
             raise RuntimeError(f"{name}: FSDP2 holds {tuple(local.shape)} here, plan/layout.py says {size}")
         known = whole_name(name, tied)
-        yield Part(known, p, nn.Parameter(local), offset, shapes[name], layout.split(name), known != name)
+        yield Part(known, p, nn.Parameter(local), offset, shapes[name], layout.split(name), is_again(model, name))

@@ -96,7 +96,7 @@ def connect(model: Model, group: dist.ProcessGroup) -> None:
     for rows in _places(model):
         rows.register_forward_hook(lambda module, args, rows: rows.chunk(ranks, -2)[rank])
     if isinstance(model, Seq2Seq):  # every layer of the decoder wants the whole memory
-        model.model.encoder.register_forward_hook(lambda module, args, memory: gather(memory, group))
+        model.model.decoder.register_forward_pre_hook(lambda module, args: (args[0], gather(args[1], group), *args[2:]))
     table = model.model.embed_tokens
     if not isinstance(table, nn.Embedding):  # a stage behind the first
         return

@@ -12,11 +12,9 @@ from collections import defaultdict
 from collections.abc import Iterator
 
 from foretell.plan import layout
-from foretell.plan.collective import BYTE, DOUBLE, FLOAT, HALF, LONG, Chunk, Collective, Rank
-from foretell.plan.weights import Weight, embedding_weights, head_weights, layer_weights, outer_weights
-
-# What Muon leaves to AdamW (`train/optim.py`).
-_TABLES = ("embed_tokens", "embed_types", "relative_bias", "lm_head")
+from foretell.plan.collective import BYTE, DOUBLE, FLOAT, HALF, LONG, Collective, Rank
+from foretell.plan.rows import PARTLY
+from foretell.plan.weights import Weight, layer_weights, outer_weights, stage_weights
 
 
 def _shape_here(r: Rank, weight: Weight) -> tuple[int, ...]:
@@ -29,25 +27,21 @@ def _held(r: Rank, weight: Weight) -> int:
     return math.prod(layout.box(*weight, r.d, r.place)[1])
 
 
-def layer_of(r: Rank, n: int = 0) -> list[Weight]:
-    """The weights of layer n, by their full names."""
-    return [(f"model.layers.{n}.{name}", shape) for name, shape in layer_weights(r.a.kinds[0][1])]
-
-
 def units(r: Rank) -> Iterator[tuple[str, int, int, int, str, int]]:
     """FSDP2's units: (name, how many alike, numbers gathered, bytes of a number, axis, ranks)."""
 
     def numbers(weights: list[Weight], ranks: int) -> int:
         return sum(layout.padded(_shape_here(r, w), ranks) for w in weights)
 
-    layer = layer_of(r)
-    apart = [w for w in layer if r.d.experts_apart and ".mlp.experts." in w[0]]
-    together = [w for w in layer if w not in apart]
-    yield "layer", r.layers, numbers(together, r.d.fsdp), r.item, "fsdp", r.d.fsdp
-    if apart:
-        yield "experts", r.layers, numbers(apart, r.d.expert_fsdp), r.item, "expert_fsdp", r.d.expert_fsdp
+    for g in r.groups:
+        layer = [(f"{g.place}layers.0.{name}", shape) for name, shape in layer_weights(g.layer)]
+        apart = [w for w in layer if r.d.experts_apart and ".mlp.experts." in w[0]]
+        together = [w for w in layer if w not in apart]
+        yield "layer", g.layers, numbers(together, r.d.fsdp), r.item, "fsdp", r.d.fsdp
+        if apart:
+            yield "experts", g.layers, numbers(apart, r.d.expert_fsdp), r.item, "expert_fsdp", r.d.expert_fsdp
     for chunk in r.chunks:
-        outer = outer_weights(r.a, chunk.first, chunk.last)
+        outer = outer_weights(r.a, *chunk)
         if outer:
             yield "root", 1, numbers(outer, r.d.fsdp), FLOAT, "fsdp", r.d.fsdp
 
@@ -100,7 +94,7 @@ def whole_matrices(r: Rank) -> Iterator[Collective]:
     ranks = r.d.fsdp * r.d.tp
     shapes = defaultdict[tuple[int, ...], list[Weight]](list)
     for weight in _all_weights(r):
-        if len(weight[1]) >= 2 and not any(table in weight[0] for table in _TABLES):
+        if len(weight[1]) >= 2 and not layout.is_table(weight[0]):
             shapes[weight[1]].append(weight)
     for members in shapes.values():
         mine = sum(_held(r, w) for w in members)
@@ -120,28 +114,28 @@ def partial_gradients(r: Rank) -> Iterator[Collective]:
 
 def _all_weights(r: Rank) -> list[Weight]:
     """Of all its stages, in the model's order."""
-    return [w for chunk in r.chunks for w in _weights_of(r, chunk)]
+    return [w for chunk in r.chunks for w in stage_weights(r.a, *chunk)]
 
 
-def _weights_of(r: Rank, chunk: Chunk) -> Iterator[Weight]:
-    yield from embedding_weights(r.a) if chunk.first else ()
-    for n in chunk.layers:
-        yield from layer_of(r, n)
-    yield from head_weights(r.a, chunk.first) if chunk.last else ()
-
-
-def tied_table(r: Rank) -> Iterator[Collective]:
-    """The two ends of a tied table exchange its gradient."""
-    if r.d.pp == 1 or not r.model.tie_word_embeddings or r.pp_place not in (0, r.d.pp - 1):
+def common_weights(r: Rank) -> Iterator[Collective]:
+    """What several stages have: the two ends of a tied table exchange its gradient, all add those of T5's biases."""
+    if r.d.pp == 1:
         return
-    numbers = _held(r, ("lm_head.weight", (r.model.sizes.V, r.model.sizes.D)))
-    for kind in ("send", "recv"):
-        yield Collective("gradient of the tied table", kind, "pp", 2, 1, numbers, FLOAT)
+    if r.model.tie_word_embeddings and r.pp_place in (0, r.d.pp - 1):
+        numbers = _held(r, ("lm_head.weight", (r.model.sizes.V, r.model.sizes.D)))
+        for kind in ("send", "recv"):
+            yield Collective("gradient of the tied table", kind, "pp", 2, 1, numbers, FLOAT)
+    biases = layout.biases(r.model)
+    if biases:
+        numbers = sum(_held(r, w) for w in biases)
+        yield Collective("gradients of biases by distance", "all_reduce", "pp", r.d.pp, 1, numbers, FLOAT)
 
 
 def totals(r: Rank) -> Iterator[Collective]:
     """Loss and norm of the step, what the loop asks around it, and in a strict run the loss in its fixed order."""
     world, alone = r.d.world_size, r.parallel.local_steps > 1
+    if r.train.objective in PARTLY:
+        yield Collective("tokens asked for", "all_reduce", "tokens", r.d.dp * r.d.cp, 1, 1, LONG)
     if r.parallel.strict and r.d.dp_replicate > 1:
         n = r.d.dp_replicate
         for kind in ("all_to_all", "all_gather"):
@@ -151,8 +145,6 @@ def totals(r: Rank) -> Iterator[Collective]:
         yield Collective("loss and norm", "all_reduce", "one_copy", one, 1, 2, DOUBLE)
         yield Collective("largest norm", "all_reduce", "world", world, 1, 1, DOUBLE)
     yield Collective("loss and norm", "all_reduce", "world", world, 1, 2, DOUBLE)
-    if r.train.objective not in ("next_token", "fill_in_the_middle"):  # rows do not all ask for as much
-        yield Collective("what is asked for", "all_reduce", "tokens", r.d.dp * r.d.cp, 1, 1, LONG)
     yield Collective("wish to stop", "all_reduce", "world", world, 1, 1, LONG, outside=True)
 
 

@@ -73,7 +73,7 @@ class Team(Protocol):
         ...
 
     def share(self, part: int, of: int) -> float:
-        """What the mean loss of this process's part of so many sequences or tokens counts in the mean of `of`."""
+        """What the mean loss of so many of this process's positions counts in the mean of `of`."""
         ...
 
     def counted(self, number: int) -> int:

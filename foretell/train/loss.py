@@ -62,8 +62,9 @@ def head_loss(team: Team, hidden: Tensor, targets: Tensor, chunk_tokens: int | N
     if partly:
         counts = flat != UNSCORED
         hidden, flat = hidden[counts], flat[counts]
-        if not flat.numel():  # a mean of nothing is no number, and every process must have a gradient
-            return hidden.sum() * 0.0
+        if not flat.numel():  # a mean of nothing is no number, and everything must have a gradient in every process
+            nothing: Tensor = team.model.lm_head(hidden).float().sum()
+            return nothing
     loss = team.split_cross_entropy(hidden, flat, chunk_tokens)
     return _cross_entropy(team.model, hidden, flat, chunk_tokens) if loss is None else loss
 

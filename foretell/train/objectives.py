@@ -14,7 +14,7 @@ from foretell import config as run_config
 from foretell.config import ParallelConfig, RunConfig
 from foretell.config.model import ENCODER_DECODERS
 from foretell.data import Data, objectives
-from foretell.data.objectives import OF_CONVERSATIONS, PARTLY, UNSCORED, WITH_HEAD, WITH_SOURCE, Rows
+from foretell.data.objectives import OF_CONVERSATIONS, UNSCORED, WITH_HEAD, WITH_SOURCE, Rows
 from foretell.errors import ConfigError
 from foretell.models.model import Given
 
@@ -130,18 +130,19 @@ def check(config: RunConfig, data: Data) -> None:
     if objective == "dpo" and (config.train.needed("micro_batch_size") % 2 or _several(p)):
         micro = config.train.micro_batch_size
         raise ConfigError(f"train.objective=dpo wants one process and an even train.micro_batch_size, which is {micro}")
-    if objective in WITH_HEAD and p.tp > 1:
-        raise ConfigError(f"parallel.tp ({p.tp}) cannot be had with train.objective={objective}; divide by dp_shard")
+    for axis in ("tp", "pp", "cp") if objective in WITH_HEAD else ():
+        if getattr(p, axis) > 1:
+            raise ConfigError(
+                f"parallel.{axis} ({getattr(p, axis)}) cannot be had with train.objective={objective}; divide by "
+                "dp_shard or dp_replicate"
+            )
     objectives.special_ids(data.tokenizer, objective)
     objectives.count(data, "train", objective, config.train.context)
     if objective == "span_corruption":
         objectives.check_context(config.train.context)
     if config.data.packing == "within" and objective in WITH_SOURCE:
         raise ConfigError(f"data.packing=within does not go with train.objective={objective}; leave it out")
-    for axis in ("cp", "pp"):
-        if getattr(p, axis) > 1 and (of != "decoder" or objective in PARTLY):
-            what = kind if of != "decoder" else f"train.objective={objective}"
-            raise ConfigError(
-                f"parallel.{axis} ({getattr(p, axis)}) cannot be had with {what} yet; divide by dp_shard, dp_replicate "
-                "or tp"
-            )
+    if p.cp > 1 and of == "encoder-decoder":
+        raise ConfigError(
+            f"parallel.cp ({p.cp}) cannot be had with {kind} yet; divide by dp_shard, dp_replicate, tp or pp"
+        )
