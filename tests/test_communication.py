@@ -72,6 +72,7 @@ FRESH: dict[str, tuple[int, list[str]]] = {
     "biased experts, tp": (2, [*EXPERTS, *parallel(tp=2), "model.balance=bias"]),
     "muon, tp": (4, [*parallel(tp=2), "train.optimizer=muon", "model.intermediate_size=104"]),
     "muon, experts, copies": (4, [*EXPERTS, *parallel(dp_replicate=2, ep=2), "train.optimizer=muon"]),
+    "prefixes": (2, [*parallel(dp_shard=2), "train.objective=prefix"]),
     "int8, stages": (8, [*parallel(pp=4, dp_replicate=2, reduce="int8"), "train.global_batch_tokens=256"]),
 }
 QUICK = list(FRESH)[:3]

@@ -63,7 +63,8 @@ def value_of(field: FieldInfo) -> str:
         if get_origin(k) is Literal:
             names += [f"`{v}`" for v in get_args(k)]
         elif get_origin(k) is tuple:
-            names.append("list of " + ", ".join(f"`{v}`" for v in get_args(get_args(k)[0])))
+            choices = ", ".join(f"`{v}`" for v in get_args(get_args(k)[0]))
+            names.append(f"list of {choices or 'texts'}")
         elif isinstance(k, type) and issubclass(k, config.Table):
             names.append("table")
         elif get_origin(k) is list:

@@ -6,6 +6,8 @@
     seq2seq              the target of a pair from its source
     fill_in_the_middle   a middle from what stands around it (Bavarian et al., 2022)
     answers              what the assistant says in a conversation (`answers.py`)
+    labels               the label of a text (`windows.py`)
+    spans                where the answer to a question stands in its context (`windows.py`)
     dpo                  which of two answers is preferred (Rafailov et al., 2023): rows two by two
     prefix               the rest of a row, whose beginning is seen as a whole (Raffel et al., 2020)
 
@@ -20,12 +22,12 @@ from typing import NamedTuple
 
 import numpy as np
 
-from foretell.data import answers, loader
+from foretell.data import answers, loader, windows
 from foretell.data.answers import UNSCORED as UNSCORED
 from foretell.data.loader import Text
 from foretell.data.shards import Data
 from foretell.errors import ConfigError, DataError
-from foretell.plan.rows import MASKED_SHARE, SPAN_TOKENS, masked_count, padded, span_counts
+from foretell.plan.rows import MASKED_SHARE, MULTIPLE, SPAN_TOKENS, masked_count, padded, span_counts
 from foretell.plan.rows import PARTLY as PARTLY
 from foretell.plan.rows import WITH_SOURCE as WITH_SOURCE
 from foretell.tokenizer import Tokenizer
@@ -48,13 +50,15 @@ SPECIAL: dict[str, tuple[tuple[str, ...], ...]] = {
     "fill_in_the_middle": MIDDLE,
 }
 OF_CONVERSATIONS = {"chat": "answers", "preference": "dpo"}
+WITH_HEAD = frozenset({"labels", "spans"})  # these want an encoder with the head of that name
 
 
 class Rows(NamedTuple):
     """Rows of a batch. inputs, targets (B, T) int64, targets UNSCORED where nothing is asked.
 
     segments: (B, T) document numbers. prefix: (B,) tokens that all may see. source (B, S) and whether each of its
-    tokens is real (B, S). document: (B,) of preferences, the number of the pair.
+    tokens is real (B, S). document: (B,) of preferences, the number of the pair. marks: (B, T) uint8 beside the tokens
+    of texts with labels, whose targets are (B, 1), and of questions, whose targets are (B, 2) positions (`windows.py`).
     """
 
     inputs: np.ndarray
@@ -64,13 +68,17 @@ class Rows(NamedTuple):
     source: np.ndarray | None = None
     source_real: np.ndarray | None = None
     document: np.ndarray | None = None
+    marks: np.ndarray | None = None
 
-    def part(self, which: slice) -> Rows:
+    def part(self, which: slice | np.ndarray) -> Rows:
         """Some of the rows."""
         return Rows(*(None if a is None else a[which] for a in self))  # type: ignore[arg-type]
 
     def trimmed(self) -> Rows:
         """Without the columns in which no row has anything, but for what a common width wants."""
+        if self.marks is not None:
+            T = _width(self.marks > 0, MULTIPLE)
+            return self._replace(inputs=self.inputs[:, :T], marks=self.marks[:, :T])
         if self.source is None or self.source_real is None:
             return self
         T, S = (_width(real) for real in (self.targets != UNSCORED, self.source_real))
@@ -79,10 +87,14 @@ class Rows(NamedTuple):
             inputs=inputs, targets=targets, source=self.source[:, :S], source_real=self.source_real[:, :S]
         )
 
+    def by_length(self) -> Rows:
+        """The longest first, so that rows of like length are trimmed together; only where rows are padded so much."""
+        return self if self.marks is None else self.part(np.argsort(-(self.marks > 0).sum(1), kind="stable"))
 
-def _width(real: np.ndarray) -> int:
+
+def _width(real: np.ndarray, to: int = _TRIMMED_TO) -> int:
     longest = int(np.flatnonzero(real.any(0))[-1]) + 1
-    return min(real.shape[1], -(-longest // _TRIMMED_TO) * _TRIMMED_TO)
+    return min(real.shape[1], -(-longest // to) * to)
 
 
 def special_ids(tokenizer: Tokenizer, objective: str) -> list[int]:
@@ -113,6 +125,8 @@ def count(data: Text, split: str, objective: str, context: int) -> int:
     if objective in OF_CONVERSATIONS.values():
         own = _conversations(data, objective)
         return 2 * len(own.document_ends(split)) if objective == "dpo" else len(answers.layout(own, split, context))
+    if objective in WITH_HEAD:
+        return windows.count(_labelled(data, objective), split, context)
     return loader.window_count(len(data.tokens(split)), context, split)
 
 
@@ -142,6 +156,9 @@ def rows(
         makes = answers.pairs if objective == "dpo" else answers.rows
         found = makes(_conversations(data, objective), split, samples, context, seed)
         return Rows(found.inputs, found.targets, found.segments, document=found.document)
+    if objective in WITH_HEAD:
+        asked = windows.rows(_labelled(data, objective), split, [r + step * batch_size for r in chosen], context, seed)
+        return Rows(asked.inputs, asked.targets, marks=asked.marks)
     where = {"seed": seed, "step": step, "batch_size": batch_size, "context": context, "rows": chosen}
     inputs, targets, segments = loader.batch(data, split, **where)  # type: ignore[arg-type]
     if objective == "next_token":
@@ -165,6 +182,15 @@ def _conversations(data: Text, objective: str) -> Data:
     if not isinstance(data, Data) or OF_CONVERSATIONS.get(data.conversations or "") != objective:
         what = "preferences (prompt, chosen, rejected)" if objective == "dpo" else "conversations (messages)"
         raise DataError(f"train.objective={objective} wants {what}, and this text has none: see docs/finetune.md")
+    return data
+
+
+def _labelled(data: Text, objective: str) -> Data:
+    if not isinstance(data, Data) or data.task != objective:
+        raise DataError(
+            f"train.objective={objective} wants text prepared with data.format={objective}, and this is not: see "
+            "docs/data.md"
+        )
     return data
 
 

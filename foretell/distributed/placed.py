@@ -141,7 +141,7 @@ class Placed:
     def hidden(self, inputs: Tensor, segments: Tensor | None, given: Given | None = None) -> Tensor:
         """What the head takes (B, T / cp, D), of this rank's positions of inputs (B, T), whole along D and tp."""
         model = self.model
-        if isinstance(model, Seq2Seq):
+        if isinstance(model, Seq2Seq) or (given is not None and given.marks is not None):
             return self.whole(features(model, inputs, segments, given))
         mask = self.mask(segments, inputs.device, None if given is None else given.prefix)
         found, places = model.features if isinstance(model, Encoder) else model.hidden, self.places(len(inputs))

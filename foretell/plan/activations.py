@@ -152,7 +152,17 @@ def outer_token_bytes(a: Architecture, b: MicroBatch) -> float:
     masks = a.hidden / b.tp if b.dropout else 0
     outer = (*(v for s in a.stacks for v in s.vectors), *a.vectors)
     norms = sum(name.endswith("norm.weight") for name, _ in outer)
+    if a.told == "labels":  # of its head see `sequence_bytes`
+        return norms * norm_bytes(a.kinds[-1][1], a.hidden) / b.tp + masks
     # A head of several products has an activation behind each but the last, and a norm, which takes what is given.
     short = (len(a.head) - 1) * (1 - b.item / FLOAT)
     head = sum(m.columns for m in a.head) + sum(m.rows for m in a.head[:-1])
     return (norms - short) * norm_bytes(a.kinds[-1][1], a.hidden) / b.tp + b.item * head + masks
+
+
+def sequence_bytes(a: Architecture, b: MicroBatch) -> float:
+    """Kept of one sequence by a head for labels: the input of each of its products, and a mask of dropout between."""
+    if a.told != "labels":
+        return 0.0
+    dropped = (b.item + 1) * a.hidden if b.dropout else 0
+    return b.item * sum(m.columns for m in a.head) + dropped

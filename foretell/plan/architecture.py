@@ -148,7 +148,8 @@ class Architecture:
     """A whole model. tables: (name, rows, width) of what is looked up; of a tied head the first is the weight, too.
 
     head: the products between the last layer and the logits, the last of which gives them. angles: tables of rotary
-    angles.
+    angles. told: what the head says, and of what: the next or a hidden token at each place, the label of a text at its
+    first place alone, or of each place how an answer begins and ends there; the last two have no norm before it.
     """
 
     name: str
@@ -162,6 +163,16 @@ class Architecture:
     tied: bool
     vectors: tuple[Vector, ...] = ()
     angles: int = 0
+    told: Literal["tokens", "labels", "spans"] = "tokens"
+
+    @property
+    def outputs(self) -> int:
+        """Logits of a place: V, or as many as there are labels, or two."""
+        return self.head[-1].rows
+
+    def asked(self, sequences: int, tokens: int) -> int:
+        """Places at which the head works, of so many sequences of so many tokens in all."""
+        return sequences if self.told == "labels" else tokens
 
     @property
     def layers(self) -> int:
@@ -210,7 +221,7 @@ class Architecture:
                     each = 2.0 * n * own * a.heads * (a.qk + a.v)
                     found["attention_full"] += each * (source if a.memory else own)
                     found["attention_causal"] += each * a.keys(own, source)
-        found["head"] = 2.0 * context * sum(m.rows * m.columns for m in self.head)
+        found["head"] = 2.0 * self.asked(1, context) * sum(m.rows * m.columns for m in self.head)
         return found
 
     def flops_per_token(self, context: int, source: int = 0) -> dict[str, float]:

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Literal
 
 from foretell.plan.architecture import Architecture, Attention, Layer, Matrix, Stack, Vector
 
@@ -144,7 +144,7 @@ def _plain(D: int, F: int, bias: bool) -> tuple[Matrix, ...]:
 
 
 def _bert(c: Mapping[str, Any], name: str) -> Architecture:
-    """BERT (Devlin et al., 2019) with the head for masked words, applied at every position."""
+    """BERT (Devlin et al., 2019) with the head for masked words at every position, or with that which `head` names."""
     D, H, L, V, F = (
         c[k] for k in ("hidden_size", "num_attention_heads", "num_hidden_layers", "vocab_size", "intermediate_size")
     )
@@ -153,10 +153,14 @@ def _bert(c: Mapping[str, Any], name: str) -> Architecture:
     matrices = (*_attention("self_attn", D, H * E, bias=True), *_plain(D, F, bias=True))
     layer = Layer(matrices, own, norms, 0, F, gated=False, rms=False, behind=True, rotary=False)
     tables = (("embed_tokens", V, D), ("embed_positions", T, D), ("embed_types", c.get("type_vocab_size") or 2, D))
-    head = (Matrix("head_dense", D, D, bias=True), Matrix("lm_head", V, D, bias=True))
+    told: Literal["tokens", "labels", "spans"] = c.get("head") or "tokens"
+    outputs = {"tokens": V, "labels": len(c.get("labels") or ()), "spans": 2}[told]
+    head: tuple[Matrix, ...] = (Matrix("lm_head", outputs, D, bias=True),)
+    if told != "spans":
+        head = (Matrix("head_dense", D, D, bias=True), *head)
     stack = Stack(((L, layer),), (), encoder=True)
-    outer = _norms(("embed_norm", "head_norm"), D, bias=True)
-    return Architecture(name, "bert", D, V, T, tables, (stack,), head, True, vectors=outer)
+    outer = _norms(("embed_norm", "head_norm") if told == "tokens" else ("embed_norm",), D, bias=True)
+    return Architecture(name, "bert", D, V, T, tables, (stack,), head, told == "tokens", vectors=outer, told=told)
 
 
 def _halves(

@@ -74,7 +74,7 @@ def matrices(a: Architecture) -> Iterator[tuple[int, int, int, bool]]:
 
 
 def muon_matrices(a: Architecture) -> Iterator[tuple[int, int, int, bool]]:
-    """All that Muon works on: tables of positions too, not that of tokens, nor the head (`train/optim.py`)."""
+    """All that Muon works on: a table of positions too, not of tokens or types, nor the head (`train/optim.py`)."""
     yield from matrices(a)
     for name, rows, width in a.tables:
         if not layout.is_table(name):

@@ -122,6 +122,7 @@ def activation_bytes(model: ModelConfig, train: TrainConfig) -> float:
             kept += tokens * a.hidden * (HALF if train.dtype == "bfloat16" else FLOAT)
         return kept + cast_bytes(model, train)
     kept = tokens * saved_bytes_per_token(model, train.dtype, bool(train.dropout)) + probability_bytes(model, train)
+    kept += (train.micro_batch_size or 1) * activations.sequence_bytes(models.of_model(model), _micro_batch(train))
     if moments.is_chunked(train):  # the chunked loss keeps gradients in place of the head's input
         kept -= tokens * model.sizes.D * (HALF if train.dtype == "bfloat16" else FLOAT)
     return kept * (COMPILED_SHARE if train.compile == "on" else 1.0) + cast_bytes(model, train)
@@ -138,11 +139,12 @@ def cast_bytes(model: ModelConfig, train: TrainConfig) -> int:
     """Bytes of the copies of weights that autocast makes for products, kept until their backward pass."""
     if train.dtype != "bfloat16":
         return 0
-    head = 0 if moments.is_chunked(train) else model.sizes.V * model.sizes.D
+    a = models.of_model(model)
+    head = 0 if moments.is_chunked(train) else a.outputs * a.hidden
     part = _counted(model, train)
     if part is not None:
         return HALF * (learning.cast_numbers(part) + head)
-    return HALF * (_matrix_numbers(models.of_model(model)) + head)
+    return HALF * (_matrix_numbers(a) + head)
 
 
 def _matrix_numbers(a: Architecture) -> int:

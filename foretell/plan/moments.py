@@ -46,11 +46,18 @@ class Held:
 
 def is_chunked(train: TrainConfig) -> bool:
     """Whether the logits of a micro-batch are formed in chunks."""
+    if train.objective in ("labels", "spans"):
+        return False
     return train.loss_chunk_tokens is not None and train.loss_chunk_tokens < _tokens(train)
 
 
 def _tokens(train: TrainConfig) -> int:
     return (train.micro_batch_size or 1) * train.context
+
+
+def _asked(a: Architecture, train: TrainConfig) -> int:
+    """Places of a micro-batch at which the head works."""
+    return a.asked(train.micro_batch_size or 1, _tokens(train))
 
 
 def several(train: TrainConfig) -> bool:
@@ -64,7 +71,7 @@ def loss_bytes(a: Architecture, train: TrainConfig, learns: bool = True) -> floa
 
 
 def _loss_moments(a: Architecture, train: TrainConfig, learns: bool) -> tuple[float, ...]:
-    N, D, V = _tokens(train), a.hidden, a.vocab
+    N, D, V = _asked(a, train), a.hidden, a.outputs
     if not is_chunked(train):
         return (3.0 * FLOAT * N * V,)
     chunk = train.loss_chunk_tokens or N
@@ -86,14 +93,16 @@ def _loss_moments(a: Architecture, train: TrainConfig, learns: bool) -> tuple[fl
 
 def _head_moments(a: Architecture, train: TrainConfig, learns: bool) -> tuple[float, ...]:
     """After the loss: the head's backward pass, where the logits were formed whole."""
-    N, D, V = _tokens(train), a.hidden, a.vocab
+    N, D, V = _asked(a, train), a.hidden, a.outputs
     if is_chunked(train):
         return (0.0,)
     if not learns:
         return (float((HALF if train.dtype == "bfloat16" else FLOAT) * (N * V + N * D)),)
+    # Of the states that no label is asked of, the gradients are there too, and are 0.
+    whole = FLOAT * _tokens(train) * D if a.told == "labels" else 0
     if train.dtype == "bfloat16":
-        return HALF * (N * V + N * D + V * D), HALF * N * D + (HALF + FLOAT) * V * D
-    return (float(FLOAT * (N * V + N * D + V * D)),)
+        return HALF * (N * V + N * D + V * D) + whole, HALF * N * D + (HALF + FLOAT) * V * D + whole
+    return (float(FLOAT * (N * V + N * D + V * D)) + whole,)
 
 
 def _feed_forward_bytes(a: Architecture, train: TrainConfig, part: Part | None) -> float:
@@ -149,7 +158,8 @@ def moments(a: Architecture, train: TrainConfig, held: Held, part: Part | None =
     waiting = table if tied or not again else 0.0
     item = HALF if train.dtype == "bfloat16" else FLOAT
     # The last norm's and the head's part of the activations is gone by then.
-    gone = _tokens(train) * (activations.norm_bytes(_last(a), a.hidden) + (0 if is_chunked(train) else item * a.hidden))
+    norm = activations.norm_bytes(_last(a), a.hidden) if a.told == "tokens" else 0
+    gone = _asked(a, train) * (norm + (0 if is_chunked(train) else item * a.hidden))
     passing = max(_feed_forward_bytes(a, train, None), _attention_bytes(a, train, held))
     looked_up = sum(others) + (0.0 if tied else table)
     at_first = there if again else held.gradients - held.layer_gradients - looked_up

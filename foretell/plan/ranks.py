@@ -202,8 +202,8 @@ def handed_bytes(hidden: int, p: Place, stage: int, last: bool) -> float:
 
 def logit_bytes(a: Architecture, p: Place) -> float:
     """Bytes of the cross-entropy of one micro-batch at its peak (`train/loss.py`, `tensor.cross_entropy`)."""
-    V, D, tp = a.vocab / p.degrees.tp, a.hidden, p.degrees.tp
-    if tp == 1 and (p.chunk is None or p.chunk >= p.scored):
+    V, D, tp = a.outputs / p.degrees.tp, a.hidden, p.degrees.tp
+    if tp == 1 and (p.chunk is None or p.chunk >= p.scored or a.told != "tokens"):
         return FLOAT * 3 * p.scored * V
     chunk = min(p.chunk or p.scored, p.scored)
     once = FLOAT + (HALF if p.item == HALF else 0) if tp > 1 else 2 * FLOAT
@@ -212,8 +212,8 @@ def logit_bytes(a: Architecture, p: Place) -> float:
 
 def kept_loss_bytes(a: Architecture, p: Place) -> float:
     """What the loss of a micro-batch keeps for its backward pass."""
-    V, D = a.vocab / p.degrees.tp, a.hidden
-    whole = p.degrees.tp == 1 and (p.chunk is None or p.chunk >= p.scored)
+    V, D = a.outputs / p.degrees.tp, a.hidden
+    whole = p.degrees.tp == 1 and (p.chunk is None or p.chunk >= p.scored or a.told != "tokens")
     return FLOAT * p.scored * V if whole else p.item * p.scored * D + FLOAT * V * D
 
 

@@ -10,7 +10,7 @@ from typing import NamedTuple
 MASKED_SHARE, SPAN_TOKENS = 0.15, 3.0
 MULTIPLE = 8  # sources and targets are padded to a multiple, so that tensor parallelism divides them
 # Of these a row's tokens are not all scored; these give an encoder-decoder a source.
-PARTLY = frozenset({"masked", "span_corruption", "seq2seq", "prefix", "answers", "dpo"})
+PARTLY = frozenset({"masked", "span_corruption", "seq2seq", "prefix", "answers", "dpo", "labels", "spans"})
 WITH_SOURCE = frozenset({"span_corruption", "seq2seq"})
 
 
@@ -48,6 +48,10 @@ def row(objective: str, context: int) -> Row:
     """A row of `context` tokens. With a source each of the two ends with an end, and is padded."""
     if objective == "masked":
         return Row(0, context, masked_count(context))
+    if objective == "labels":
+        return Row(0, context, 1)
+    if objective == "spans":  # of every place it is asked how an answer begins and ends there
+        return Row(0, context, context)
     if objective == "span_corruption":
         noise, spans = span_counts(context)
         return Row(padded(context - noise + spans + 1), padded(noise + spans + 1), noise + spans + 1)

@@ -36,7 +36,7 @@ from foretell.train import optim, preference, saved
 from foretell.train.alone import Team, random_state, set_random_state
 from foretell.train.cause import cause
 from foretell.train.guard import MOST_IN_A_ROW
-from foretell.train.loss import head_loss, next_token_loss
+from foretell.train.loss import head_loss, next_token_loss, span_loss
 from foretell.train.objectives import Batch, tensors
 from foretell.train.saved import State
 from foretell.train.schedule import lr_factor
@@ -99,11 +99,13 @@ def micro_batches(job: Job, step: int, rows: list[int], alike: bool = False) -> 
     c = job.config
     where = {"seed": c.seed, "step": step, "batch_size": job.sequences, "context": c.context, "rows": rows}
     found = objectives.rows(c.objective, job.data, "train", start=job.start, **where)  # type: ignore[arg-type]
+    found = found.by_length()
     for i in range(0, len(rows), job.micro_batch_size):
         part = found.part(slice(i, i + job.micro_batch_size))
         part = part if job.compiled or alike else part.trimmed()
         made = tensors(part, runtime.device(), job.packing == "within", job.partly)
-        yield made._replace(scored=len(part.inputs)) if c.objective == "dpo" else made  # pairs count alike
+        whole = c.objective in ("dpo", "spans")  # pairs and questions count alike
+        yield made._replace(scored=len(part.inputs)) if whole else made
 
 
 def loss_function(job: Job, team: Team) -> LossOf:
@@ -112,6 +114,8 @@ def loss_function(job: Job, team: Team) -> LossOf:
     if job.config.objective == "dpo":
         base = job.reference["train"] if job.reference is not None else None
         return preference.Loss(team, job.config.dpo_beta, chunk, base)
+    if job.config.objective == "spans":
+        return partial(span_loss, team)
 
     def loss(inputs: Tensor, targets: Tensor, segments: Tensor | None, given: Given | None) -> Tensor:
         return next_token_loss(team, inputs, targets, segments, chunk, given, partly)
@@ -199,11 +203,13 @@ def _cause(job: Job, team: Team, step: int) -> str:
     def loss(n: int) -> Tensor:
         inputs, targets, segments, given = one_by_one[n][:4]
         with autocast(job.dtype):
+            if c.objective == "spans":
+                return span_loss(team, one_by_one[n])
             return next_token_loss(team, inputs, targets, segments, c.loss_chunk_tokens, given, job.partly)
 
     def where(row: int) -> str:
         drawn: dict[str, Any] = {"seed": c.seed, "step": step, "batch_size": job.sequences, "context": c.context}
-        if c.objective in objectives.OF_CONVERSATIONS.values():
+        if c.objective in objectives.OF_CONVERSATIONS.values() or c.objective in objectives.WITH_HEAD:
             own = objectives.rows(c.objective, job.data, "train", rows=[row], **drawn).inputs[0]
             return f"row {row} of the batch ({' '.join(job.data.tokenizer.decode(own.tolist()).split())[:60]!r})"
         if c.objective == "seq2seq":
@@ -342,10 +348,11 @@ def _validate(team: Team, job: Job, state: State) -> dict[str, Any]:
         "event": "eval",
         "step": state.step,
         "loss": scores["loss"],
-        "bits_per_byte": scores["bits_per_byte"],
+        "bits_per_byte": scores.get("bits_per_byte"),
         "tokens": state.tokens,
         "seconds": state.seconds,
         **{k: v for k, v in scores.items() if k.startswith("reward_")},
+        **({"accuracy": scores["accuracy"]} if job.config.objective in objectives.WITH_HEAD else {}),
     }
 
 

@@ -14,9 +14,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from foretell.data.objectives import UNSCORED
+from foretell.data.windows import CHOICE
+from foretell.models.encoder import span_losses
 from foretell.models.model import Given, Model, head
 from foretell.models.moe import with_balance
 from foretell.train.alone import Team
+from foretell.train.objectives import Batch
 
 
 def next_token_loss(
@@ -43,6 +46,14 @@ def next_token_loss(
         hidden, balance = with_balance(team.model, lambda: team.hidden(inputs, segments, given))
     loss = head_loss(team, hidden, team.own(targets), chunk_tokens, partly)
     return loss if balance is None else loss + balance
+
+
+def span_loss(team: Team, batch: Batch) -> Tensor:
+    """Mean over questions of what beginning and end of their answers cost in nats. A scalar in float32."""
+    assert batch.given is not None
+    assert batch.given.marks is not None
+    logits = team.model.lm_head(team.hidden(batch.inputs, None, batch.given))
+    return span_losses(logits, batch.given.marks & CHOICE > 0, batch.targets).mean()
 
 
 def head_loss(team: Team, hidden: Tensor, targets: Tensor, chunk_tokens: int | None, partly: bool = False) -> Tensor:

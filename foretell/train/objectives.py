@@ -14,12 +14,12 @@ from foretell import config as run_config
 from foretell.config import RunConfig
 from foretell.config.model import ENCODER_DECODERS
 from foretell.data import Data, objectives
-from foretell.data.objectives import OF_CONVERSATIONS, UNSCORED, WITH_SOURCE, Rows
+from foretell.data.objectives import OF_CONVERSATIONS, UNSCORED, WITH_HEAD, WITH_SOURCE, Rows
 from foretell.errors import ConfigError
 from foretell.models.model import Given
 
 _OF_KINDS = {
-    "encoder": ("masked",),
+    "encoder": ("masked", "labels", "spans"),
     "encoder-decoder": ("span_corruption", "seq2seq"),
     "decoder": ("next_token", "fill_in_the_middle", "prefix", "answers", "dpo"),
 }
@@ -42,10 +42,11 @@ class Batch(NamedTuple):
 def tensors(rows: Rows, device: torch.device, within: bool, partly: bool) -> Batch:
     """Rows as tensors. within: whether attention stays inside documents. partly: whether some targets do not count."""
     there = [None if a is None else torch.from_numpy(a).to(device) for a in rows]
-    inputs, targets, segments, prefix, source, real, document = there
+    inputs, targets, segments, prefix, source, real, document, marks = there
     assert inputs is not None
     assert targets is not None
-    given = Given(prefix, source, real) if prefix is not None or source is not None else None
+    plain = prefix is None and source is None and marks is None
+    given = None if plain else Given(prefix, source, real, marks)
     scored = int((rows.targets != UNSCORED).sum()) if partly else rows.targets.size
     return Batch(inputs, targets, segments if within else None, given, scored, document)
 
@@ -56,6 +57,8 @@ def fitting(config: RunConfig, data: Data) -> RunConfig:
     Raises ConfigError where another objective was chosen for conversations, or attention across them.
     """
     kind = data.conversations
+    if data.task is not None:
+        return _with_head(config, data, data.task)
     if kind is None:
         return config
     wanted, t = OF_CONVERSATIONS[kind], config.train
@@ -74,6 +77,27 @@ def fitting(config: RunConfig, data: Data) -> RunConfig:
             )
         changes |= {"compile": "off", "micro_batch_size": t.micro_batch_size or 2}
     return run_config.updated(config, train=changes, data={"packing": "within"})
+
+
+def _with_head(config: RunConfig, data: Data, task: str) -> RunConfig:
+    """The config of an encoder with the head that the data is for. ConfigError where it wants another."""
+    t = config.train
+    if "objective" in t.model_fields_set and t.objective != task:
+        raise ConfigError(
+            f"train.objective={t.objective} is nothing for data.format={task}: leave it out, or set {task}"
+        )
+    if "packing" in config.data.model_fields_set:
+        raise ConfigError(
+            f"data.packing has no effect with data.format={task}, where a row is one record; leave it out"
+        )
+    if t.compile == "on":
+        raise ConfigError(f"train.compile=on does not go with train.objective={task}, whose rows differ in length")
+    model: dict[str, object] = {"head": task}
+    if task == "labels":
+        model["labels"] = tuple(data.index["task"]["labels"])
+    if t.base is None and "model_type" not in config.model.model_fields_set:
+        model["model_type"] = "bert"
+    return run_config.updated(config, model=model, train={"objective": task, "compile": "off"})
 
 
 def lasting(config: RunConfig, data: Data) -> RunConfig:
@@ -102,10 +126,10 @@ def check(config: RunConfig, data: Data) -> None:
     if objective == "dpo" and config.train.needed("micro_batch_size") % 2:
         micro = config.train.micro_batch_size
         raise ConfigError(f"train.objective=dpo wants an even train.micro_batch_size, which is {micro}")
-    for axis in ("tp", "pp", "cp") if objective == "dpo" else ():
+    for axis in ("tp", "pp", "cp") if objective == "dpo" or objective in WITH_HEAD else ():
         if (degree := getattr(p, axis)) > 1:
             raise ConfigError(
-                f"parallel.{axis} ({degree}) cannot be had with train.objective=dpo yet; divide by dp_shard or "
+                f"parallel.{axis} ({degree}) cannot be had with train.objective={objective} yet; divide by dp_shard or "
                 "dp_replicate"
             )
     objectives.special_ids(data.tokenizer, objective)

@@ -85,12 +85,12 @@ def begin(
         return
     if (run / "config.toml").exists():
         config = _stored_config(run, config, data, {**machine, "processes": processes}, allow_drift)
-        tune.check(config, data)
+        tune.check(config, data, processes)
         _check(config, data, processes)
         forecast = json.loads((run / "plan.json").read_text(encoding="utf-8"))
     else:
         config = tune.settled(objectives.lasting(objectives.fitting(config, data), data))
-        tune.check(config, data)
+        tune.check(config, data, processes)
         config, forecast = decide(_divided(config, processes), data, machine, show, processes, trials)
         embedding.start(config.train.init_embedding, data.tokenizer, config.model)  # what is wrong is said here
         if config.train.init_embedding is not None:
@@ -300,7 +300,7 @@ def _write_folder(run: Path, config: RunConfig, forecast: dict[str, Any], data: 
     _write_json(run / "plan.json", {"format_version": run_config.FORMAT_VERSION, **forecast})
     _write_json(run / "machine.json", machine)
     keys = ("fingerprint", "tokenizer", "splits", "funnel", "text_xz_bits_per_byte", "bytes_per_token", "unique_tokens")
-    found = {k: data.index[k] for k in keys} | {"conversations": data.index.get("conversations")}
+    found = {k: data.index[k] for k in keys} | {k: data.index.get(k) for k in ("conversations", "task")}
     _write_json(run / "data.json", found | {"corpus": data.corpus, "prepared": str(data.path)})
     files.write_atomic(run / "config.toml", run_config.dumps(config).encode())
 
@@ -379,7 +379,7 @@ def _measured(
         "parameters": {"total": plan.parameters(config.model)["total"]},
         "loss": scores["loss"],
         "perplexity": scores["perplexity"],
-        "bits_per_byte": scores["bits_per_byte"],
+        "bits_per_byte": scores.get("bits_per_byte"),
         "train_loss": sum(last) / len(last) if last else None,
         "skipped_steps": sum("skipped" in e for e in steps),
         "recomputed_steps": sum("recomputed" in e for e in steps),
