@@ -31,7 +31,6 @@ MASKED_SHARE, SPAN_TOKENS = 0.15, 3.0
 FIM_SHARE = 0.5  # of the documents in a window; of those, half begin with the suffix
 SENTINELS = 100
 MULTIPLE = 8  # sources and targets are padded to a multiple, so that tensor parallelism divides them
-_TRIMMED_TO = 32
 
 # The tokens that an objective puts into a row: what each may be called, the first being what is added.
 MASK = (("[MASK]", "<mask>"),)
@@ -71,20 +70,20 @@ class Rows(NamedTuple):
         """Some of the rows."""
         return Rows(*(None if a is None else a[which] for a in self))  # type: ignore[arg-type]
 
-    def trimmed(self) -> Rows:
-        """Without the columns in which no row has anything, but for what a common width wants."""
+    def trimmed(self, multiple: int = MULTIPLE) -> Rows:
+        """Without the columns in which no row has anything, but for what makes a width a multiple of that."""
         if self.source is None or self.source_real is None:
             return self
-        T, S = (_width(real) for real in (self.targets != UNSCORED, self.source_real))
+        T, S = (_width(real, multiple) for real in (self.targets != UNSCORED, self.source_real))
         inputs, targets = self.inputs[:, :T], self.targets[:, :T]
         return self._replace(
             inputs=inputs, targets=targets, source=self.source[:, :S], source_real=self.source_real[:, :S]
         )
 
 
-def _width(real: np.ndarray) -> int:
+def _width(real: np.ndarray, multiple: int) -> int:
     longest = int(np.flatnonzero(real.any(0))[-1]) + 1
-    return min(real.shape[1], -(-longest // _TRIMMED_TO) * _TRIMMED_TO)
+    return min(real.shape[1], -(-longest // multiple) * multiple)
 
 
 def special_ids(tokenizer: Tokenizer, objective: str) -> list[int]:
@@ -138,7 +137,7 @@ def rows(
     own = data.tokenizer
     start = own.eot_id if start is None else start
     if objective == "seq2seq":
-        return _pairs(data, split, seed, [row + step * batch_size for row in chosen], context, start or 0)
+        return _pairs(data, split, seed, step * batch_size, batch_size, chosen, context, start or 0)
     if objective in OF_CONVERSATIONS.values():
         samples = [row + step * batch_size for row in chosen]
         makes = answers.pairs if objective == "dpo" else answers.rows
@@ -243,21 +242,37 @@ def _check_pairs(data: Text) -> None:
         )
 
 
-def _pairs(data: Text, split: str, seed: int, samples: list[int], context: int, start: int) -> Rows:
-    """An epoch takes each pair once, in an order of its own. Longer than `context`, a side keeps its beginning."""
+def _pairs(
+    data: Text, split: str, seed: int, first: int, batch_size: int, chosen: Sequence[int], context: int, start: int
+) -> Rows:
+    """An epoch takes each pair once, in an order of its own. Longer than `context`, a side keeps its beginning.
+
+    The rows of a batch go by length, so that those of a micro-batch are padded to little more than their own.
+    """
     _check_pairs(data)
     tokens, ends, end = data.tokens(split), data.document_ends(split), data.tokenizer.eot_id or 0
     width = -(-context // MULTIPLE) * MULTIPLE
+    numbers = _drawn(first, batch_size, len(ends), seed)
+    begins = np.where(numbers, ends[numbers - 1], 0)
+    order = np.argsort(ends[numbers] - begins, kind="stable")
     made: list[Rows] = []
-    for sample in samples:
-        epoch, place = divmod(sample, len(ends))
-        key = loader.key_of(seed, epoch, "pairs")
-        n = int(loader.permuted(np.array([place]), len(ends), key)[0])
-        both = tokens[int(ends[n - 1]) if n else 0 : int(ends[n])].astype(np.int64)
+    for row in chosen:
+        n = order[row]
+        both = tokens[int(begins[n]) : int(ends[numbers[n]])].astype(np.int64)
         at = int(np.flatnonzero(both == end)[0])
         source, target = both[:at][: context - 1].tolist(), both[at + 1 : -1].tolist()
         made.append(_pair([*source, end], [*target, end][:context], width, width, end, start))
     return Rows(*(None if a[0] is None else np.stack(a) for a in zip(*made, strict=True)))  # type: ignore[arg-type]
+
+
+def _drawn(first: int, count: int, of: int, seed: int) -> np.ndarray:
+    """The numbers of `count` pairs out of `of`, the first of which is the `first` that was ever drawn."""
+    epochs, places = np.divmod(np.arange(first, first + count), of)
+    found = np.empty(count, np.int64)
+    for epoch in np.unique(epochs):
+        here = epochs == epoch
+        found[here] = loader.permuted(places[here], of, loader.key_of(seed, int(epoch), "pairs"))
+    return found
 
 
 def _middle(line: np.ndarray, special: list[int], end: int | None, random: np.random.Generator) -> Rows:

@@ -6,12 +6,13 @@ model of every family. One process (`memory.py`) and one of several (`ranks.py`)
 - an RMSNorm keeps its input, its scaled input and one number; a LayerNorm its input and two;
 - each product keeps its input; under autocast norms stay in float32 and each product has its own copy of its input;
 - attention keeps queries, keys, values, its output and the log-sum-exp of each query and head; by products, in place of
-  that, its probabilities, block by block;
+  that, its probabilities, block by block where it is causal;
 - a window that hides something is a mask of T x T numbers in every layer, which torch's kernel keeps; such a layer
   never takes products;
 - dropout keeps a byte a number.
 
-Of an encoder-decoder this is roughly so: what T5 adds to its products makes torch keep probabilities too.
+Of an encoder-decoder this is roughly so: what T5 adds to its products makes torch keep probabilities too, and those of
+a target over its source are not counted.
 
 With tensor parallelism the norms see a part of the sequence; what goes into a product is gathered and kept whole. Not
 counted: casts of weights, tokens, and masks of packed documents.
@@ -116,11 +117,14 @@ def attention_extra_bytes(layer: Layer, b: MicroBatch) -> float:
     """Kept by one layer's attention beside what every token keeps: a mask, or probabilities for the log-sum-exp."""
     if is_masked(layer, b.context):
         return b.item * b.context * b.context / b.cp
-    if b.kernel != "products" or b.cp > 1 or not layer.attentions[0].causal:
+    if b.kernel != "products" or b.cp > 1:
         return 0.0
-    kept = sum((end - start) * end for start, end in attention_blocks(b.context))
     heads = layer.attentions[0].heads / b.tp
-    return b.sequences * heads * (b.item * kept - FLOAT * b.context)
+    if layer.attentions[0].causal:
+        kept = b.item * sum((end - start) * end for start, end in attention_blocks(b.context))
+    else:  # formed in float32, and cast for the product that they go into
+        kept = (FLOAT + (HALF if b.short else 0)) * b.context**2
+    return b.sequences * heads * (kept - FLOAT * b.context)
 
 
 def layer_bytes(layer: Layer, hidden: int, b: MicroBatch) -> float:

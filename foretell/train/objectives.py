@@ -90,6 +90,9 @@ def check(config: RunConfig, data: Data) -> None:
     if objective == "dpo" and (config.train.needed("micro_batch_size") % 2 or _several(p)):
         micro = config.train.micro_batch_size
         raise ConfigError(f"train.objective=dpo wants one process and an even train.micro_batch_size, which is {micro}")
+    if config.train.label_smoothing and (p.tp > 1 or objective == "dpo"):
+        what = f"parallel.tp ({p.tp})" if p.tp > 1 else "train.objective=dpo"
+        raise ConfigError(f"train.label_smoothing ({config.train.label_smoothing}) cannot be had with {what}; set it 0")
     objectives.special_ids(data.tokenizer, objective)
     objectives.count(data, "train", objective, config.train.context)
     if objective == "span_corruption":

@@ -198,7 +198,10 @@ def decide(
     fixed = config.train.steps or config.train.tokens
     budget = plan.parse_budget(config.train.budget) if config.train.budget and not fixed else None
     measured_probe = None
-    worth = budget.is_worth_a_probe if budget else _seconds(config, text, machine, processes) > WORTH_PROBING_SECONDS
+    # The law forecasts the loss at next tokens; of another objective a probe would only help to find a size.
+    of_law = config.train.objective == "next_token"
+    long = of_law and not budget and _seconds(config, text, machine, processes) > WORTH_PROBING_SECONDS
+    worth = budget.is_worth_a_probe if budget else long
     if trials and worth and config.train.base is None:  # the probe is for the law of models that begin from nothing
         show({"event": "probing"})
         measured_probe = trial.probe(data)
@@ -326,6 +329,7 @@ def _job(
         peak_flops_per_second=plan.peak_flops_per_second(machine),
         limit_seconds=limit,
         session=session,
+        multiple=config.parallel.tp,
         start=config.model.decoder_start_token_id,
     )
 
