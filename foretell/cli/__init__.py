@@ -17,7 +17,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from foretell import __version__, errors
-from foretell.cli import forecasting
+from foretell.cli import asking, finetuning, forecasting
 from foretell.cli.ladder import ladder_app
 from foretell.cli.options import Base, Json, Out, Quiet, RunToml, console, emit, fail, read_config, with_options
 from foretell.cli.tokenizer import tokenizer_app
@@ -73,7 +73,8 @@ def main() -> None:
 
 
 def _trains(words: list[str]) -> bool:
-    return words[:1] in (["train"], ["demo"], ["calibrate"]) or words[:2] in (["ladder", "run"], ["vectors", "train"])
+    alone = (["train"], ["finetune"], ["demo"], ["calibrate"])
+    return words[:1] in alone or words[:2] in (["ladder", "run"], ["vectors", "train"])
 
 
 class _Terminated(BaseException):
@@ -222,6 +223,9 @@ def launch(
 
 
 app.command()(forecasting.verify)
+app.command()(finetuning.finetune)
+for _verb in (asking.translate, asking.summarize, asking.ask, asking.chat, asking.classify):
+    app.command()(_verb)
 
 
 @app.command()
@@ -232,13 +236,24 @@ def evaluate(
     stride: Annotated[int | None, typer.Option(help="Tokens between windows; context when not given.")] = None,
     source_key: Annotated[str | None, typer.Option(help="Pairs: key or column of the source.")] = None,
     target_key: Annotated[str | None, typer.Option(help="Pairs: key or column of the target.")] = None,
+    task: Annotated[str | None, typer.Option(help="translation, summarization, qa, classification, ...")] = None,
+    target_language: asking.To = None,
+    beams: asking.Beams = None,
+    instruction: asking.Instruction = None,
+    max_new_tokens: asking.Longest = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="With --task: the first so many examples.")] = None,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Perplexity, bits per byte and next-token accuracy on text, each with an interval.
+    """Perplexity, bits per byte and next-token accuracy on text, each with an interval; with --task a task's scores.
 
     An encoder is asked for hidden tokens, an encoder-decoder for targets of pairs, or for what was cut out of a text.
     """
+    if task is not None:
+        changes = {"target_language": target_language, "beams": beams}
+        changes |= {"instruction": instruction, "max_new_tokens": max_new_tokens}
+        asking.evaluate(model, task, source, changes, limit, (source_key, target_key), as_json, quiet)
+        return
     from rich.markup import escape
 
     from foretell import config, data
@@ -347,11 +362,11 @@ def embed(
 
 @app.command()
 def report(
-    runs: Annotated[list[Path], typer.Argument(help="Run folders, several are compared; or a ladder's.")],
+    runs: Annotated[list[Path], typer.Argument(help="Run folders, several are compared; or a ladder's, or vectors'.")],
     out: Annotated[Path | None, typer.Option("--out", help="The page; RUN/report.html when not given.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Write the page of a run or a ladder: self-contained, opens offline, in English and Chinese."""
+    """Write the page of a run, a ladder or word vectors: self-contained, opens offline, in English and Chinese."""
     from foretell import report as pages
 
     path = pages.write(runs, out)

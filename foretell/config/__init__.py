@@ -26,6 +26,7 @@ FORMAT_VERSION = 1
 Objective = Literal[
     "next_token", "masked", "span_corruption", "seq2seq", "fill_in_the_middle", "prefix", "answers", "dpo"
 ]
+TaskKind = Literal["translation", "summarization", "qa", "dialogue", "generation", "classification"]
 
 
 class TokenizerConfig(Table):
@@ -49,7 +50,9 @@ class DataConfig(Table):
     source: str | list[str] | None = Field(None, description="files, folders, globs, hf://name, or a prepared folder")
     valid_fraction: float = Field(0.05, gt=0, lt=0.5, description="share of the text held out for validation")
     test_fraction: float = Field(0.05, ge=0, lt=0.5, description="share of the text held out for the final test")
-    split: Literal["auto", "hash", "tail"] = Field("auto", description="by document, or the end of the text")
+    split: Literal["auto", "hash", "tail", "name"] = Field(
+        "auto", description="by document, the end of the text, or files by name: train..., valid... or dev..., test..."
+    )
     text_key: str | None = Field(None, description="key or column that holds the text; recognised when unset")
     source_key: str | None = Field(
         None, description="key, or column by name or number from 1, of a pair's source; JSON lines, CSV, TSV"
@@ -79,6 +82,7 @@ class TrainConfig(Table):
 
     steps: int | None = Field(None, gt=0, description="optimiser steps")
     tokens: int | None = Field(None, gt=0, description="training tokens; steps = tokens / global_batch_tokens")
+    epochs: float | None = Field(None, gt=0, description="passes over the rows of the text; tokens follow from it")
     budget: str | None = Field(None, description="10m, 2h, 90s or 1e15 FLOPs: the forecast sizes the run")
     ladder: str | None = Field(
         None, description="a finished ladder's folder: its law sizes the run, its recipe trains it"
@@ -146,6 +150,19 @@ class LoraConfig(Table):
     targets: list[str] | None = Field(
         None, description="products that have one, such as q_proj; unset: all of attention, feed-forward"
     )
+
+
+class TaskConfig(Table):
+    """`[task]`: what a model is tuned for (docs/tasks.md); set by `foretell finetune`, kept with the model."""
+
+    kind: TaskKind | None = Field(None, description="the application; unset: none")
+    source_language: str | None = Field(None, description="of what is given, such as en: ISO 639-1")
+    target_language: str | None = Field(None, description="of what is wanted, such as zh")
+    both_ways: bool = Field(False, description="translation: either language into the other, told apart by a tag")
+    instruction: str | None = Field(None, description="what a decoder is asked; unset: the task's own, by language")
+    max_new_tokens: int | None = Field(None, gt=0, description="longest answer; unset: by the task")
+    beams: int | None = Field(None, gt=0, description="hypotheses of a search; unset: 4 of encoder-decoders, else 1")
+    length_penalty: float = Field(1.0, description="a hypothesis counts log-likelihood / length to this power")
 
 
 class ParallelConfig(Table):
@@ -220,6 +237,7 @@ class RunConfig(Table):
     data: DataConfig = DataConfig()
     train: TrainConfig = TrainConfig()
     lora: LoraConfig = LoraConfig()
+    task: TaskConfig = TaskConfig()
     parallel: ParallelConfig = ParallelConfig()
     cluster: ClusterConfig = ClusterConfig()
     evaluate: EvaluateConfig = EvaluateConfig()

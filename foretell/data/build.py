@@ -25,7 +25,7 @@ from typing import IO, Any, Literal
 
 from foretell import runtime
 from foretell.config import DataConfig, TokenizerConfig
-from foretell.data import clean, conversations, readers
+from foretell.data import clean, conversations, readers, splits
 from foretell.data.claims import Claims
 from foretell.data.job import Job, Progress
 from foretell.data.shards import FORMAT_VERSION, SPLITS, open_data, read_index
@@ -73,6 +73,8 @@ def prepare(
     began = time.monotonic()
     _check(tokenizer_config)
     pair_of(data_config)
+    if data_config.split == "name":
+        split_of = splits.by_name
     out = Path(out)
     out.absolute().parent.mkdir(parents=True, exist_ok=True)
     work = out.absolute().parent / f".{out.name}.partial"

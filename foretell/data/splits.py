@@ -5,6 +5,7 @@ test_fraction + valid_fraction (valid), or above (train); so a document keeps it
 chance leaves test or valid empty, its bound moves up to the next document.
 `tail`: by place. The last bytes of the text are test, those before them valid; the document at a bound is cut there, at
 a line. For few, long documents, where hashing would give splits of wild sizes. `auto`: tail below 20 documents.
+`name`: whole files, by what their names begin with.
 `split_of`: the caller decides by the document's source (whole modules, whole books).
 """
 
@@ -12,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,6 +24,7 @@ from foretell.data.shards import SPLITS
 from foretell.errors import DataError
 
 FEW_DOCUMENTS = 20
+_BEGINNINGS = {"train": ("train",), "valid": ("val", "dev"), "test": ("test",)}
 Digest = bytes
 
 
@@ -34,6 +37,15 @@ class Rule:
 
     def record(self) -> dict[str, Any]:
         return asdict(self)
+
+
+def by_name(source: str) -> str:
+    """The split of a file: what its name begins with, train, valid (val, dev) or test. DataError for another name."""
+    name = Path(source).name.lower()
+    for split, beginnings in _BEGINNINGS.items():
+        if name.startswith(beginnings):
+            return split
+    raise DataError(f"{source}: data.split=name wants files whose names begin with train, valid (val, dev) or test")
 
 
 def positions(digests: Sequence[Digest]) -> np.ndarray:

@@ -8,7 +8,9 @@ from typing import Any
 from foretell.data.records import Turns
 from foretell.tokenizer import chat
 
+# What roles are called elsewhere: ShareGPT, Gemma, CrossWOZ.
 _ROLES = {"human": "user", "gpt": "assistant", "bot": "assistant", "model": "assistant"}
+_ROLES |= {"usr": "user", "sys": "assistant"}
 
 
 def canonical(value: Any, turns: Turns) -> str:
@@ -19,7 +21,7 @@ def canonical(value: Any, turns: Turns) -> str:
         found = _preference(value)
         chat.render(turns.template, [*found["prompt"], _message("assistant", found["chosen"])])
         return _written(found)
-    messages = _messages_of(value)
+    messages = messages_of(value)
     if not any(m["role"] == "assistant" and m["content"].strip() for m in messages):
         raise ValueError("no answer: no message of the assistant says anything")
     chat.render(turns.template, messages)  # which not every order of roles has
@@ -30,7 +32,8 @@ def _written(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
 
 
-def _messages_of(value: dict[str, Any]) -> list[dict[str, str]]:
+def messages_of(value: dict[str, Any]) -> list[dict[str, str]]:
+    """The messages of a record in one of the forms of a conversation. ValueError says what is wrong."""
     if "messages" in value:
         return _messages(value["messages"])
     if "instruction" in value:

@@ -3,5 +3,17 @@
 from foretell.evaluate.evaluation import evaluate, evaluate_split
 from foretell.evaluate.objective import evaluate_objective, evaluate_texts
 from foretell.evaluate.result import render
+from foretell.evaluate.task import evaluate_task
+from foretell.evaluate.task import keep as keep_scores
+from foretell.evaluate.task import render as render_task
 
-__all__ = ["evaluate", "evaluate_objective", "evaluate_split", "evaluate_texts", "render"]
+__all__ = [
+    "evaluate",
+    "evaluate_objective",
+    "evaluate_split",
+    "evaluate_task",
+    "evaluate_texts",
+    "keep_scores",
+    "render",
+    "render_task",
+]

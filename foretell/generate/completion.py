@@ -74,7 +74,7 @@ def generate(
     sampling = Sampling(temperature, top_k, top_p, min_p, repetition_penalty)
     rows = _rows(model, tokenizer, prompts, max_new_tokens, tuple(stop), seed)
     for group in _groups(rows):
-        for row, piece in _completed(model, tokenizer, group, sampling):
+        for row, piece in _completed(model, tokenizer, group, sampling, tokenizer.eot_id):
             row.pieces.append(piece)
     return [_result(row) for row in rows]
 
@@ -82,7 +82,7 @@ def generate(
 def stream(
     model: Decoder,
     tokenizer: Tokenizer,
-    prompt: str,
+    prompt: str | Sequence[int],
     *,
     max_new_tokens: int = 128,
     temperature: float = 0.8,
@@ -92,11 +92,16 @@ def stream(
     repetition_penalty: float = 1.0,
     stop: Sequence[str] = (),
     seed: int = 0,
+    end: int | None = None,
 ) -> Iterator[str]:
-    """Text pieces of the one completion that `generate([prompt])` would give, as soon as each is certain."""
+    """Text pieces of the one completion that `generate([prompt])` would give, as soon as each is certain.
+
+    A prompt may be ids, which are taken as they are. end: the token that ends it; that of a text by default.
+    """
     sampling = Sampling(temperature, top_k, top_p, min_p, repetition_penalty)
     rows = _rows(model, tokenizer, [prompt], max_new_tokens, tuple(stop), seed)
-    return (piece for _, piece in _completed(model, tokenizer, rows, sampling) if piece)
+    end = tokenizer.eot_id if end is None else end
+    return (piece for _, piece in _completed(model, tokenizer, rows, sampling, end) if piece)
 
 
 def tokens_cut(model: Decoder, tokenizer: Tokenizer, prompt: str) -> int:
@@ -118,7 +123,12 @@ def _result(row: _Row) -> dict[str, Any]:
 
 
 def _rows(
-    model: Decoder, tokenizer: Tokenizer, prompts: Sequence[str], max_new_tokens: int, stop: tuple[str, ...], seed: int
+    model: Decoder,
+    tokenizer: Tokenizer,
+    prompts: Sequence[str | Sequence[int]],
+    max_new_tokens: int,
+    stop: tuple[str, ...],
+    seed: int,
 ) -> list[_Row]:
     if max_new_tokens < 1:
         raise ConfigError(f"max_new_tokens is {max_new_tokens}; it must be at least 1")
@@ -126,16 +136,18 @@ def _rows(
         raise ConfigError(f"seed is {seed}; it must be 0 or more")
     context = model.config.max_position_embeddings or 1
     first = [] if tokenizer.bos_id is None else [tokenizer.bos_id]
+    texts = [p if isinstance(p, str) else "" for p in prompts]
     rows = []
-    for n, (prompt, encoded) in enumerate(zip(prompts, tokenizer.encode_batch(list(prompts)), strict=True)):
-        ids = [*first, *encoded.tolist()] or ([] if tokenizer.eot_id is None else [tokenizer.eot_id])
+    for n, (prompt, text, encoded) in enumerate(zip(prompts, texts, tokenizer.encode_batch(texts), strict=True)):
+        ids = [*first, *encoded.tolist()] if isinstance(prompt, str) else list(prompt)
+        ids = ids or ([] if tokenizer.eot_id is None else [tokenizer.eot_id])
         if not ids:
             raise ConfigError("an empty prompt, and a tokenizer without a token to begin with; give a prompt")
         # A prompt that leaves no room keeps its last half context, so that something can follow it.
         used = ids if len(ids) < context else ids[-max(1, context // 2) :]
         room = min(max_new_tokens, context - len(used) + 1)
         random = np.random.default_rng([seed, n])
-        rows.append(_Row(n, prompt, used, room, len(ids) - len(used), random, Text(stop)))
+        rows.append(_Row(n, text, used, room, len(ids) - len(used), random, Text(stop)))
     return rows
 
 
@@ -155,7 +167,7 @@ def _groups(rows: list[_Row]) -> Iterator[list[_Row]]:
 
 
 def _completed(
-    model: Decoder, tokenizer: Tokenizer, rows: list[_Row], sampling: Sampling
+    model: Decoder, tokenizer: Tokenizer, rows: list[_Row], sampling: Sampling, end: int | None
 ) -> Iterator[tuple[_Row, str]]:
     """Run the rows to their ends; yields each row's text piece by piece."""
     training = model.training
@@ -164,7 +176,7 @@ def _completed(
     try:
         for batch, tokens in _steps(model, rows, sampling):
             for row, token in zip(batch, tokens, strict=True):
-                piece = _take(row, token, tokenizer)
+                piece = _take(row, token, tokenizer, end)
                 row.seconds = time.perf_counter() - started
                 if piece:
                     yield row, piece
@@ -172,9 +184,9 @@ def _completed(
         model.train(training)
 
 
-def _take(row: _Row, token: int, tokenizer: Tokenizer) -> str:
+def _take(row: _Row, token: int, tokenizer: Tokenizer, end: int | None) -> str:
     """Add a token to its row: text that became certain, and the row's end where this is it."""
-    if token == tokenizer.eot_id:
+    if token in (end, tokenizer.eot_id):
         row.finish_reason = "end"
         return row.text.end()
     row.tokens += 1

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 from foretell import checkpoint
+from foretell.checkpoint import files
 from foretell.config import RunConfig
 from foretell.data import Data
 from foretell.errors import CheckpointError
 from foretell.models import adapters, hf
 from foretell.models.hf import Chat
 from foretell.models.source import Source
+from foretell.tasks import card
+from foretell.tasks.card import Card
 from foretell.tokenizer import chat
 from foretell.train import lora, tune
 from foretell.train.alone import Alone, Team
@@ -22,6 +26,17 @@ def model(run: Path, config: RunConfig, data: Data, team: Team) -> None:
     Raises CheckpointError where several processes trained and there is none.
     """
     base = tune.base(config)
+    _folder(run, config, data, team, base)
+    if config.task.kind is not None:
+        told = data.index.get("conversations")
+        template = chat.named(told["name"], told["bos"], told["eos"], told["system"]) if told else None
+        written = json.dumps(card.contents(Card(config.task, template)), ensure_ascii=False, indent=1) + "\n"
+        for folder in (run / "model", run / "adapter"):
+            if folder.is_dir():
+                files.write_atomic(folder / card.FILE, written.encode())
+
+
+def _folder(run: Path, config: RunConfig, data: Data, team: Team, base: Source | None) -> None:
     brought = _brought(base, data)
     if isinstance(team, Alone):
         hf.save(team.model, data.tokenizer, run / "model", dict(lora.merged(team.model, config)), brought)

@@ -76,6 +76,22 @@ def fitting(config: RunConfig, data: Data) -> RunConfig:
     return run_config.updated(config, train=changes, data={"packing": "within"})
 
 
+def lasting(config: RunConfig, data: Data) -> RunConfig:
+    """The config with the tokens that its epochs come to. ConfigError where it says another length as well."""
+    t = config.train
+    if t.epochs is None:
+        return config
+    rows = objectives.count(data, "train", t.objective, t.context)
+    tokens = max(1, round(t.epochs * rows)) * t.context
+    for key, other in (("budget", t.budget), ("tokens", None if t.tokens == tokens else t.tokens)):
+        if other is not None:
+            raise ConfigError(
+                f"train.epochs ({t.epochs:g}, which is {tokens:,} tokens) and train.{key} ({other}) are two lengths; "
+                "leave one out"
+            )
+    return run_config.updated(config, train={"tokens": tokens})
+
+
 def _several(p: ParallelConfig) -> bool:
     return p.dp_replicate * (p.dp_shard or 1) * p.tp * p.pp * p.cp > 1
 
