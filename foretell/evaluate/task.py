@@ -8,15 +8,17 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from foretell import metrics
 from foretell.checkpoint import files
 from foretell.errors import DataError
+from foretell.evaluate.continuations import evaluate_generation
+from foretell.evaluate.dialogue import Progress, evaluate_dialogue
+from foretell.evaluate.result import scored
 from foretell.metrics import Measure
 from foretell.tasks import prompts, scores, tuned
 from foretell.tasks.examples import Example
@@ -27,19 +29,32 @@ if TYPE_CHECKING:
 
 _AT_ONCE = 64  # examples between two reports of progress
 _SHOWN = 3
-Progress = Callable[[int, int], None]
 
 
-def evaluate_task(asked: Tuned, examples: Sequence[Example], progress: Progress | None = None) -> dict[str, Any]:
+def evaluate_task(
+    asked: Tuned, examples: Sequence[Example], progress: Progress | None = None, features: Path | None = None
+) -> dict[str, Any]:
     """The fields of `foretell evaluate --task --json`: each metric by its name, ci, how, rules, samples, seconds ...
 
-    ci are 95% intervals. rules: the same metrics of simple rules. samples: the best and the worst answers.
+    ci are 95% intervals. rules: the same metrics of simple rules, and of what people wrote. samples: the best and the
+    worst answers. features: of generation, the model whose vectors tell texts apart.
     """
     if not examples:
         raise DataError("nothing to score: no examples")
     began = time.perf_counter()
+    if asked.task.kind == "dialogue":
+        told = evaluate_dialogue(asked, examples, progress)
+    elif asked.task.kind == "generation":
+        told = evaluate_generation(asked, examples, progress, features)
+    else:
+        told = _of_answers(asked, examples, progress)
+    task = asked.task.model_dump(exclude_none=True)
+    return {"task": task, "items": len(examples), "seconds": time.perf_counter() - began, **told}
+
+
+def _of_answers(asked: Tuned, examples: Sequence[Example], progress: Progress | None) -> dict[str, Any]:
+    """Scores of a task whose answers say all."""
     found = answered(asked, examples, progress)
-    seconds = time.perf_counter() - began
     texts = [a.text for a in found]
     measured = scores.measures(texts, examples, asked.task)
     rules = {
@@ -47,14 +62,14 @@ def evaluate_task(asked: Tuned, examples: Sequence[Example], progress: Progress 
         for name, said in scores.rules(examples, asked.task).items()
     }
     return {
-        **result(measured),
-        "task": asked.task.model_dump(exclude_none=True),
-        "items": len(examples),
+        **scored(measured),
         "cut": sum(a.cut for a in found),
-        "seconds": seconds,
         "rules": rules,
         "samples": _samples(next(iter(measured.values())), examples, texts, asked),
-        "answers": texts,
+        "answers": [
+            {"name": e.name, "source": e.source, "wanted": list(e.targets), "answer": t}
+            for e, t in zip(examples, texts, strict=True)
+        ],
     }
 
 
@@ -68,16 +83,6 @@ def answered(asked: Tuned, examples: Sequence[Example], progress: Progress | Non
         if progress is not None:
             progress(len(found), len(examples))
     return [found[n] for n in range(len(examples))]
-
-
-def result(measured: dict[str, Measure]) -> dict[str, Any]:
-    """Each metric by its name, their intervals and how they were computed."""
-    card = {name: metrics.score(m) for name, m in measured.items()}
-    return {
-        **{name: s.value for name, s in card.items()},
-        "ci": {name: [s.low, s.high] for name, s in card.items() if s.low is not None},
-        "how": {name: s.how for name, s in card.items()},
-    }
 
 
 def _samples(first: Measure, examples: Sequence[Example], texts: Sequence[str], asked: Tuned) -> list[dict[str, Any]]:
@@ -97,7 +102,7 @@ def _samples(first: Measure, examples: Sequence[Example], texts: Sequence[str], 
     ]
 
 
-def keep(model: Path, result: dict[str, Any], examples: Sequence[Example]) -> None:
+def keep(model: Path, result: dict[str, Any]) -> None:
     """The scores of a run into its eval.json, under `tasks`, and its answers beside; nothing for other models."""
     if not (model / "config.toml").is_file():
         return
@@ -107,10 +112,7 @@ def keep(model: Path, result: dict[str, Any], examples: Sequence[Example]) -> No
     card = {k: v for k, v in result.items() if k != "answers"}
     told["tasks"] = {**told.get("tasks", {}), kind: card}
     files.write_atomic(file, (json.dumps(told, ensure_ascii=False, indent=1) + "\n").encode())
-    lines = (
-        json.dumps({"name": e.name, "source": e.source, "wanted": list(e.targets), "answer": a}, ensure_ascii=False)
-        for e, a in zip(examples, result["answers"], strict=True)
-    )
+    lines = (json.dumps(answer, ensure_ascii=False) for answer in result["answers"])
     files.write_atomic(model / f"answers-{kind}.jsonl", ("\n".join(lines) + "\n").encode())
 
 
@@ -129,7 +131,11 @@ def render(result: dict[str, Any]) -> Table:
         table.add_column(escape(rule), justify="right")
     for name in result["how"]:
         low_high = result["ci"].get(name)
-        interval = f"{low_high[0]:.2f} to {low_high[1]:.2f}" if low_high else ""
-        rules = [f"{values[name]:.2f}" if name in values else "" for values in result["rules"].values()]
-        table.add_row(name.replace("_", " "), f"{result[name]:.2f}", interval, *rules)
+        interval = f"{_short(low_high[0])} to {_short(low_high[1])}" if low_high else ""
+        rules = [_short(values[name]) if name in values else "" for values in result["rules"].values()]
+        table.add_row(name.replace("_", " "), _short(result[name]), interval, *rules)
     return table
+
+
+def _short(value: float) -> str:
+    return f"{value:.3f}" if abs(value) < 2 else f"{value:,.2f}"
