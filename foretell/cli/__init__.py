@@ -120,6 +120,9 @@ def demo(
 def prepare(
     sources: Annotated[list[str], typer.Argument(help="Files, folders, globs, - for stdin, hf://name; key=value.")],
     out: Annotated[Path, typer.Option("--out", help="The folder to make.")],
+    base: Annotated[
+        Path | None, typer.Option("--base", help="In tokens, and the chat template, of this model, to go on from it.")
+    ] = None,
     workers: Annotated[int | None, typer.Option(help="Processes; one a core when not given.")] = None,
     engine: Annotated[str, typer.Option(help="processes, or ray: workers on a Ray cluster.")] = "processes",
     as_json: Json = False,
@@ -137,6 +140,10 @@ def prepare(
     if engine not in ("processes", "ray"):
         raise errors.ConfigError(f"--engine {engine}: there are processes and ray")
     kept = [s for s in sources if s not in overrides]
+    if base is not None:
+        from foretell.cli.steps import with_base
+
+        c = with_base(str(base), c, out.parent, kept)
     with Display(console(), quiet) as display:
         where: Literal["processes", "ray"] = "ray" if engine == "ray" else "processes"
         result = data.prepare(kept, out, c.tokenizer, c.data, workers=workers, progress=display.prepare, engine=where)

@@ -105,6 +105,7 @@ class TrainConfig(Table):
     dpo_beta: float = Field(0.1, gt=0, description="dpo: how far the model is held to its base")
     trained_parameters: int | None = Field(None, gt=0, description="numbers that learn, where not all do; derived")
     added_parameters: int | None = Field(None, gt=0, description="numbers of adapters among them; derived")
+    adapted: list[str] | None = Field(None, description="products that have adapters; derived")
     optimizer: Literal["muon", "adamw", "sgd"] = Field(
         "muon", description="muon: matrices by Muon, the rest by AdamW; with a base adamw"
     )

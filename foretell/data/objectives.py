@@ -25,12 +25,14 @@ from foretell.data.answers import UNSCORED as UNSCORED
 from foretell.data.loader import Text
 from foretell.data.shards import Data
 from foretell.errors import ConfigError, DataError
+from foretell.plan.rows import MASKED_SHARE, SPAN_TOKENS, masked_count, padded, span_counts
+from foretell.plan.rows import MULTIPLE as MULTIPLE
+from foretell.plan.rows import PARTLY as PARTLY
+from foretell.plan.rows import WITH_SOURCE as WITH_SOURCE
 from foretell.tokenizer import Tokenizer
 
-MASKED_SHARE, SPAN_TOKENS = 0.15, 3.0
 FIM_SHARE = 0.5  # of the documents in a window; of those, half begin with the suffix
 SENTINELS = 100
-MULTIPLE = 8  # sources and targets are padded to a multiple, so that tensor parallelism divides them
 
 # The tokens that an objective puts into a row: what each may be called, the first being what is added.
 MASK = (("[MASK]", "<mask>"),)
@@ -45,10 +47,7 @@ SPECIAL: dict[str, tuple[tuple[str, ...], ...]] = {
     "span_corruption": SPANS,
     "fill_in_the_middle": MIDDLE,
 }
-# Of these a row's tokens are not all scored; these give an encoder-decoder a source.
-PARTLY = frozenset({"masked", "span_corruption", "seq2seq", "prefix", "answers", "dpo"})
 OF_CONVERSATIONS = {"chat": "answers", "preference": "dpo"}
-WITH_SOURCE = frozenset({"span_corruption", "seq2seq"})
 
 
 class Rows(NamedTuple):
@@ -169,11 +168,6 @@ def _conversations(data: Text, objective: str) -> Data:
     return data
 
 
-def masked_count(length: int) -> int:
-    """Tokens that are asked for in a row of that length."""
-    return max(1, round(MASKED_SHARE * length))
-
-
 def _masked(tokens: np.ndarray, segments: np.ndarray, mask: int, own: Tokenizer, random: np.random.Generator) -> Rows:
     """Of the tokens asked for, 80% are hidden, 10% are another, 10% stand as they are."""
     n = masked_count(len(tokens))
@@ -185,12 +179,6 @@ def _masked(tokens: np.ndarray, segments: np.ndarray, mask: int, own: Tokenizer,
     drawn = random.integers(0, own.vocab_size, n)
     inputs[asked] = np.where(kind < 0.8, mask, np.where(kind < 0.9, drawn, tokens[asked]))
     return Rows(inputs, targets, segments)
-
-
-def span_counts(length: int) -> tuple[int, int]:
-    """Tokens cut out of a row of that length, and in how many stretches."""
-    noise = min(max(round(MASKED_SHARE * length), 1), length - 1)
-    return noise, min(max(round(noise / SPAN_TOKENS), 1), length - noise)
 
 
 def check_context(context: int) -> None:
@@ -214,7 +202,7 @@ def _spans(tokens: np.ndarray, sentinels: list[int], end: int, start: int, rando
         source += [*tokens[place : place + whole].tolist(), sentinel]
         target += [sentinel, *tokens[place + whole : place + whole + gone].tolist()]
         place += whole + gone
-    width_s, width_t = (-(-(len(r) + 1) // MULTIPLE) * MULTIPLE for r in (source, target))
+    width_s, width_t = (padded(len(r) + 1) for r in (source, target))
     return _pair([*source, end], [*target, end], width_s, width_t, end, start)
 
 
@@ -251,7 +239,7 @@ def _pairs(
     """
     _check_pairs(data)
     tokens, ends, end = data.tokens(split), data.document_ends(split), data.tokenizer.eot_id or 0
-    width = -(-context // MULTIPLE) * MULTIPLE
+    width = padded(context)
     numbers = _drawn(first, batch_size, len(ends), seed)
     begins = np.where(numbers, ends[numbers - 1], 0)
     order = np.argsort(ends[numbers] - begins, kind="stable")

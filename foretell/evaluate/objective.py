@@ -59,7 +59,7 @@ def evaluate_objective(
     sums, size = Sums(crew), np.zeros((1, n))
     lengths = np.array([len(data.tokenizer.token_bytes(i)) for i in range(model.config.sizes.V)])
     try:
-        for numbers, empty in _dealt(n, batch_size or _BATCH_SIZE, crew):
+        for numbers, empty in dealt(n, batch_size or _BATCH_SIZE, crew):
             found = objectives.rows(
                 objective,
                 data,
@@ -83,7 +83,7 @@ def evaluate_objective(
     return _summary(sums.of_documents(n), size[0], {"context": context, "stride": context, "objective": objective})
 
 
-def _dealt(n: int, rows: int, crew: Crew | None) -> Iterator[tuple[list[int], bool]]:
+def dealt(n: int, rows: int, crew: Crew | None) -> Iterator[tuple[list[int], bool]]:
     """This process's batches of the rows 0 to n - 1; where none is left to it, one again that asks nothing."""
     batches = [list(range(i, min(n, i + rows))) for i in range(0, n, rows)]
     dp, rank = (1, 0) if crew is None else (crew.dp, crew.dp_rank)

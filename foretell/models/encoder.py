@@ -17,7 +17,7 @@ from foretell.models.cross import over_keys
 
 
 class Trunk(nn.Module):
-    """Embeddings and layers: token ids (B, T) to hidden states (B, T, D)."""
+    """Embeddings, and layers from them to hidden states, both (B, T, D)."""
 
     def __init__(self, c: ModelConfig, dropout: float, kernel: str) -> None:
         super().__init__()
@@ -29,11 +29,14 @@ class Trunk(nn.Module):
         self.layers = nn.ModuleList(bert.layers(c, dropout, kernel))
         self.dropout = Dropout(dropout)
 
-    def forward(self, input_ids: Tensor, types: Tensor | None, mask: Tensor | None) -> Tensor:
-        places = torch.arange(input_ids.shape[1], device=input_ids.device)
+    def embedded(self, input_ids: Tensor, types: Tensor | None = None, positions: Tensor | None = None) -> Tensor:
+        """What the first layer takes (B, T, D), of tokens at positions (B, T), 0 to T - 1 by default."""
+        places = torch.arange(input_ids.shape[1], device=input_ids.device) if positions is None else positions
         kinds = torch.zeros_like(input_ids) if types is None else types
         x = self.embed_tokens(input_ids) + self.embed_types(kinds) + self.embed_positions(places)
-        x = self.dropout(self.embed_norm(x))
+        return self.dropout(self.embed_norm(x))
+
+    def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
         seen = over_keys(mask)
         for layer in self.layers:
             x = layer(x, None, seen, None)
@@ -57,19 +60,36 @@ class Encoder(nn.Module):
             self.lm_head = nn.Linear(D, config.sizes.V)
             self.lm_head.weight = self.model.embed_tokens.weight
 
-    def hidden(self, input_ids: Tensor, types: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
+    def hidden(
+        self,
+        input_ids: Tensor,
+        types: Tensor | None = None,
+        mask: Tensor | None = None,
+        positions: Tensor | None = None,
+    ) -> Tensor:
         """The last layer's states (B, T, D).
 
         input_ids: (B, T). types: (B, T) token types, 0 everywhere by default. mask: (B, T) boolean, True at real
-        tokens, or (B, 1, T, T), True where a query may look; None: every token sees all.
+        tokens, or (B, 1, T, T), True where a query may look; None: every token sees all. positions: (B, T), 0 to T - 1
+        by default.
         """
-        return self.model(input_ids, types, mask)
+        return self.model(self.model.embedded(input_ids, types, positions), mask)
 
-    def features(self, input_ids: Tensor, types: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
+    def features(
+        self,
+        input_ids: Tensor,
+        types: Tensor | None = None,
+        mask: Tensor | None = None,
+        positions: Tensor | None = None,
+    ) -> Tensor:
         """What the head's last product takes, (B, T, D). Arguments as in `hidden`."""
+        return self.transformed(self.hidden(input_ids, types, mask, positions))
+
+    def transformed(self, hidden: Tensor) -> Tensor:
+        """States as the head's last product takes them."""
         if not self.has_head:
             raise ModelError("this encoder has no head that names tokens (a bare BertModel): it gives vectors alone")
-        return self.head_norm(F.gelu(self.head_dense(self.hidden(input_ids, types, mask))))
+        return self.head_norm(F.gelu(self.head_dense(hidden)))
 
     def forward(self, input_ids: Tensor, types: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
         """Logits (B, T, V). Arguments as in `hidden`."""

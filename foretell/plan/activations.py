@@ -9,10 +9,12 @@ model of every family. One process (`memory.py`) and one of several (`ranks.py`)
   that, its probabilities, block by block where it is causal;
 - a window that hides something is a mask of T x T numbers in every layer, which torch's kernel keeps; such a layer
   never takes products;
+- what T5 adds to its products makes torch form them in float32 and keep probabilities in place of the log-sum-exp;
+- attention to a memory keeps keys and values of its tokens, the memory itself once for all layers;
+- a ReLU keeps its output alone;
 - dropout keeps a byte a number.
 
-Of an encoder-decoder this is roughly so: what T5 adds to its products makes torch keep probabilities too, and those of
-a target over its source are not counted.
+Of an encoder-decoder the probabilities of a target over its source, where products form them, are not counted.
 
 With tensor parallelism the norms see a part of the sequence; what goes into a product is gathered and kept whole. Not
 counted: casts of weights, tokens, and masks of packed documents.
@@ -32,7 +34,10 @@ FEWEST_ROWS, MOST_BLOCKS = 128, 4
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """What passes through a process's layers at once: sequences of `context` tokens. tp, cp: what divides them."""
+    """What passes through a process's layers at once: sequences of `context` tokens. tp, cp: what divides them.
+
+    source: tokens of the memory that they read, as many as they are unless given.
+    """
 
     sequences: int
     context: int
@@ -41,6 +46,12 @@ class MicroBatch:
     dropout: bool = False
     tp: int = 1
     cp: int = 1
+    source: int | None = None
+
+    @property
+    def memory(self) -> float:
+        """Tokens of the memory for each of these."""
+        return 1.0 if self.source is None else self.source / self.context
 
     @property
     def tokens(self) -> int:
@@ -80,10 +91,11 @@ def token_bytes(layer: Layer, hidden: int, b: MicroBatch) -> float:
     kept = layer.norms * norm_bytes(layer, hidden) / b.tp
     for a in layer.attentions:
         q, k, v, out = a.heads * a.qk, a.kv_heads * a.qk, a.kv_heads * a.v, a.heads * a.v
-        kept += b.item * (3 if b.short else 1) * hidden
+        memory, wide = b.memory if a.memory else 1.0, FLOAT if a.biased else b.item
+        kept += b.item * hidden * (1 + (2 * memory if b.short else 0))
         if layer.norms_of_heads:
             kept += FLOAT * (2 * q + a.heads + 2 * k + a.kv_heads) / b.tp
-        kept += b.item * (q + k + v + out) / b.tp + FLOAT * a.heads / b.tp
+        kept += (wide * (q + memory * (k + v)) + b.item * out + (0 if a.biased else FLOAT * a.heads)) / b.tp
     kept += sum(FLOAT * (2 * n + 1) + b.item * n for n in layer.latents)
     masks = (len(layer.attentions) + 1) * hidden / b.tp if b.dropout else 0
     return kept + feed_forward_bytes(layer, hidden, b) + masks
@@ -102,7 +114,7 @@ def feed_forward_bytes(layer: Layer, hidden: int, b: MicroBatch) -> float:
     in the order of tokens and of experts.
     """
     copies = (2 if layer.gated else 1) if b.short else 1
-    wide = 4 if layer.gated else 2
+    wide = 4 if layer.gated else 1 if layer.relu else 2
     kept = b.item * copies * hidden + b.item * wide * layer.inner / b.tp if layer.inner else 0.0
     routed = layer.routed
     if routed is not None:
@@ -115,6 +127,8 @@ def feed_forward_bytes(layer: Layer, hidden: int, b: MicroBatch) -> float:
 
 def attention_extra_bytes(layer: Layer, b: MicroBatch) -> float:
     """Kept by one layer's attention beside what every token keeps: a mask, or probabilities for the log-sum-exp."""
+    if layer.attentions[0].biased:
+        return bias_bytes(layer, b)
     if is_masked(layer, b.context):
         return b.item * b.context * b.context / b.cp
     if b.kernel != "products" or b.cp > 1:
@@ -125,6 +139,12 @@ def attention_extra_bytes(layer: Layer, b: MicroBatch) -> float:
     else:  # formed in float32, and cast for the product that they go into
         kept = (FLOAT + (HALF if b.short else 0)) * b.context**2
     return b.sequences * heads * (kept - FLOAT * b.context)
+
+
+def bias_bytes(layer: Layer, b: MicroBatch) -> float:
+    """An array of what is added to the products of one layer, or of its probabilities."""
+    a = layer.attentions[0]
+    return FLOAT * b.sequences * a.heads / b.tp * b.context**2 if a.biased else 0.0
 
 
 def layer_bytes(layer: Layer, hidden: int, b: MicroBatch) -> float:

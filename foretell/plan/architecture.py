@@ -60,6 +60,7 @@ class Attention:
     """Heads of queries over keys and values: `qk` numbers a head in a query, `v` in a value.
 
     causal: a token sees those before it. memory: keys and values are the encoder's. window: how far it sees at most.
+    biased: a number that is learned is added to each product.
     """
 
     heads: int
@@ -69,6 +70,7 @@ class Attention:
     causal: bool = True
     memory: bool = False
     window: int | None = None
+    biased: bool = False
 
     def keys(self, context: int, memory: int = 0) -> float:
         """Keys that a token meets on average among `context` tokens, or in a memory of so many."""
@@ -87,7 +89,8 @@ class Layer:
     inner: the width of the feed-forward part that every token passes, 0 if none; gated: it multiplies two products
     (SwiGLU). norms: of the model's width, where a token passes; rms: without mean and bias; behind: some stand behind a
     branch's last product. norms_of_heads: on queries and keys. rotary: queries and keys are rotated. latents: widths
-    that latent attention narrows tokens to. normalised: the weights of a token's experts sum to one.
+    that latent attention narrows tokens to. normalised: the weights of a token's experts sum to one. relu: what the
+    feed-forward part activates by. of_source: the tokens that pass are those of a source, which another stack reads.
     """
 
     matrices: tuple[Matrix, ...]
@@ -103,6 +106,8 @@ class Layer:
     rotary: bool = True
     latents: tuple[int, ...] = ()
     normalised: bool = True
+    relu: bool = False
+    of_source: bool = False
 
     @cached_property
     def parameters(self) -> int:

@@ -160,7 +160,7 @@ def _bert(c: Mapping[str, Any], name: str) -> Architecture:
 
 
 def _halves(
-    L: tuple[int, int], sizes: tuple[int, int, int, int, int], *, bias: bool, gated: bool, behind: bool
+    L: tuple[int, int], sizes: tuple[int, int, int, int, int], *, bias: bool, gated: bool, behind: bool, relu: bool
 ) -> tuple[Stack, Stack]:
     """Encoder and decoder of L layers, of sizes D, H, E, F and buckets of distances, which may be 0."""
     D, H, E, F, buckets = sizes
@@ -168,7 +168,7 @@ def _halves(
     crossed = (_NORMS[0], "cross_attention_layernorm", _NORMS[1])
 
     def layer(decodes: bool) -> Layer:
-        attentions = [Attention(H, H, E, E, causal=decodes)]
+        attentions = [Attention(H, H, E, E, causal=decodes, biased=buckets > 0)]
         matrices = _attention("self_attn", D, H * E, bias)
         if decodes:
             attentions.append(Attention(H, H, E, E, causal=False, memory=True))
@@ -176,7 +176,8 @@ def _halves(
         names = crossed if decodes else _NORMS
         norms = _norms(names, D, bias)
         kept = 2 * H * E if decodes else 0
-        own: dict[str, Any] = {"gated": gated, "rms": not bias, "behind": behind, "rotary": False}
+        own: dict[str, Any] = {"gated": gated, "rms": not bias, "behind": behind, "rotary": False, "relu": relu}
+        own["of_source"] = not decodes
         return Layer((*matrices, *feed), tuple(attentions), norms, kept, F, norms=len(names), **own)
 
     outer: tuple[Vector, ...] = ()
@@ -191,7 +192,7 @@ def _t5(c: Mapping[str, Any], name: str) -> Architecture:
     sizes = (D, H, c["d_kv"], c["d_ff"], c.get("relative_attention_num_buckets") or 32)
     gated = str(c.get("feed_forward_proj", "relu")).startswith("gated")
     depths = (c["num_layers"], c.get("num_decoder_layers") or c["num_layers"])
-    stacks = _halves(depths, sizes, bias=False, gated=gated, behind=False)
+    stacks = _halves(depths, sizes, bias=False, gated=gated, behind=False, relu=not gated)
     head, tied = (Matrix("lm_head", V, D),), bool(c.get("tie_word_embeddings", True))
     return Architecture(name, "t5", D, V, c.get("n_positions", 512), (("embed_tokens", V, D),), stacks, head, tied)
 
@@ -200,7 +201,8 @@ def _marian(c: Mapping[str, Any], name: str) -> Architecture:
     """Marian's Transformer (Vaswani et al., 2017): sinusoids, LayerNorm behind each branch, a bias on the logits."""
     D, H, V = c["d_model"], c["encoder_attention_heads"], c["vocab_size"]
     sizes = (D, H, c.get("head_dim") or D // H, c["encoder_ffn_dim"], 0)
-    stacks = _halves((c["encoder_layers"], c["decoder_layers"]), sizes, bias=True, gated=False, behind=True)
+    relu = (c.get("hidden_act") or c.get("activation_function") or "relu") == "relu"
+    stacks = _halves((c["encoder_layers"], c["decoder_layers"]), sizes, bias=True, gated=False, behind=True, relu=relu)
     head, tied = (Matrix("lm_head", V, D, bias=True),), bool(c.get("tie_word_embeddings", True))
     T, tables = c["max_position_embeddings"], (("embed_tokens", V, D),)
     return Architecture(name, "marian", D, V, T, tables, stacks, head, tied)

@@ -27,6 +27,7 @@ from foretell import evaluate, runtime
 from foretell.checkpoint import Saver
 from foretell.config import TrainConfig
 from foretell.data import Data, objectives, place
+from foretell.data.objectives import UNSCORED
 from foretell.errors import ForetellError, Interrupted
 from foretell.models.decoder import Decoder
 from foretell.models.model import Given
@@ -94,14 +95,14 @@ def autocast(dtype: torch.dtype) -> AbstractContextManager[Any]:
     return nullcontext() if dtype == torch.float32 else torch.autocast(runtime.device().type, dtype)
 
 
-def micro_batches(job: Job, step: int, rows: list[int]) -> Iterator[Batch]:
-    """Some rows of the global batch of `step`, cut into micro-batches."""
+def micro_batches(job: Job, step: int, rows: list[int], alike: bool = False) -> Iterator[Batch]:
+    """Some rows of the global batch of `step`, cut into micro-batches. alike: all of one shape, as a pipeline wants."""
     c = job.config
     where = {"seed": c.seed, "step": step, "batch_size": job.sequences, "context": c.context, "rows": rows}
     found = objectives.rows(c.objective, job.data, "train", start=job.start, **where)  # type: ignore[arg-type]
     for i in range(0, len(rows), job.micro_batch_size):
         part = found.part(slice(i, i + job.micro_batch_size))
-        part = part if job.compiled else part.trimmed(job.multiple)  # a compiler wants one shape
+        part = part if job.compiled or alike else part.trimmed(job.multiple)  # a compiler wants one shape
         made = tensors(part, runtime.device(), job.packing == "within", job.partly)
         yield made._replace(scored=len(part.inputs)) if c.objective == "dpo" else made  # pairs count alike
 
@@ -124,25 +125,35 @@ def gradient(job: Job, team: Team, loss_of: LossOf, step: int) -> tuple[float, f
     """Loss and gradient norm of the batch of `step`. The gradients are where the optimiser looks for them, clipped."""
     c = job.config
     rows = team.rows(job.sequences, job.micro_batch_size)
-    batches: Iterable[Batch] = micro_batches(job, step, rows)
+    batches: Iterable[Batch] = micro_batches(job, step, rows, alike=team.pipeline is not None)
     total = job.batch_tokens
     if job.partly:
         batches = list(batches)
-        total = team.counted(sum(b.scored for b in batches))
+        total = int(team.totals(torch.tensor(sum(_scored(team, job, b) for b in batches))))
     losses: list[float] = []
     if team.pipeline is None:
         for n, batch in enumerate(batches):
             team.before_micro_batch(step, n, len(rows) // job.micro_batch_size)
             with autocast(job.dtype):
-                micro_loss = loss_of(batch) * team.share(batch.scored, total)
+                micro_loss = loss_of(batch) * team.share(_scored(team, job, batch), total)
             micro_loss.backward()
             losses.append(micro_loss.item())
     else:
         with autocast(job.dtype):
-            loss_of_hidden = partial(head_loss, team, chunk_tokens=c.loss_chunk_tokens, smoothing=c.label_smoothing)
-            share = team.share(job.micro_batch_size, job.sequences)
-            losses = [team.pipeline.step((b[:3] for b in batches), loss_of_hidden, share)]
+            chunk, smoothing = c.loss_chunk_tokens, c.label_smoothing
+            loss_of_hidden = partial(head_loss, team, chunk_tokens=chunk, partly=job.partly, smoothing=smoothing)
+            batches = list(batches)
+            shares = [team.share(_scored(team, job, b), total) for b in batches]
+            losses = [team.pipeline.step([b[:4] for b in batches], loss_of_hidden, shares)]
     return team.finish(losses, c.grad_clip or math.inf)
+
+
+def _scored(team: Team, job: Job, batch: Batch) -> int:
+    """How many of this process's positions of a micro-batch count."""
+    own = team.own(batch.targets)
+    if own is batch.targets:
+        return batch.scored
+    return int((own != UNSCORED).sum()) if job.partly else own.numel()
 
 
 def take_step(
@@ -349,7 +360,7 @@ def scored(team: Team, job: Job, split: str, max_tokens: int | None, **window: A
     known: dict[str, Any] = {"max_tokens": max_tokens, "batch_size": job.micro_batch_size, "crew": team.crew}
     if job.reference is not None:
         how = {"beta": c.dpo_beta, "context": c.context, "micro": job.micro_batch_size, "most": max_tokens}
-        return preference.scores(model, job.data, split, job.reference, **how)  # type: ignore[arg-type]
+        return preference.scores(team, job.data, split, job.reference, **how)  # type: ignore[arg-type]
     if not job.partly:
         assert isinstance(model, Decoder)
         return evaluate.evaluate_split(model, job.data, split, **{"context": c.context, **window}, **known)

@@ -60,8 +60,9 @@ def head_loss(
     if partly:
         counts = flat != UNSCORED
         hidden, flat = hidden[counts], flat[counts]
-        if not flat.numel():  # a mean of nothing is no number, and every process must have a gradient
-            return hidden.sum() * 0.0
+        if not flat.numel():  # a mean of nothing is no number, and everything must have a gradient in every process
+            nothing: Tensor = team.model.lm_head(hidden).float().sum()
+            return nothing
     loss = team.split_cross_entropy(hidden, flat, chunk_tokens)
     return _cross_entropy(team.model, hidden, flat, chunk_tokens, smoothing) if loss is None else loss
 
@@ -83,7 +84,8 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         N = targets.numel()
         total = torch.zeros((), dtype=torch.float32, device=hidden.device)
         grad_hidden = torch.empty_like(hidden)
-        grad_weight = torch.zeros(weight.shape, dtype=torch.float32, device=weight.device)
+        learns = ctx.needs_input_grad[1]
+        grad_weight = torch.zeros(weight.shape if learns else 0, dtype=torch.float32, device=weight.device)
         for i in range(0, N, chunk):
             h, t = hidden[i : i + chunk], targets[i : i + chunk, None]
             logits = (h @ weight.T).float()
@@ -97,6 +99,8 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
                 probabilities -= smoothing / len(weight)
             grad_logits = probabilities.mul_(1.0 / N).to(h.dtype)
             grad_hidden[i : i + chunk] = grad_logits @ weight
+            if not learns:
+                continue
             if grad_logits.dtype == torch.float32:
                 grad_weight.addmm_(grad_logits.T, h)
             else:
@@ -105,6 +109,6 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         return total / N
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor | None, None, None, None]:
         grad_hidden, grad_weight = ctx.saved_tensors
-        return grad_hidden * grads[0], grad_weight * grads[0], None, None, None
+        return grad_hidden * grads[0], grad_weight * grads[0] if ctx.needs_input_grad[1] else None, None, None, None

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from foretell import config as run_config
-from foretell.config import ParallelConfig, RunConfig
+from foretell.config import RunConfig
 from foretell.config.model import ENCODER_DECODERS
 from foretell.data import Data, objectives
-from foretell.data.objectives import OF_CONVERSATIONS, PARTLY, UNSCORED, WITH_SOURCE, Rows
+from foretell.data.objectives import OF_CONVERSATIONS, UNSCORED, WITH_SOURCE, Rows
 from foretell.errors import ConfigError
 from foretell.models.model import Given
 
@@ -92,10 +92,6 @@ def lasting(config: RunConfig, data: Data) -> RunConfig:
     return run_config.updated(config, train={"tokens": tokens})
 
 
-def _several(p: ParallelConfig) -> bool:
-    return p.dp_replicate * (p.dp_shard or 1) * p.tp * p.pp * p.cp > 1
-
-
 def check(config: RunConfig, data: Data) -> None:
     """Raises ConfigError or DataError where this model cannot learn this from this text on this layout."""
     kind, objective, p = config.model.model_type, config.train.objective, config.parallel
@@ -103,9 +99,15 @@ def check(config: RunConfig, data: Data) -> None:
     if objective not in _OF_KINDS[of]:
         fitting = " or ".join(_OF_KINDS[of])
         raise ConfigError(f"train.objective={objective} is nothing for {kind}, a kind of {of}: set {fitting}")
-    if objective == "dpo" and (config.train.needed("micro_batch_size") % 2 or _several(p)):
+    if objective == "dpo" and config.train.needed("micro_batch_size") % 2:
         micro = config.train.micro_batch_size
-        raise ConfigError(f"train.objective=dpo wants one process and an even train.micro_batch_size, which is {micro}")
+        raise ConfigError(f"train.objective=dpo wants an even train.micro_batch_size, which is {micro}")
+    for axis in ("tp", "pp", "cp") if objective == "dpo" else ():
+        if (degree := getattr(p, axis)) > 1:
+            raise ConfigError(
+                f"parallel.{axis} ({degree}) cannot be had with train.objective=dpo yet; divide by dp_shard or "
+                "dp_replicate"
+            )
     if config.train.label_smoothing and (p.tp > 1 or objective == "dpo"):
         what = f"parallel.tp ({p.tp})" if p.tp > 1 else "train.objective=dpo"
         raise ConfigError(f"train.label_smoothing ({config.train.label_smoothing}) cannot be had with {what}; set it 0")
@@ -115,10 +117,7 @@ def check(config: RunConfig, data: Data) -> None:
         objectives.check_context(config.train.context)
     if config.data.packing == "within" and objective in WITH_SOURCE:
         raise ConfigError(f"data.packing=within does not go with train.objective={objective}; leave it out")
-    for axis in ("cp", "pp"):
-        if getattr(p, axis) > 1 and (of != "decoder" or objective in PARTLY):
-            what = kind if of != "decoder" else f"train.objective={objective}"
-            raise ConfigError(
-                f"parallel.{axis} ({getattr(p, axis)}) cannot be had with {what} yet; divide by dp_shard, dp_replicate "
-                "or tp"
-            )
+    if p.cp > 1 and of == "encoder-decoder":
+        raise ConfigError(
+            f"parallel.cp ({p.cp}) cannot be had with {kind} yet; divide by dp_shard, dp_replicate, tp or pp"
+        )

@@ -12,6 +12,7 @@ import json
 import secrets
 from dataclasses import replace
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -84,12 +85,12 @@ def begin(
         return
     if (run / "config.toml").exists():
         config = _stored_config(run, config, data, {**machine, "processes": processes}, allow_drift)
-        tune.check(config, data, processes)
+        tune.check(config, data)
         _check(config, data, processes)
         forecast = json.loads((run / "plan.json").read_text(encoding="utf-8"))
     else:
         config = tune.settled(objectives.lasting(objectives.fitting(config, data), data))
-        tune.check(config, data, processes)
+        tune.check(config, data)
         config, forecast = decide(_divided(config, processes), data, machine, show, processes, trials)
         embedding.start(config.train.init_embedding, data.tokenizer, config.model)  # what is wrong is said here
         if config.train.init_embedding is not None:
@@ -113,7 +114,7 @@ def go_on(run: Path, data: Data, *, resume: bool, display: Display | None = None
     job = _job(config, data, run, machine, forecast, team.told(secrets.token_hex(8)))
     if config.train.objective == "dpo":
         show({"event": "evaluating", "split": "train"})
-        job = replace(job, reference=preference.reference(team.model, config, data, run))
+        job = replace(job, reference=preference.reference(team, config, data, run))
     runtime.reset_peak_memory()
     outcome = loop.run(team, job, resume=resume, display=show)
     peak = int(team.maxima(torch.tensor([runtime.peak_memory_bytes()]))[0])
@@ -166,7 +167,6 @@ def _team(config: RunConfig, start: embedding.Start | None) -> Team:
             drawn = trial.built(config.model, c.dropout or 0.0, c.seed, c.attention, start)
             model = tune.adapted(drawn, config)
         return Alone(model)
-    base = tune.base(config)
     return Placed(
         config.model,
         config.parallel,
@@ -176,7 +176,8 @@ def _team(config: RunConfig, start: embedding.Start | None) -> Team:
         kernel=c.attention,
         dtype=runtime.dtype(c.dtype),
         start=start,
-        weights=None if base is None else base.weight,
+        weights=tune.initial(config),
+        adapt=partial(tune.adapted, config=config),
     )
 
 

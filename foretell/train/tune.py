@@ -10,10 +10,11 @@ from __future__ import annotations
 
 import difflib
 import fnmatch
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from foretell import config as run_config
 from foretell import runtime
@@ -73,13 +74,14 @@ def counted(config: RunConfig) -> RunConfig:
     if config.lora.rank is None and not config.train.freeze:
         if config.train.trained_parameters is None:
             return config
-        return run_config.updated(config, train={"trained_parameters": None, "added_parameters": None})
+        return run_config.updated(config, train=dict.fromkeys(("trained_parameters", "added_parameters", "adapted")))
     with torch.device("meta"):
         model = adapted(made(config.model), config)
     learning = [(n, p.numel()) for n, p in model.named_parameters() if p.requires_grad]
     added = sum(size for n, size in learning if n.endswith(lora.HALVES))
+    names = sorted({n.rsplit(".", 2)[1] for n, _ in learning if n.endswith(lora.HALVES)})
     numbers = {"trained_parameters": sum(size for _, size in learning), "added_parameters": added or None}
-    return run_config.updated(config, train=numbers)
+    return run_config.updated(config, train={**numbers, "adapted": names or None})
 
 
 def adapted(model: Model, config: RunConfig) -> Model:
@@ -104,11 +106,26 @@ def begun(config: RunConfig) -> Model | None:
     return adapted(model.to(runtime.device()), config)
 
 
-def check(config: RunConfig, data: Data, processes: int) -> None:
-    """Refuse data of another tokenizer than the base's, a base that has changed, and what one process alone can do."""
-    if processes > 1 and (config.lora.rank or config.train.freeze):
+def initial(config: RunConfig) -> Callable[[str, tuple[int, ...]], Tensor] | None:
+    """Where a process that holds a part of the model reads each whole weight; None: weights are drawn."""
+    found = base(config)
+    if found is None:
+        return None
+
+    def weight(name: str, shape: tuple[int, ...]) -> Tensor:
+        adapter = name.endswith(lora.HALVES)
+        return lora.initial(name, shape, config.train.seed) if adapter else found.weight(name, shape)
+
+    return weight
+
+
+def check(config: RunConfig, data: Data) -> None:
+    """Refuse data of another tokenizer than the base's, a base that has changed, and adapters in a pipeline."""
+    if config.parallel.pp > 1 and (config.lora.rank or config.train.freeze):
         what = "lora.rank" if config.lora.rank else "train.freeze"
-        raise ConfigError(f"{what} is for one process so far, and there are {processes}; leave --nproc out")
+        raise ConfigError(
+            f"parallel.pp ({config.parallel.pp}) cannot be had with {what} yet; divide by dp_shard, dp_replicate or tp"
+        )
     found = base(config)
     if found is None:
         return
