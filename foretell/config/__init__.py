@@ -146,6 +146,9 @@ class TrainConfig(Table):
     dropout: float | None = Field(
         None, ge=0, lt=1, description="of the residual branches and the embedding; unset: by the epochs of the run"
     )
+    label_smoothing: float = Field(
+        0.0, ge=0, lt=1, description="share of each target that all tokens have alike; 0.1 is usual in translation"
+    )
     init_embedding: str | None = Field(None, description="a folder of vectors from which the embedding table begins")
     seed: int = Field(0, ge=0, description="of weights, data order and dropout")
     save_every: int | None = Field(None, gt=0, description="steps between checkpoints; unset: about one a minute")

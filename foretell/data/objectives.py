@@ -27,14 +27,14 @@ from foretell.data.answers import UNSCORED as UNSCORED
 from foretell.data.loader import Text
 from foretell.data.shards import Data
 from foretell.errors import ConfigError, DataError
-from foretell.plan.rows import MASKED_SHARE, MULTIPLE, SPAN_TOKENS, masked_count, padded, span_counts
+from foretell.plan.rows import MASKED_SHARE, SPAN_TOKENS, masked_count, padded, span_counts
+from foretell.plan.rows import MULTIPLE as MULTIPLE
 from foretell.plan.rows import PARTLY as PARTLY
 from foretell.plan.rows import WITH_SOURCE as WITH_SOURCE
 from foretell.tokenizer import Tokenizer
 
 FIM_SHARE = 0.5  # of the documents in a window; of those, half begin with the suffix
 SENTINELS = 100
-_TRIMMED_TO = 32
 
 # The tokens that an objective puts into a row: what each may be called, the first being what is added.
 MASK = (("[MASK]", "<mask>"),)
@@ -74,14 +74,14 @@ class Rows(NamedTuple):
         """Some of the rows."""
         return Rows(*(None if a is None else a[which] for a in self))  # type: ignore[arg-type]
 
-    def trimmed(self) -> Rows:
-        """Without the columns in which no row has anything, but for what a common width wants."""
+    def trimmed(self, multiple: int = MULTIPLE) -> Rows:
+        """Without the columns in which no row has anything, but for what makes a width a multiple of that."""
         if self.marks is not None:
             T = _width(self.marks > 0, MULTIPLE)
             return self._replace(inputs=self.inputs[:, :T], marks=self.marks[:, :T])
         if self.source is None or self.source_real is None:
             return self
-        T, S = (_width(real) for real in (self.targets != UNSCORED, self.source_real))
+        T, S = (_width(real, multiple) for real in (self.targets != UNSCORED, self.source_real))
         inputs, targets = self.inputs[:, :T], self.targets[:, :T]
         return self._replace(
             inputs=inputs, targets=targets, source=self.source[:, :S], source_real=self.source_real[:, :S]
@@ -92,9 +92,9 @@ class Rows(NamedTuple):
         return self if self.marks is None else self.part(np.argsort(-(self.marks > 0).sum(1), kind="stable"))
 
 
-def _width(real: np.ndarray, to: int = _TRIMMED_TO) -> int:
+def _width(real: np.ndarray, multiple: int) -> int:
     longest = int(np.flatnonzero(real.any(0))[-1]) + 1
-    return min(real.shape[1], -(-longest // to) * to)
+    return min(real.shape[1], -(-longest // multiple) * multiple)
 
 
 def special_ids(tokenizer: Tokenizer, objective: str) -> list[int]:
@@ -150,7 +150,7 @@ def rows(
     own = data.tokenizer
     start = own.eot_id if start is None else start
     if objective == "seq2seq":
-        return _pairs(data, split, seed, [row + step * batch_size for row in chosen], context, start or 0)
+        return _pairs(data, split, seed, step * batch_size, batch_size, chosen, context, start or 0)
     if objective in OF_CONVERSATIONS.values():
         samples = [row + step * batch_size for row in chosen]
         makes = answers.pairs if objective == "dpo" else answers.rows
@@ -256,21 +256,37 @@ def _check_pairs(data: Text) -> None:
         )
 
 
-def _pairs(data: Text, split: str, seed: int, samples: list[int], context: int, start: int) -> Rows:
-    """An epoch takes each pair once, in an order of its own. Longer than `context`, a side keeps its beginning."""
+def _pairs(
+    data: Text, split: str, seed: int, first: int, batch_size: int, chosen: Sequence[int], context: int, start: int
+) -> Rows:
+    """An epoch takes each pair once, in an order of its own. Longer than `context`, a side keeps its beginning.
+
+    The rows of a batch go by length, so that those of a micro-batch are padded to little more than their own.
+    """
     _check_pairs(data)
     tokens, ends, end = data.tokens(split), data.document_ends(split), data.tokenizer.eot_id or 0
     width = padded(context)
+    numbers = _drawn(first, batch_size, len(ends), seed)
+    begins = np.where(numbers, ends[numbers - 1], 0)
+    order = np.argsort(ends[numbers] - begins, kind="stable")
     made: list[Rows] = []
-    for sample in samples:
-        epoch, place = divmod(sample, len(ends))
-        key = loader.key_of(seed, epoch, "pairs")
-        n = int(loader.permuted(np.array([place]), len(ends), key)[0])
-        both = tokens[int(ends[n - 1]) if n else 0 : int(ends[n])].astype(np.int64)
+    for row in chosen:
+        n = order[row]
+        both = tokens[int(begins[n]) : int(ends[numbers[n]])].astype(np.int64)
         at = int(np.flatnonzero(both == end)[0])
         source, target = both[:at][: context - 1].tolist(), both[at + 1 : -1].tolist()
         made.append(_pair([*source, end], [*target, end][:context], width, width, end, start))
     return Rows(*(None if a[0] is None else np.stack(a) for a in zip(*made, strict=True)))  # type: ignore[arg-type]
+
+
+def _drawn(first: int, count: int, of: int, seed: int) -> np.ndarray:
+    """The numbers of `count` pairs out of `of`, the first of which is the `first` that was ever drawn."""
+    epochs, places = np.divmod(np.arange(first, first + count), of)
+    found = np.empty(count, np.int64)
+    for epoch in np.unique(epochs):
+        here = epochs == epoch
+        found[here] = loader.permuted(places[here], of, loader.key_of(seed, int(epoch), "pairs"))
+    return found
 
 
 def _middle(line: np.ndarray, special: list[int], end: int | None, random: np.random.Generator) -> Rows:

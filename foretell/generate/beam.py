@@ -21,6 +21,7 @@ from torch import Tensor
 
 from foretell.errors import ConfigError
 from foretell.generate.cache import KVCache, SourceCache
+from foretell.models import products
 from foretell.models.decoder import Decoder
 from foretell.models.seq2seq import Seq2Seq
 
@@ -116,10 +117,10 @@ def beam_search(
     training = model.training
     model.eval()
     try:
-        for group in _groups(waiting, beams, isinstance(model, Seq2Seq)):
-            _searched(
-                _Reading(model, group, start) if isinstance(model, Seq2Seq) else _Prompts(model, group), group, search
-            )
+        with products.fast():
+            for group in _groups(waiting, beams, isinstance(model, Seq2Seq)):
+                reads = _Reading(model, group, start) if isinstance(model, Seq2Seq) else _Prompts(model, group)
+                _searched(reads, group, search)
     finally:
         model.train(training)
     return [s.finished[0] if s.finished else Hypothesis([], _NEVER) for s in waiting]

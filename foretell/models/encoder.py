@@ -52,8 +52,8 @@ class Trunk(nn.Module):
 class Encoder(nn.Module):
     """Names hidden tokens, or has the head of its config, which must be resolved.
 
-    has_head: whether it has any; without, it gives vectors alone. kernel: accepted as by a decoder; only torch's own
-    serves where tokens see what stands behind them.
+    has_head: whether it has any; without, it gives vectors alone. kernel: what computes attention in training, as in a
+    decoder.
     """
 
     def __init__(self, config: ModelConfig, dropout: float = 0.0, kernel: str = "sdpa", has_head: bool = True) -> None:

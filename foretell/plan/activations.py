@@ -6,13 +6,15 @@ model of every family. One process (`memory.py`) and one of several (`ranks.py`)
 - an RMSNorm keeps its input, its scaled input and one number; a LayerNorm its input and two;
 - each product keeps its input; under autocast norms stay in float32 and each product has its own copy of its input;
 - attention keeps queries, keys, values, its output and the log-sum-exp of each query and head; by products, in place of
-  that, its probabilities, block by block;
+  that, its probabilities, block by block where it is causal;
 - a window that hides something is a mask of T x T numbers in every layer, which torch's kernel keeps; such a layer
   never takes products;
 - what T5 adds to its products makes torch form them in float32 and keep probabilities in place of the log-sum-exp;
 - attention to a memory keeps keys and values of its tokens, the memory itself once for all layers;
 - a ReLU keeps its output alone;
 - dropout keeps a byte a number.
+
+Of an encoder-decoder the probabilities of a target over its source, where products form them, are not counted.
 
 With tensor parallelism the norms see a part of the sequence; what goes into a product is gathered and kept whole. Not
 counted: casts of weights, tokens, and masks of packed documents.
@@ -129,11 +131,14 @@ def attention_extra_bytes(layer: Layer, b: MicroBatch) -> float:
         return bias_bytes(layer, b)
     if is_masked(layer, b.context):
         return b.item * b.context * b.context / b.cp
-    if b.kernel != "products" or b.cp > 1 or not layer.attentions[0].causal:
+    if b.kernel != "products" or b.cp > 1:
         return 0.0
-    kept = sum((end - start) * end for start, end in attention_blocks(b.context))
     heads = layer.attentions[0].heads / b.tp
-    return b.sequences * heads * (b.item * kept - FLOAT * b.context)
+    if layer.attentions[0].causal:
+        kept = b.item * sum((end - start) * end for start, end in attention_blocks(b.context))
+    else:  # formed in float32, and cast for the product that they go into
+        kept = (FLOAT + (HALF if b.short else 0)) * b.context**2
+    return b.sequences * heads * (kept - FLOAT * b.context)
 
 
 def bias_bytes(layer: Layer, b: MicroBatch) -> float:

@@ -62,6 +62,7 @@ class Job:
     limit_seconds: float | None = None
     session: str = ""  # the same on all processes, and new for each start of several
     reference: preference.Reference | None = None  # of preferences, what the base says of them
+    multiple: int = 1  # of which the width of a micro-batch is one: what a sequence is divided into
     start: int | None = None  # what a target of an encoder-decoder begins with; None: the end of a text
 
     @property
@@ -102,7 +103,7 @@ def micro_batches(job: Job, step: int, rows: list[int], alike: bool = False) -> 
     found = found.by_length()
     for i in range(0, len(rows), job.micro_batch_size):
         part = found.part(slice(i, i + job.micro_batch_size))
-        part = part if job.compiled or alike else part.trimmed()
+        part = part if job.compiled or alike else part.trimmed(job.multiple)  # a compiler wants one shape
         made = tensors(part, runtime.device(), job.packing == "within", job.partly)
         whole = c.objective in ("dpo", "spans")  # pairs and questions count alike
         yield made._replace(scored=len(part.inputs)) if whole else made
@@ -110,7 +111,7 @@ def micro_batches(job: Job, step: int, rows: list[int], alike: bool = False) -> 
 
 def loss_function(job: Job, team: Team) -> LossOf:
     """Mean loss of this process's part of a micro-batch, compiled where the run's execution path says so."""
-    chunk, partly = job.config.loss_chunk_tokens, job.partly
+    chunk, partly, smoothing = job.config.loss_chunk_tokens, job.partly, job.config.label_smoothing
     if job.config.objective == "dpo":
         base = job.reference["train"] if job.reference is not None else None
         return preference.Loss(team, job.config.dpo_beta, chunk, base)
@@ -118,7 +119,7 @@ def loss_function(job: Job, team: Team) -> LossOf:
         return partial(span_loss, team)
 
     def loss(inputs: Tensor, targets: Tensor, segments: Tensor | None, given: Given | None) -> Tensor:
-        return next_token_loss(team, inputs, targets, segments, chunk, given, partly)
+        return next_token_loss(team, inputs, targets, segments, chunk, given, partly, smoothing)
 
     made = torch.compile(loss, dynamic=False) if job.compiled else loss
     return lambda batch: made(*batch[:4])
@@ -143,7 +144,8 @@ def gradient(job: Job, team: Team, loss_of: LossOf, step: int) -> tuple[float, f
             losses.append(micro_loss.item())
     else:
         with autocast(job.dtype):
-            loss_of_hidden = partial(head_loss, team, chunk_tokens=c.loss_chunk_tokens, partly=job.partly)
+            chunk, smoothing = c.loss_chunk_tokens, c.label_smoothing
+            loss_of_hidden = partial(head_loss, team, chunk_tokens=chunk, partly=job.partly, smoothing=smoothing)
             batches = list(batches)
             shares = [team.share(_scored(team, job, b), total) for b in batches]
             losses = [team.pipeline.step([b[:4] for b in batches], loss_of_hidden, shares)]

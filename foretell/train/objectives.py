@@ -132,6 +132,9 @@ def check(config: RunConfig, data: Data) -> None:
                 f"parallel.{axis} ({degree}) cannot be had with train.objective={objective} yet; divide by dp_shard or "
                 "dp_replicate"
             )
+    if config.train.label_smoothing and (p.tp > 1 or objective == "dpo"):
+        what = f"parallel.tp ({p.tp})" if p.tp > 1 else "train.objective=dpo"
+        raise ConfigError(f"train.label_smoothing ({config.train.label_smoothing}) cannot be had with {what}; set it 0")
     objectives.special_ids(data.tokenizer, objective)
     objectives.count(data, "train", objective, config.train.context)
     if objective == "span_corruption":

@@ -330,6 +330,7 @@ def _job(
         peak_flops_per_second=plan.peak_flops_per_second(machine),
         limit_seconds=limit,
         session=session,
+        multiple=config.parallel.tp,
         start=config.model.decoder_start_token_id,
     )
 
