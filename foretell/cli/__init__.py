@@ -231,7 +231,7 @@ for _verb in (asking.translate, asking.summarize, asking.ask, asking.chat, askin
 @app.command()
 def evaluate(
     model: Annotated[Path, typer.Argument(help="A run folder, a Hugging Face folder, an adapter's, or a GGUF file.")],
-    source: Annotated[list[str], typer.Option("--data", help="Text to score; may be given again.")],
+    source: Annotated[list[str] | None, typer.Option("--data", help="Text to score; may be given again.")] = None,
     context: Annotated[int | None, typer.Option(help="Window in tokens; the model's when not given.")] = None,
     stride: Annotated[int | None, typer.Option(help="Tokens between windows; context when not given.")] = None,
     source_key: Annotated[str | None, typer.Option(help="Pairs: key or column of the source.")] = None,
@@ -242,17 +242,25 @@ def evaluate(
     instruction: asking.Instruction = None,
     max_new_tokens: asking.Longest = None,
     limit: Annotated[int | None, typer.Option(min=1, help="With --task: the first so many examples.")] = None,
+    answers: Annotated[Path | None, typer.Option(help="With --task: a file for the answers, JSON lines.")] = None,
+    compare: Annotated[Path | None, typer.Option(help="With --task: whose answers to compare with MODEL's.")] = None,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
     """Perplexity, bits per byte and next-token accuracy on text, each with an interval; with --task a task's scores.
 
+    With --compare two runs', or two files of answers, item by item: the difference, and how likely chance has made it.
     An encoder is asked for hidden tokens, an encoder-decoder for targets of pairs, or for what was cut out of a text.
     """
+    if compare is not None:
+        asking.compare(model, compare, task, target_language, as_json)
+        return
+    if not source:
+        raise errors.ConfigError("nothing to score: give --data FILE")
     if task is not None:
         changes = {"target_language": target_language, "beams": beams}
         changes |= {"instruction": instruction, "max_new_tokens": max_new_tokens}
-        asking.evaluate(model, task, source, changes, limit, (source_key, target_key), as_json, quiet)
+        asking.evaluate(model, task, source, changes, limit, (source_key, target_key), answers, as_json, quiet)
         return
     from rich.markup import escape
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -167,9 +168,19 @@ def chat(
 
 
 def scored(
-    model: Path, kind: str, data: str, changes: dict[str, Any], most: int | None, display: Display, keys: Any = None
+    model: Path,
+    kind: str,
+    data: str,
+    changes: dict[str, Any],
+    most: int | None,
+    display: Display,
+    keys: Any = None,
+    kept: Path | None = None,
 ) -> dict[str, Any]:
-    """The scores of a model at a task, as `evaluate --task` prints them; those of a run go into its eval.json."""
+    """The scores of a model at a task, as `evaluate --task` prints them; those of a run go into its eval.json.
+
+    kept: a file for the answers.
+    """
     from foretell import evaluate
     from foretell.tasks import checks, examples
 
@@ -182,12 +193,17 @@ def scored(
     if len(chosen) < len(good["test"]):
         display.say(f"  [dim]the first {len(chosen):,} of {len(good['test']):,} examples[/]")
 
+    began = time.perf_counter()
+
     def told_progress(done: int, of: int) -> None:
-        display.say(f"  [dim]{done:,} of {of:,}[/]")
+        seconds = time.perf_counter() - began
+        display.progress({"stage": "answering", "done": done, "total": of, "of": "items", "seconds": seconds})
 
     result = evaluate.evaluate_task(asked, chosen, told_progress)
     result |= {"data": data, "items_given": len(good["test"])}
     evaluate.keep_scores(model, result, chosen)
+    if kept is not None:
+        evaluate.write_answers(kept, result["answers"], chosen)
     answers = result.pop("answers")
     return {**result, "answered": len(answers), "table": evaluate.render_task(result)}
 
@@ -199,6 +215,7 @@ def evaluate(
     changes: dict[str, Any],
     most: int | None,
     keys: tuple[str | None, str | None],
+    kept: Path | None,
     as_json: bool,
     quiet: bool,
 ) -> None:
@@ -212,9 +229,27 @@ def evaluate(
     if len(data) != 1:
         raise errors.ConfigError(f"--task wants one --data, not {len(data)}; SOURCE+TARGET are two aligned files")
     with Display(console(), quiet) as display:
-        result = scored(model, kind, data[0], changes, most, display, Keys(*keys))
+        result = scored(model, kind, data[0], changes, most, display, Keys(*keys), kept)
     table = result.pop("table")
     emit(result, as_json, lambda r: table)
+
+
+def compare(first: Path, second: Path, kind: str | None, language: str | None, as_json: bool) -> None:
+    """`foretell evaluate FIRST --task KIND --compare SECOND`: of run folders, or of files of kept answers."""
+    from foretell import evaluate
+    from foretell.config import TaskConfig
+    from foretell.tasks.examples import KINDS
+
+    if kind not in KINDS:
+        raise errors.ConfigError(f"--compare wants a --task, whose answers are compared: {', '.join(KINDS)}")
+    found = [evaluate.answers_of(p, kind) if p.is_dir() else p for p in (first, second)]
+    for file in found:
+        if not file.is_file():
+            raise errors.DataError(
+                f"{file}: no answers are kept there; make them: evaluate --task {kind} --answers FILE"
+            )
+    task = TaskConfig.model_validate({"kind": kind, "target_language": language})
+    emit(evaluate.compare_answers(*found, task), as_json, evaluate.render_comparison)
 
 
 def _answer_all(asked: Tuned, texts: list[str] | None, file: Path | None, as_json: bool) -> None:

@@ -60,15 +60,24 @@ class Made(NamedTuple):
 
 
 def made(
-    paths: dict[str, str | None], keys: Keys, task: TaskConfig, form: str, reader: Reader | None, out: Path
+    paths: dict[str, str | None],
+    keys: Keys,
+    task: TaskConfig,
+    form: str,
+    reader: Reader | None,
+    out: Path,
+    test_share: float | None = None,
 ) -> Made:
-    """Read the files of the splits (train at least), check them, divide what is not given, and write all in `out`."""
+    """Read the files of the splits (train at least), check them, divide what is not given, and write all in `out`.
+
+    test_share: of the examples that become the test ones; `SHARE`, at most `MOST` of them, unless given.
+    """
     kind = task.kind or ""
     read = {split: examples.read(path, kind, keys) for split, path in paths.items() if path is not None}
     good, told = checks.checked(read, kind, task.target_language)
     wanted = [split for split in ("valid", "test") if split not in good]
     if wanted:
-        good |= divided(good["train"], wanted)
+        good |= divided(good["train"], wanted, {} if test_share is None else {"test": test_share})
         if "test" in wanted and kind in ("translation", "summarization"):
             good["test"] = _joined(good["test"])
     facts = [task.model_dump(), form, reader and [reader.template.name, reader.tokenizer.digest, reader.context]]
@@ -82,20 +91,25 @@ def made(
     return Made(folder, {split: len(found) for split, found in good.items()}, told)
 
 
-def divided(whole: Sequence[Example], wanted: Sequence[str]) -> dict[str, list[Example]]:
+def divided(
+    whole: Sequence[Example], wanted: Sequence[str], shares: dict[str, float] | None = None
+) -> dict[str, list[Example]]:
     """The examples as train and those of valid and test that are wanted, at least one in each.
 
-    Raises DataError where they ask fewer different things than there are splits.
+    What is of one group, or asks the same, stays together. shares: of splits that are not to have the usual one.
+    Raises DataError where there are fewer groups than splits.
     """
     alike: dict[bytes, list[Example]] = {}
     for e in whole:
         alike.setdefault(_digest(e), []).append(e)
     if len(alike) <= len(wanted):
-        raise DataError(f"{len(alike):,} different examples are too few for {1 + len(wanted)} splits; give more")
+        told = "articles" if whole[0].group else "examples"
+        raise DataError(f"{len(alike):,} different {told} are too few for {1 + len(wanted)} splits; give more")
     groups = [alike[digest] for digest in sorted(alike)]
-    count = max(1, min(MOST, round(SHARE * len(whole))))
     found: dict[str, list[Example]] = {}
     for n, split in enumerate(wanted):
+        share = (shares or {}).get(split)
+        count = max(1, min(MOST, round(SHARE * len(whole))) if share is None else round(share * len(whole)))
         found[split] = groups.pop(0)
         spare = len(wanted) - n  # what the later splits and train need at least
         while len(groups) > spare and len(found[split]) + len(groups[0]) <= count:
@@ -115,6 +129,8 @@ def _joined(whole: Sequence[Example]) -> list[Example]:
 
 
 def _digest(e: Example) -> bytes:
+    if e.group:
+        return hashlib.sha256(e.group.encode()).digest()
     asked = "\x1e".join(m["content"] for m in e.messages) if e.messages else f"{e.source}\x1e{e.context}"
     return hashlib.sha256(asked.encode()).digest()
 

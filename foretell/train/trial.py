@@ -93,11 +93,11 @@ def paths(config: RunConfig, machine: dict[str, Any], run_seconds: float) -> lis
         k: v.get("peak", 0.0) if isinstance(v, dict) else v for k, v in machine.get("flops_per_second", {}).items()
     }
     dtypes = ["float32", "bfloat16"] if t.dtype == "auto" else [t.dtype]
-    if t.dtype == "auto" and rates.get("bfloat16", 0.0) < 1.2 * rates.get("float32", 1.0):
+    times = rates.get("bfloat16", 0.0) / rates.get("float32", 1.0)
+    if t.dtype == "auto" and times < 1.2:
         dtypes = ["float32"]
-    elif t.dtype == "auto" and t.base is not None and (config.model.hidden_size or 0) >= WIDE:
-        if rates["bfloat16"] > SURELY_FASTER * rates["float32"]:
-            dtypes = ["bfloat16"]
+    elif t.dtype == "auto" and t.base is not None and config.model.sizes.D >= WIDE and times > SURELY_FASTER:
+        dtypes = ["bfloat16"]
     compiling = COMPILE_SECONDS * max(1.0, config.model.sizes.L / LAYERS_OF_THAT)
     worth = runtime.has_compiler() and run_seconds > 8 * compiling
     compiled = {"on": [True], "off": [False], "auto": [False, True] if worth else [False]}[t.compile]
