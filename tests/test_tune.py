@@ -211,6 +211,28 @@ def test_the_forecast_counts_what_learns(base: Path, text: Path) -> None:
     assert gone == 2 * products - 6 * numbers
 
 
+def test_a_budget_buys_a_base_steps_and_small_batches(base: Path, text: Path) -> None:
+    data = open_data(text)
+
+    def sized(budget: str, *keys: str) -> TrainConfig:
+        given = run_config.load(None, ["train.context=32", f"train.base={base}", *keys])
+        c = tune.settled(run_config.updated(given, data={"source": str(text)}))
+        found = plan.size_for_budget(
+            plan.parse_budget(budget), machine=MACHINE, corpus=data.corpus, probe=None, config=c
+        )
+        return plan.completed(found, data.corpus, MACHINE).train
+
+    short, longer, never_enough = sized("2e10"), sized("1e12"), sized("1e6")
+    assert (short.global_batch_tokens, longer.global_batch_tokens, never_enough.steps) == (512, 2048, 1)
+    assert longer.needed("steps") > short.needed("steps") >= 40
+    assert (never_enough.eval_tokens, never_enough.eval_every) == (
+        4096,
+        5,
+    )  # no more often, or a run would mostly be watched
+    given = sized("1e12", "train.micro_batch_size=3", "train.global_batch_tokens=192")
+    assert (given.global_batch_tokens, given.micro_batch_size) == (192, 3)
+
+
 @pytest.mark.parametrize(("micro", "batches", "chunk"), [(8, 1, None), (4, 2, 64)])
 def test_live_memory_of_adapters_is_at_most_what_is_forecast(micro: int, batches: int, chunk: int | None) -> None:
     """Counted tensor by tensor: the forecast is above it, by no more than 15%."""

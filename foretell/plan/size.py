@@ -226,12 +226,20 @@ def size_for_budget(
 def _steps_of_base(
     budget: Budget, *, machine: dict[str, Any], corpus: dict[str, Any] | None, config: RunConfig
 ) -> RunConfig:
-    """The config of a base with a batch, and with as many steps as the budget buys, at least one."""
+    """The config of a base with a batch, and with as many steps as the budget buys, at least one.
+
+    The batch is halved where it leaves fewer than `LEAST_STEPS`: what AdamW can change grows with the steps.
+    """
     t = config.train
-    batch = t.global_batch_tokens or max(1, round(SMALLEST_BATCH / t.context)) * t.context
-    one = completed(run_config.updated(config, train={"global_batch_tokens": batch, "steps": 1}), corpus, machine)
-    batch = one.train.needed("global_batch_tokens")
-    steps = max(1, _steps_within(budget, one.model, one.train, machine, None))
+    unit = (t.micro_batch_size or 1) * t.context
+    usual = [
+        max(1, round(tokens / unit)) * unit for tokens in (SMALLEST_BATCH, SMALLEST_BATCH // 2, SMALLEST_BATCH // 4)
+    ]
+    for batch in [t.global_batch_tokens] if t.global_batch_tokens else usual:
+        one = completed(run_config.updated(config, train={"global_batch_tokens": batch, "steps": 1}), corpus, machine)
+        steps = max(1, _steps_within(budget, one.model, one.train, machine, None))
+        if steps >= LEAST_STEPS:
+            break
     if budget.seconds is not None:
         steps = _at_most(steps, batch, corpus)
     return run_config.updated(config, train={"global_batch_tokens": batch, "steps": steps})
