@@ -182,6 +182,34 @@ def test_questions_of_one_article_stay_together(tmp_path: Path) -> None:
     assert len({e.group for e in examples.read(lines(tmp_path / "f.jsonl", *flat), "qa").examples}) == 1
 
 
+def test_what_is_cut_is_told_and_chinese_is_recognised(tmp_path: Path) -> None:
+    pairs = [(f"第{n}段。{tiny.CHINESE * (1 + 6 * (n == 3))}", f"第{n}个标题") for n in range(12)]
+    file = lines(tmp_path / "a.jsonl", *({"source": s, "target": t} for s, t in pairs))
+    paths: dict[str, str | None] = {"train": file, "valid": file, "test": file}
+    own = tiny.bpe()
+    longest = max(len(own.encode(s)) for n, (s, _) in enumerate(pairs) if n != 3) + 60
+    reader = records.Reader(PLAIN, own, longest)
+    task = TaskConfig(kind="summarization")
+    with pytest.raises(DataError, match="nothing is left"):  # all of it stands in the test file
+        records.made(paths, Keys(), task, "chat", reader, tmp_path / "data")
+    made = records.made({"train": file, "valid": None, "test": None}, Keys(), task, "chat", reader, tmp_path / "data")
+    assert made.task.target_language == "zh"
+    told = [json.loads(line) for line in (made.folder / "train.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert all("用一句话概括" in r["messages"][0]["content"] for r in told)
+    cut = [line for line in made.told if "lose their ends" in line]
+    assert cut == ["train: 1 texts lose their ends, to fit train.context (raise it to keep them)"]
+
+
+def test_an_answer_in_words_of_its_own_is_learned_too() -> None:
+    reader = records.Reader(PLAIN, tiny.bpe(), 90)
+    long, task = "It rained. " * 60 + "Then came Ann.", TaskConfig(kind="qa")
+    own_words = Example("f", "Why wet?", ("Because of rain",), context=long)
+    (record,) = records.training(own_words, task, "chat", reader)
+    assert isinstance(record, records.Cut)
+    behind = own_words._replace(targets=("Ann",))
+    assert list(records.training(behind, task, "chat", reader)) == ["whose answer stands behind what fits"]
+
+
 def test_passages_that_stand_in_two_files_are_told() -> None:
     def of(*asked: str) -> examples.Read:
         return examples.Read([Example("f", q, ("x",), context="A passage with x.") for q in asked])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -182,10 +183,11 @@ def scored(
     kept: a file for the answers.
     """
     from foretell import evaluate
-    from foretell.tasks import checks, examples
+    from foretell.tasks import checks, examples, scores
 
     read = examples.read(data, kind, keys or examples.Keys())
     asked = load(model, kind, **changes)
+    asked = replace(asked, task=scores.spoken(asked.task, read.examples))
     good, told = checks.checked({"test": read}, kind, asked.task.target_language)
     for line in told:
         display.say(f"  [yellow]{line}[/]")

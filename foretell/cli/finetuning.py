@@ -103,6 +103,7 @@ def _files(
     for line in made.told:
         display.say(f"  [yellow]{escape(line)}[/]")
     display.say(f"  examples: {', '.join(f'{split} {n:,}' for split, n in made.counts.items())}")
+    c = c.model_copy(update={"task": made.task})
     return recipe.settled(c, family, form, longest, template, made.folder), made.folder
 
 

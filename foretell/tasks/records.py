@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 from foretell.config import TaskConfig
 from foretell.config.model import ENCODER_DECODERS
 from foretell.errors import ConfigError, DataError
-from foretell.tasks import checks, examples, prompts
+from foretell.tasks import checks, examples, prompts, scores
 from foretell.tasks.examples import Example, Keys
 from foretell.tokenizer import Tokenizer
 from foretell.tokenizer.chat import Template
@@ -52,11 +52,16 @@ def form(model_type: str, kind: str) -> str:
 
 
 class Made(NamedTuple):
-    """A folder of files, the examples of each split, and what is to be told."""
+    """A folder of files, the examples of each split, what is to be told, and the task with the language it is in."""
 
     folder: Path
     counts: dict[str, int]
     told: list[str]
+    task: TaskConfig
+
+
+class Cut(dict[str, Any]):
+    """A record whose text, or passage, lost its end."""
 
 
 def made(
@@ -74,6 +79,7 @@ def made(
     """
     kind = task.kind or ""
     read = {split: examples.read(path, kind, keys) for split, path in paths.items() if path is not None}
+    task = scores.spoken(task, read["train"].examples)
     good, told = checks.checked(read, kind, task.target_language)
     wanted = [split for split in ("valid", "test") if split not in good]
     if wanted:
@@ -88,7 +94,7 @@ def made(
             key.update(repr(e).encode("utf-8", "surrogatepass"))
     folder = out / f"{kind}-{key.hexdigest()[:10]}"
     told += write(good, task, form, reader, folder)
-    return Made(folder, {split: len(found) for split, found in good.items()}, told)
+    return Made(folder, {split: len(found) for split, found in good.items()}, told, task)
 
 
 def divided(
@@ -171,10 +177,11 @@ def _conversations(example: Example, task: TaskConfig, reader: Reader | None) ->
         return
     room = context - len(tokenizer.encode(wanted)) - 4  # with the marks behind an answer
     fitting = prompts.fitted(example, task, own, tokenizer, max(room, context // 2))
-    if task.kind == "qa" and example.targets and wanted not in fitting.context:
+    if task.kind == "qa" and wanted in example.context and wanted not in fitting.context:
         yield "whose answer stands behind what fits"
         return
-    yield {"messages": [*prompts.asked(fitting, task), {"role": "assistant", "content": wanted}]}
+    made = {"messages": [*prompts.asked(fitting, task), {"role": "assistant", "content": wanted}]}
+    yield made if fitting == example else Cut(made)
 
 
 def kept(example: Example, kind: str) -> dict[str, Any]:
@@ -197,7 +204,7 @@ def write(
     folder.mkdir(parents=True, exist_ok=True)
     for split, found in splits.items():
         lost: Counter[str] = Counter()
-        lines = 0
+        lines = cut = 0
         partial = folder / f".{split}.partial"
         with partial.open("w", encoding="utf-8") as f:
             for example in found:
@@ -206,10 +213,13 @@ def write(
                     if isinstance(record, str):
                         lost[record] += 1
                     else:
+                        cut += isinstance(record, Cut)
                         f.write(json.dumps(record, ensure_ascii=False) + "\n")
                         lines += 1
         if not lines:
             raise DataError(f"{split}: of {len(found):,} examples none fits: {dict(lost)}; raise train.context")
         partial.replace(folder / f"{split}.jsonl")
         told += [f"{split}: {n:,} examples {reason} are left out" for reason, n in lost.items()]
+        if cut:
+            told.append(f"{split}: {cut:,} texts lose their ends, to fit train.context (raise it to keep them)")
     return told
