@@ -204,6 +204,12 @@ def tokenize_in_one_thread() -> None:
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 
+def ready_for_lm_eval() -> None:
+    """For this process, from before lm-eval is imported: no network, errors alone, no processes of its own."""
+    own = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "LMEVAL_LOG_LEVEL": "ERROR", "DISABLE_MULTIPROC": "1"}
+    os.environ |= own
+
+
 def offline() -> bool:
     """Whether the user forbids the network."""
     return os.environ.get("HF_HUB_OFFLINE", "") in {"1", "true", "TRUE", "yes"}

@@ -150,6 +150,7 @@ def test_answers_are_what_the_assistant_says(name: str, own: tokenizer.Tokenizer
     end = {**ends, "mistral": "</s>"}.get(template.name, "<end_of_turn>")
     strips = template.name not in ("chatml", "mistral")
     said = [m["content"].strip() if strips else m["content"] for m in messages if m["role"] == "assistant"]
+    said = [" " + s for s in said] if template.name == "llama-2" else said
     assert [rendered.text[a:b] for a, b in rendered.answers] == [s + end for s in said]
     ids, mask = chat.encode(own, rendered)
     answered = own.inner.decode([i for i, kept in zip(ids, mask, strict=True) if kept], skip_special_tokens=False)
@@ -187,10 +188,23 @@ def test_an_unknown_template_is_an_error_that_names_the_known(source: str) -> No
         chat.recognise(source)
 
 
+@pytest.mark.parametrize("name", ["plain", "llama-2"])
+def test_an_answer_goes_on_from_the_prompt_token_by_token(name: str) -> None:
+    """A word and the space before it are one token of most tokenizers: it is the answer's, or it is never learned."""
+    own = tokenizer.train_bpe(["Assistant: The wolf. [/INST] The wolf.\n" * 40], 300)
+    template = chat.named(name, eos="<|endoftext|>")
+    messages = [{"role": "user", "content": "Who?"}, {"role": "assistant", "content": "The wolf."}]
+    prompt, _ = chat.encode(own, chat.render(template, messages[:1], answer=True))
+    ids, mask = chat.encode(own, chat.render(template, messages))
+    assert ids[: len(prompt)] == prompt
+    assert mask.index(True) == len(prompt)
+    assert own.decode(ids[len(prompt) :][:2]) == " The wolf"
+
+
 def test_templates_by_name() -> None:
     plain = chat.render(chat.named("plain", eos="<|endoftext|>"), conversation(True, 2), answer=True)
     assert plain.text == (
-        "System: Be kind.\nBe short.\nUser: What is the wolf?\nAssistant:  Grey.\n<|endoftext|>\nAssistant: "
+        "System: Be kind.\nBe short.\nUser: What is the wolf?\nAssistant:  Grey.\n<|endoftext|>\nAssistant:"
     )
     with pytest.raises(ConfigError, match="there are chatml"):
         chat.named("chat-ml")

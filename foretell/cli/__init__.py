@@ -17,7 +17,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from foretell import __version__, errors
-from foretell.cli import asking, finetuning, forecasting
+from foretell.cli import asking, finetuning, forecasting, talking
 from foretell.cli.ladder import ladder_app
 from foretell.cli.options import Base, Json, Out, Quiet, RunToml, console, emit, fail, read_config, with_options
 from foretell.cli.tokenizer import tokenizer_app
@@ -224,7 +224,7 @@ def launch(
 
 app.command()(forecasting.verify)
 app.command()(finetuning.finetune)
-for _verb in (asking.translate, asking.summarize, asking.ask, asking.chat, asking.classify):
+for _verb in (asking.translate, asking.summarize, asking.ask, talking.chat, asking.classify):
     app.command()(_verb)
 
 
@@ -236,14 +236,16 @@ def evaluate(
     stride: Annotated[int | None, typer.Option(help="Tokens between windows; context when not given.")] = None,
     source_key: Annotated[str | None, typer.Option(help="Pairs: key or column of the source.")] = None,
     target_key: Annotated[str | None, typer.Option(help="Pairs: key or column of the target.")] = None,
-    task: Annotated[str | None, typer.Option(help="translation, summarization, qa, classification, ...")] = None,
+    task: Annotated[str | None, typer.Option(help="A task of finetune's, or lm-eval:TASK[,TASK...].")] = None,
     target_language: asking.To = None,
     beams: asking.Beams = None,
     instruction: asking.Instruction = None,
     max_new_tokens: asking.Longest = None,
+    features: asking.Features = None,
     limit: Annotated[int | None, typer.Option(min=1, help="With --task: the first so many examples.")] = None,
     answers: Annotated[Path | None, typer.Option(help="With --task: a file for the answers, JSON lines.")] = None,
     compare: Annotated[Path | None, typer.Option(help="With --task: whose answers to compare with MODEL's.")] = None,
+    shots: Annotated[int | None, typer.Option(min=0, help="Of lm-eval: examples before each question.")] = None,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -257,34 +259,29 @@ def evaluate(
         return
     if not source:
         raise errors.ConfigError("nothing to score: give --data FILE")
-    if task is not None:
-        changes = {"target_language": target_language, "beams": beams}
-        changes |= {"instruction": instruction, "max_new_tokens": max_new_tokens}
-        asking.evaluate(model, task, source, changes, limit, (source_key, target_key), answers, as_json, quiet)
-        return
     from rich.markup import escape
 
-    from foretell import config, data
     from foretell import evaluate as scoring
+    from foretell.cli import scores
     from foretell.cli.display import Display
-    from foretell.cli.steps import load_model
-    from foretell.config.model import ENCODERS
 
-    loaded, tokenizer = load_model(model)
+    if task is not None and not task.startswith("lm-eval:"):
+        scores.refuse("no effect but on --task lm-eval:...", shots=shots)
+        changes = {"target_language": target_language, "beams": beams}
+        changes |= {"instruction": instruction, "max_new_tokens": max_new_tokens}
+        asking.evaluate(
+            model, task, source, changes, limit, (source_key, target_key), features, answers, as_json, quiet
+        )
+        return
     with Display(console(), quiet) as display:
         display.say(f"  [dim]scoring {escape(', '.join(source))} …[/]")
-    keys = config.DataConfig.model_validate({"source_key": source_key, "target_key": target_key})
-    pair = data.pair_of(keys)
-    if loaded.config.model_type in ENCODERS:
-        if stride is not None:
-            raise errors.ConfigError("--stride has no effect on what is asked of rows; leave it out")
-        texts = data.texts(source, pair)
-        result = scoring.evaluate_texts(loaded, tokenizer, texts, has_pairs=pair is not None, context=context)
-    elif pair is not None:
-        raise errors.ConfigError("--source-key and --target-key want an encoder-decoder; this model has no source")
-    else:
-        result = scoring.evaluate(loaded, tokenizer, data.texts(source), context=context, stride=stride)
-    emit(result, as_json, scoring.render)
+    if task is not None:
+        alone = {"context": context, "stride": stride, "source_key": source_key, "target_key": target_key}
+        scores.refuse("no effect with --task lm-eval:...", **alone, features=features, answers=answers)
+        emit(scores.task(model, task, source, limit, shots), as_json, scores.render)
+        return
+    scores.refuse("no effect without --task", limit=limit, shots=shots, features=features, answers=answers)
+    emit(scores.text(model, source, context, stride, (source_key, target_key)), as_json, scoring.render)
 
 
 @app.command()

@@ -1,4 +1,4 @@
-"""Verbs that use a model for a task: translate, summarize, ask, classify, chat; and `evaluate --task`."""
+"""Verbs that use a model for a task: translate, summarize, ask, classify; and `evaluate --task`."""
 
 from __future__ import annotations
 
@@ -25,15 +25,18 @@ From = Annotated[str | None, typer.Option("--from", help="Language of the text; 
 To = Annotated[str | None, typer.Option("--to", help="Language that is wanted; the model's own when not given.")]
 Beams = Annotated[int | None, typer.Option(min=1, help="Hypotheses of a search; 1 takes the likeliest token.")]
 Instruction = Annotated[str | None, typer.Option(help="What a decoder is asked, in place of the task's own words.")]
+Features = Annotated[
+    Path | None, typer.Option(help="Generation: the model whose vectors tell texts apart; MODEL when not given.")
+]
 Longest = Annotated[int | None, typer.Option("--max-new-tokens", min=1, help="Longest answer.")]
 
 
-def load(model: Path, kind: str, **changes: Any) -> Tuned:
-    """The model for a task, on this run's device."""
+def load(model: Path, kind: str, template: str | None = None, **changes: Any) -> Tuned:
+    """The model for a task, on this run's device. template: of conversations, by name; the model's own when None."""
     from foretell import runtime
     from foretell.tasks import tuned
 
-    return tuned.load(model, kind, changes, runtime.device())
+    return tuned.load(model, kind, changes, runtime.device(), template)
 
 
 def translate(
@@ -75,7 +78,7 @@ def summarize(
     """Summarize texts; with --file a whole file; without either, ask for texts, a line each."""
     from foretell.data import plain
 
-    changes = {"target_language": language, "beams": beams, "instruction": instruction}
+    changes: dict[str, Any] = {"target_language": language, "beams": beams, "instruction": instruction}
     asked = load(model, "summarization", max_new_tokens=max_new_tokens, **changes)
     _answer_all(asked, [*(texts or []), *([plain.text(file)] if file is not None else [])], None, as_json)
 
@@ -98,12 +101,16 @@ def ask(
     text = passage if passage is not None else plain.text(context) if context is not None else None
     if text is None:
         raise errors.ConfigError("no passage to answer from: give --context FILE or --passage TEXT")
-    changes = {"target_language": language, "instruction": instruction, "max_new_tokens": max_new_tokens}
+    changes: dict[str, Any] = {
+        "target_language": language,
+        "instruction": instruction,
+        "max_new_tokens": max_new_tokens,
+    }
     asked = load(model, "qa", **changes)
     for given in [question] if question is not None else _lines("? "):
         answer = tuned.answers(asked, [Example("", given, context=text)])[0]
-        shown = {"question": given, "answer": answer.text, "cut": answer.cut}
-        emit(shown, as_json, lambda r: _shown(r["answer"]) or "(no answer)")
+        told = {"question": given, "answer": answer.text, "cut": answer.cut}
+        emit(told, as_json, lambda r: shown(r["answer"]) or "(no answer)")
         if answer.cut:
             print("foretell: the passage does not fit as a whole; its end was not read", file=sys.stderr)
 
@@ -115,59 +122,6 @@ def classify(
     _answer_all(load(model, "classification", instruction=instruction), texts, file, as_json)
 
 
-def chat(
-    model: Model,
-    message: Annotated[str | None, typer.Option("--message", help="One message; without it, a conversation.")] = None,
-    system: Annotated[str | None, typer.Option(help="What the system says first; it is never forgotten.")] = None,
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer.")] = 256,
-    temperature: Annotated[float, typer.Option(help="0 takes the likeliest token.")] = 0.7,
-    top_p: Annotated[float, typer.Option(help="Only the likeliest that sum to p.")] = 0.95,
-    repetition_penalty: Annotated[float, typer.Option(help="Above 1 discourages repetition.")] = 1.0,
-    seed: Annotated[int, typer.Option(help="Same seed, same conversation.")] = 0,
-    as_json: Json = False,
-) -> None:
-    """Talk with a model, streaming. /new forgets, an empty line ends. Old turns are dropped when they no longer fit."""
-    from foretell.tasks import prompts, tuned
-    from foretell.tasks.examples import Example
-
-    asked = load(model, "dialogue", max_new_tokens=max_new_tokens)
-    if asked.template is None:
-        raise errors.ModelError(f"{model} is no decoder; a conversation wants one")
-    if as_json and message is None:
-        raise errors.ConfigError("chat --json needs a --message")
-    first = [{"role": "system", "content": system}] if system else []
-    said, turn = list(first), 0
-    for line in [message] if message is not None else _lines("> "):
-        if line == "/new":
-            said = list(first)
-            continue
-        said.append({"role": "user", "content": line})
-        whole = Example("", line, messages=(*said, {"role": "assistant", "content": ""}))
-        fitting = prompts.fitted(whole, asked.task, asked.template, asked.tokenizer, asked.prompt_tokens)
-        draw = {"temperature": temperature, "top_p": top_p, "repetition_penalty": repetition_penalty}
-        pieces = tuned.stream(
-            asked, prompts.asked(fitting, asked.task), max_new_tokens=max_new_tokens, seed=seed + turn, **draw
-        )
-        answer = ""
-        for piece in pieces:
-            answer += piece
-            if not as_json:
-                print(_shown(piece), end="", flush=True)
-        said.append({"role": "assistant", "content": answer.strip()})
-        turn += 1
-        if as_json:
-            emit(
-                {
-                    "message": line,
-                    "answer": answer.strip(),
-                    "turns_dropped": len(whole.messages) - len(fitting.messages),
-                },
-                True,
-            )
-        else:
-            print()
-
-
 def scored(
     model: Path,
     kind: str,
@@ -176,6 +130,7 @@ def scored(
     most: int | None,
     display: Display,
     keys: Any = None,
+    features: Path | None = None,
     kept: Path | None = None,
 ) -> dict[str, Any]:
     """The scores of a model at a task, as `evaluate --task` prints them; those of a run go into its eval.json.
@@ -201,11 +156,11 @@ def scored(
         seconds = time.perf_counter() - began
         display.progress({"stage": "answering", "done": done, "total": of, "of": "items", "seconds": seconds})
 
-    result = evaluate.evaluate_task(asked, chosen, told_progress)
+    result = evaluate.evaluate_task(asked, chosen, told_progress, features)
     result |= {"data": data, "items_given": len(good["test"])}
-    evaluate.keep_scores(model, result, chosen)
+    evaluate.keep_scores(model, result)
     if kept is not None:
-        evaluate.write_answers(kept, result["answers"], chosen)
+        evaluate.write_answers(kept, result["answers"])
     answers = result.pop("answers")
     return {**result, "answered": len(answers), "table": evaluate.render_task(result)}
 
@@ -217,6 +172,7 @@ def evaluate(
     changes: dict[str, Any],
     most: int | None,
     keys: tuple[str | None, str | None],
+    features: Path | None,
     kept: Path | None,
     as_json: bool,
     quiet: bool,
@@ -229,9 +185,13 @@ def evaluate(
     if kind not in KINDS:
         raise errors.ConfigError(f"--task {kind}: there are {', '.join(KINDS)}")
     if len(data) != 1:
-        raise errors.ConfigError(f"--task wants one --data, not {len(data)}; SOURCE+TARGET are two aligned files")
+        raise errors.ConfigError(
+            f"--task wants one --data, not {len(data)}: a file, a folder, a pattern in quotes, or SOURCE+TARGET"
+        )
+    if features is not None and kind != "generation":
+        raise errors.ConfigError("--features has no effect but on --task generation; leave it out")
     with Display(console(), quiet) as display:
-        result = scored(model, kind, data[0], changes, most, display, Keys(*keys), kept)
+        result = scored(model, kind, data[0], changes, most, display, Keys(*keys), features, kept)
     table = result.pop("table")
     emit(result, as_json, lambda r: table)
 
@@ -265,7 +225,7 @@ def _answer_all(asked: Tuned, texts: list[str] | None, file: Path | None, as_jso
     for group in [given] if given else ([line] for line in _lines("> ")):
         found = tuned.answers(asked, [Example("", text) for text in group])
         told = [{"source": text, "answer": a.text, "cut": a.cut} for text, a in zip(group, found, strict=True)]
-        emit({"answers": told}, as_json, lambda r: "\n".join(_shown(a["answer"]) for a in r["answers"]))
+        emit({"answers": told}, as_json, lambda r: "\n".join(shown(a["answer"]) for a in r["answers"]))
         if cut := sum(a.cut for a in found):
             print(f"foretell: {cut:,} texts do not fit; their ends were not read", file=sys.stderr)
 
@@ -280,7 +240,8 @@ def _lines(mark: str) -> Iterator[str]:
         yield line.strip()
 
 
-def _shown(text: str) -> str:
+def shown(text: str) -> str:
+    """Text as this output takes it: a terminal gets no control characters."""
     from foretell.cli.steps import visible
 
     return visible(text) if sys.stdout.isatty() else text

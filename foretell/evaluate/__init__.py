@@ -1,10 +1,11 @@
 """How well a model predicts text: perplexity, bits per byte, accuracy, with intervals. See docs/evaluate.md."""
 
+from foretell.evaluate.compared import answers_of, render_comparison, write_answers
+from foretell.evaluate.compared import compare as compare_answers
 from foretell.evaluate.evaluation import evaluate, evaluate_split
 from foretell.evaluate.objective import evaluate_objective, evaluate_texts
 from foretell.evaluate.result import render
-from foretell.evaluate.task import answers_of, evaluate_task, render_comparison, write_answers
-from foretell.evaluate.task import compare as compare_answers
+from foretell.evaluate.task import evaluate_task
 from foretell.evaluate.task import keep as keep_scores
 from foretell.evaluate.task import render as render_task
 

@@ -15,6 +15,7 @@ import numpy as np
 
 from foretell import metrics
 from foretell.errors import DataError
+from foretell.metrics import Measure
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -76,6 +77,34 @@ def summary(
 
 def _exp(x: float) -> float:
     return math.exp(min(x, _LARGEST_EXPONENT))
+
+
+def scored(measured: dict[str, Measure]) -> dict[str, Any]:
+    """Each metric of a task by its name, their 95% intervals (ci) and how they were computed (how)."""
+    card = {name: metrics.score(m) for name, m in measured.items()}
+    return {
+        **{name: s.value for name, s in card.items()},
+        "ci": {name: [s.low, s.high] for name, s in card.items() if s.low is not None},
+        "how": {name: s.how for name, s in card.items()},
+    }
+
+
+def likelihood(nll: np.ndarray, tokens: np.ndarray, sizes: np.ndarray, how: str) -> dict[str, Measure]:
+    """perplexity and bits_per_byte of items: nll in nats, the tokens it is of, their UTF-8 bytes, each (N,)."""
+    per_token, per_byte = np.stack([nll, tokens], 1), np.stack([nll / math.log(2), sizes], 1)
+    return {
+        "perplexity": Measure("perplexity", per_token, _perplexity, how, (1.0, math.inf)),
+        "bits_per_byte": Measure("bits_per_byte", per_byte, _quotient, how, (0.0, math.inf)),
+    }
+
+
+def _quotient(sums: np.ndarray) -> np.ndarray:
+    top, bottom = sums[..., 0], sums[..., 1]
+    return np.divide(top, bottom, out=np.full_like(top, np.nan), where=bottom > 0)
+
+
+def _perplexity(sums: np.ndarray) -> np.ndarray:
+    return np.exp(np.minimum(_quotient(sums), _LARGEST_EXPONENT))
 
 
 def render(result: dict[str, Any]) -> Table:

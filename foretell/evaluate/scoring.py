@@ -25,12 +25,16 @@ _SORTED_TOKENS = 1 << 20
 
 
 class Window(NamedTuple):
-    """Inputs and the target after each, equally long; targets before `first` are context only. Of which document."""
+    """Inputs and the target after each, equally long; targets before `first` are context only. Of which document.
+
+    asked: which of the targets are scored, from `first` on; None: all.
+    """
 
     document: int
     inputs: np.ndarray
     targets: np.ndarray
     first: int
+    asked: np.ndarray | None = None
 
 
 class Sums:
@@ -154,7 +158,8 @@ def _score_batch(model: Decoder, batch: list[Window], sums: Sums, crew: Crew | N
     scored = np.zeros((B, T), bool)
     for row, w in enumerate(batch):
         n = len(w.inputs)
-        inputs[row, :n], targets[row, :n], scored[row, w.first : n] = w.inputs, w.targets, True
+        inputs[row, :n], targets[row, :n] = w.inputs, w.targets
+        scored[row, w.first : n] = True if w.asked is None else w.asked[w.first :]
     x, y, asked = [torch.from_numpy(a).to(device) for a in (inputs, targets, scored)]
     rows, nll, correct = _token_scores(model, x, y, asked) if crew is None else crew.token_scores(x, y, asked)
     row_of = rows.cpu().numpy()

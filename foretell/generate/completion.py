@@ -54,7 +54,7 @@ def generate(
     tokenizer: Tokenizer,
     prompts: Sequence[str],
     *,
-    max_new_tokens: int = 128,
+    max_new_tokens: int | Sequence[int] = 128,
     temperature: float = 0.8,
     top_k: int = 0,
     top_p: float = 1.0,
@@ -64,7 +64,7 @@ def generate(
     seed: int = 0,
 ) -> list[dict[str, Any]]:
     """Complete every prompt. One dictionary a prompt, in order: prompt, completion, tokens, seconds, tokens_per_second,
-    finish_reason, prompt_tokens, prompt_tokens_cut.
+    finish_reason, prompt_tokens, prompt_tokens_cut. max_new_tokens: of all, or one for each prompt.
 
     `seconds` runs from the start of the prompt's batch to its own last token. Raises ConfigError for an option out of
     its range, and DataError for a prompt that is no Unicode text.
@@ -126,12 +126,15 @@ def _rows(
     model: Decoder,
     tokenizer: Tokenizer,
     prompts: Sequence[str | Sequence[int]],
-    max_new_tokens: int,
+    max_new_tokens: int | Sequence[int],
     stop: tuple[str, ...],
     seed: int,
 ) -> list[_Row]:
-    if max_new_tokens < 1:
-        raise ConfigError(f"max_new_tokens is {max_new_tokens}; it must be at least 1")
+    rooms = [max_new_tokens] * len(prompts) if isinstance(max_new_tokens, int) else list(max_new_tokens)
+    if len(rooms) != len(prompts):
+        raise ConfigError(f"max_new_tokens has {len(rooms)} entries for {len(prompts)} prompts; give one for each")
+    if min(rooms, default=1) < 1:
+        raise ConfigError(f"max_new_tokens is {min(rooms)}; it must be at least 1")
     if seed < 0:
         raise ConfigError(f"seed is {seed}; it must be 0 or more")
     context = model.config.max_position_embeddings or 1
@@ -145,7 +148,7 @@ def _rows(
             raise ConfigError("an empty prompt, and a tokenizer without a token to begin with; give a prompt")
         # A prompt that leaves no room keeps its last half context, so that something can follow it.
         used = ids if len(ids) < context else ids[-max(1, context // 2) :]
-        room = min(max_new_tokens, context - len(used) + 1)
+        room = min(rooms[n], context - len(used) + 1)
         random = np.random.default_rng([seed, n])
         rows.append(_Row(n, text, used, room, len(ids) - len(used), random, Text(stop)))
     return rows

@@ -6,13 +6,15 @@
     dialogue                     turns: JSON lines of messages, chatterbot's YAML, CrossWOZ's JSON
     generation                   texts: prose, JSON lines
 
-Files may be packed (.gz, .zst). Two files of aligned lines are written `SOURCE+TARGET`. A record that has no example in
+Files may be packed (.gz, .zst). A folder, or a pattern such as `a/*.yml`, is all files of it that hold examples, in the
+order of their paths. Two files of aligned lines are written `SOURCE+TARGET`. A record that has no example in
 it is counted with its reason, never dropped in silence (`checks.py` says what is then refused). Keys are recognised by
 usual names, or named. Not handled: images, tables, answers that are no text.
 """
 
 from __future__ import annotations
 
+import glob
 import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -31,6 +33,7 @@ SOURCE_KEYS: tuple[str, ...] = ("source", "src", "document", "article", "abstrac
 SOURCE_KEYS += ("input", "content")
 TARGET_KEYS: tuple[str, ...] = ("target", "tgt", "reference", "references", "summary", "highlights", "title", "label")
 TARGET_KEYS += ("category", "intent", "output", "translation")
+_RECORDS, _PROSE = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".yml", ".yaml"), (".txt", ".md")
 _HEADERS = {*SOURCE_KEYS, *TARGET_KEYS}
 
 
@@ -72,9 +75,9 @@ class Keys(NamedTuple):
 
 
 def read(path: str, kind: str, keys: Keys = Keys()) -> Read:
-    """The examples of a file, or of two aligned ones. DataError where it cannot be read, or has none at all."""
+    """The examples of a file, a folder, a pattern of files, or two aligned files. DataError where there are none."""
     found = Read()
-    for place, value in _records(path, kind, keys):
+    for place, value in (record for file in _files(path, kind) for record in _records(file, kind, keys)):
         if isinstance(value, Unreadable):
             found.leave_out(value, place)
             continue
@@ -87,6 +90,22 @@ def read(path: str, kind: str, keys: Keys = Keys()) -> Read:
         told = "; ".join(f"{n:,} {reason} (first: {found.first[reason]})" for reason, n in found.left_out.items())
         raise DataError(f"{path}: no example of {kind}: {told or 'it is empty'}")
     return found
+
+
+def _files(path: str, kind: str) -> list[str]:
+    """The files that are meant: of a folder those that hold examples, all that fit a pattern, else the one named so."""
+    if Path(path).is_dir():
+        texts = _PROSE if kind == "generation" else ()
+        found = sorted(f for f in Path(path).rglob("*") if f.is_file() and plain.suffix(f) in (*_RECORDS, *texts))
+        if not found:
+            raise DataError(f"{path}: no file in this folder ends in {', '.join((*_RECORDS, *texts))}")
+        return list(map(str, found))
+    if glob.has_magic(path) and not Path(path).exists():
+        matching = sorted(f for f in glob.glob(path, recursive=True) if Path(f).is_file())
+        if not matching:
+            raise DataError(f"{path}: no file fits this pattern")
+        return matching
+    return [path]
 
 
 class Unreadable(str):
@@ -217,7 +236,7 @@ def _examples(kind: str, value: Any, place: str, keys: Keys) -> Iterator[Example
     elif kind == "dialogue":
         yield _dialogue(value, place)
     elif kind == "generation":
-        text = _text(value.get(keys.source or "text") if isinstance(value, dict) else value)
+        text = _text(value.get(keys.source or "text") if isinstance(value, dict) else value, "\n")
         yield Example(place, text) if text else "without text"
     else:
         yield _pair(kind, value, place, keys)
@@ -261,10 +280,10 @@ def _cells(row: Cells, keys: Keys) -> tuple[str | None, str | None]:
     return at(keys.source, SOURCE_KEYS, -2), at(keys.target, TARGET_KEYS, -1)
 
 
-def _text(value: Any) -> str:
-    """A text, or sentences as one text, without space around it; nothing where it is neither."""
+def _text(value: Any, between: str = " ") -> str:
+    """A text, or sentences (of generation: lines) as one, without space around it; nothing where it is neither."""
     if isinstance(value, list) and all(isinstance(v, str) for v in value):
-        value = " ".join(v.strip() for v in value)
+        value = between.join(v.strip() for v in value)
     if isinstance(value, bool) or value is None:
         return ""
     return str(value).strip() if isinstance(value, str | int | float) else ""

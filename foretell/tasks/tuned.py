@@ -65,10 +65,11 @@ class Tuned:
         return chat.encode(self.tokenizer, chat.render(self.template, messages, answer=True))[0]
 
 
-def load(path: Path, kind: str, changes: dict[str, Any], device: Any = None) -> Tuned:
+def load(path: Path, kind: str, changes: dict[str, Any], device: Any = None, template: str | None = None) -> Tuned:
     """The model at `path` for a task. changes: of [task], what is not as its card, or the defaults, say.
 
-    Raises ModelError where a kind of model is nothing for the task, ConfigError where its card is of another task.
+    template: of conversations, by name, in place of the model's own; generation has none. Raises ModelError where a
+    kind of model is nothing for the task, ConfigError where its card is of another task.
     """
     told = card.read(path) if Path(path).is_dir() else None
     if told is not None and told.task.kind not in (kind, None):
@@ -79,26 +80,30 @@ def load(path: Path, kind: str, changes: dict[str, Any], device: Any = None) -> 
     opened = source.open(path)
     model = opened.model()
     model = model if device is None else model.to(device)
-    template, end = None, opened.tokenizer.eot_id
+    own, end = None, opened.tokenizer.eot_id
     if isinstance(model, Decoder):
-        template = told.template if told is not None else None
-        template = template or own_template(opened)
-        end = _end(opened.tokenizer, template)
+        if kind != "generation":
+            own = told.template if told is not None and template is None else None
+            own = own or own_template(opened, template)
+            end = _end(opened.tokenizer, own)
     elif isinstance(model, Seq2Seq) and kind not in ("translation", "summarization"):
         raise ModelError(f"{path} is an encoder-decoder, which is asked for translations and summaries, not for {kind}")
     elif isinstance(model, Encoder) and kind not in ("classification", "qa"):
         raise ModelError(f"{path} is an encoder, which writes no text; {kind} wants another model")
-    return Tuned(Path(path), model, opened.tokenizer, task, template, end)
+    return Tuned(Path(path), model, opened.tokenizer, task, own, end)
 
 
-def own_template(opened: source.Source) -> Template:
-    """The chat template that a model brings; plain where it brings none. ConfigError for one that is not known."""
+def own_template(opened: source.Source, name: str | None = None) -> Template:
+    """The chat template that a model brings; plain where it brings none. ConfigError for one that is not known.
+
+    name: take that one, with the model's marks.
+    """
     brought = opened.chat
-    if brought.template:
+    if brought.template and name is None:
         return chat.recognise(brought.template, brought.bos, brought.eos)
     own = opened.tokenizer
     mark = "" if own.eot_id is None else str(own.inner.id_to_token(own.eot_id))
-    return chat.named("plain", brought.bos, brought.eos or mark)
+    return chat.named(name or "plain", brought.bos, brought.eos or mark)
 
 
 def _end(tokenizer: Tokenizer, template: Template) -> int | None:

@@ -178,7 +178,7 @@ def _llama2(t: Template, messages: list[Message], answer: bool) -> Iterator[Piec
     _alternate(t, rest)
     for n, m in enumerate(rest):
         if m["role"] == "assistant":
-            yield _mark(" ")
+            yield " ", False, True  # the prompt ends before it: a token of the answer begins with it
             yield from _say(m, f" {t.eos}", strip=True)
             continue
         yield _mark(f"{t.bos}[INST] ")
@@ -221,13 +221,17 @@ def _gemma(t: Template, messages: list[Message], answer: bool) -> Iterator[Piece
 
 
 def _plain(t: Template, messages: list[Message], answer: bool) -> Iterator[Piece]:
-    """For models that were never tuned: the roles in words, and the end of text behind an answer."""
+    """For models that were never tuned: the roles in words, and the end of text behind an answer.
+
+    The space before an answer is the answer's: most tokenizers make one token of it and of the word behind.
+    """
     for m in messages:
-        yield _mark(f"{m['role'].capitalize()}: ")
+        yield _mark(f"{m['role'].capitalize()}:")
+        yield " ", False, m["role"] == "assistant"
         yield from _say(m, t.eos if m["role"] == "assistant" else "")
         yield _mark("\n")
     if answer:
-        yield _mark("Assistant: ")
+        yield _mark("Assistant:")
 
 
 def _system_apart(messages: list[Message]) -> tuple[str, list[Message]]:
