@@ -25,7 +25,7 @@ from foretell.errors import ConfigError, ModelError
 from foretell.models import hf, source
 from foretell.models.decoder import Decoder
 from foretell.plan import memory
-from foretell.train import begin, go_on, lora, optim, train, tune
+from foretell.train import begin, go_on, lora, optim, train, trial, tune
 from foretell.train.alone import Alone
 from foretell.train.loss import next_token_loss
 
@@ -231,6 +231,22 @@ def test_a_budget_buys_a_base_steps_and_small_batches(base: Path, text: Path) ->
     )  # no more often, or a run would mostly be watched
     given = sized("1e12", "train.micro_batch_size=3", "train.global_batch_tokens=192")
     assert (given.global_batch_tokens, given.micro_batch_size) == (192, 3)
+
+
+def test_float32_is_not_tried_where_its_steps_alone_would_be_long(base: Path, text: Path) -> None:
+    c = plan.completed(tune.settled(config(base, text)), open_data(text).corpus)
+    c = c.model_copy(update={"train": c.train.model_copy(update={"dtype": "auto"})})
+    wide = c.model_copy(update={"model": c.model.model_copy(update={"hidden_size": 512})})
+
+    def dtypes(c: RunConfig, times: float) -> list[str]:
+        machine = {"flops_per_second": {"float32": {"peak": 1e11}, "bfloat16": {"peak": times * 1e11}}}
+        return [dtype for dtype, _ in trial.paths(c, machine, 10.0)]
+
+    assert dtypes(wide, 4.0) == ["bfloat16"]
+    assert dtypes(wide, 2.0) == dtypes(c, 4.0) == ["float32", "bfloat16"]
+    assert dtypes(wide, 1.0) == ["float32"]
+    begun_from_nothing = wide.model_copy(update={"train": wide.train.model_copy(update={"base": None})})
+    assert dtypes(begun_from_nothing, 4.0) == ["float32", "bfloat16"]
 
 
 @pytest.mark.parametrize(("micro", "batches", "chunk"), [(8, 1, None), (4, 2, 64)])
