@@ -229,6 +229,10 @@ def test_a_budget_buys_a_base_steps_and_small_batches(base: Path, text: Path) ->
         4096,
         5,
     )  # no more often, or a run would mostly be watched
+    seconds, read = sized("1h"), open_data(text).corpus["tokens"]
+    assert (
+        seconds.needed("steps") * seconds.needed("global_batch_tokens") <= 8 * read + 40 * 2048
+    )  # readings of the text
     given = sized("1e12", "train.micro_batch_size=3", "train.global_batch_tokens=192")
     assert (given.global_batch_tokens, given.micro_batch_size) == (192, 3)
 

@@ -241,7 +241,7 @@ def _steps_of_base(
         if steps >= LEAST_STEPS:
             break
     if budget.seconds is not None:
-        steps = _at_most(steps, batch, corpus)
+        steps = _at_most(t, steps, batch, corpus)
     return run_config.updated(config, train={"global_batch_tokens": batch, "steps": steps})
 
 
