@@ -27,7 +27,7 @@ from foretell.errors import ConfigError, Interrupted, ModelError
 from foretell.models import hf, source
 from foretell.models.decoder import Decoder
 from foretell.plan import memory
-from foretell.train import begin, go_on, lora, optim, train, tune
+from foretell.train import begin, go_on, lora, optim, train, trial, tune
 from foretell.train.alone import Alone
 from foretell.train.loss import next_token_loss
 
@@ -211,6 +211,48 @@ def test_the_forecast_counts_what_learns(base: Path, text: Path) -> None:
     )
     gone = full["flops_per_token"] - low["flops_per_token"]
     assert gone == 2 * products - 6 * numbers
+
+
+def test_a_budget_buys_a_base_steps_and_small_batches(base: Path, text: Path) -> None:
+    data = open_data(text)
+
+    def sized(budget: str, *keys: str) -> TrainConfig:
+        given = run_config.load(None, ["train.context=32", f"train.base={base}", *keys])
+        c = tune.settled(run_config.updated(given, data={"source": str(text)}))
+        found = plan.size_for_budget(
+            plan.parse_budget(budget), machine=MACHINE, corpus=data.corpus, probe=None, config=c
+        )
+        return plan.completed(found, data.corpus, MACHINE).train
+
+    short, longer, never_enough = sized("2e10"), sized("1e12"), sized("1e6")
+    assert (short.global_batch_tokens, longer.global_batch_tokens, never_enough.steps) == (512, 2048, 1)
+    assert longer.needed("steps") > short.needed("steps") >= 40
+    assert (never_enough.eval_tokens, never_enough.eval_every) == (
+        4096,
+        5,
+    )  # no more often, or a run would mostly be watched
+    seconds, read = sized("1h"), open_data(text).corpus["tokens"]
+    assert (
+        seconds.needed("steps") * seconds.needed("global_batch_tokens") <= 8 * read + 40 * 2048
+    )  # readings of the text
+    given = sized("1e12", "train.micro_batch_size=3", "train.global_batch_tokens=192")
+    assert (given.global_batch_tokens, given.micro_batch_size) == (192, 3)
+
+
+def test_float32_is_not_tried_where_its_steps_alone_would_be_long(base: Path, text: Path) -> None:
+    c = plan.completed(tune.settled(config(base, text)), open_data(text).corpus)
+    c = c.model_copy(update={"train": c.train.model_copy(update={"dtype": "auto"})})
+    wide = c.model_copy(update={"model": c.model.model_copy(update={"hidden_size": 512})})
+
+    def dtypes(c: RunConfig, times: float) -> list[str]:
+        machine = {"flops_per_second": {"float32": {"peak": 1e11}, "bfloat16": {"peak": times * 1e11}}}
+        return [dtype for dtype, _ in trial.paths(c, machine, 10.0)]
+
+    assert dtypes(wide, 4.0) == ["bfloat16"]
+    assert dtypes(wide, 2.0) == dtypes(c, 4.0) == ["float32", "bfloat16"]
+    assert dtypes(wide, 1.0) == ["float32"]
+    begun_from_nothing = wide.model_copy(update={"train": wide.train.model_copy(update={"base": None})})
+    assert dtypes(begun_from_nothing, 4.0) == ["float32", "bfloat16"]
 
 
 @pytest.mark.parametrize(("micro", "batches", "chunk"), [(8, 1, None), (4, 2, 64)])

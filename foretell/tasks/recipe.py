@@ -27,6 +27,7 @@ _CONTEXTS = {"translation": 128, "summarization": 384, "qa": 384, "dialogue": 51
 _CONTEXTS |= {"classification": 64}
 _OBJECTIVES = {"pairs": "seq2seq", "labels": "labels", "spans": "spans", "chat": "answers", "text": "next_token"}
 _EPOCHS_OF_BASE, _EPOCHS = 3.0, 20.0
+_LOOKED_AT = 8_192  # tokens of validation examples whose loss a base has at the end
 
 
 def family(c: RunConfig) -> str:
@@ -62,6 +63,8 @@ def settled(
         marks = {"chat_bos": template.bos, "chat_eos": template.eos, "chat_system": template.system}
         data |= {"chat_template": template.name} | {k: v for k, v in marks.items() if v and getattr(c.data, k) is None}
     changes: dict[str, dict[str, Any]] = {"train": train, "data": data}
+    if based and c.evaluate.max_tokens is None:
+        changes["evaluate"] = {"max_tokens": _LOOKED_AT}  # the score is that of the answers
     if not based:
         sizes = _SIZES.get(family, {}) if c.model.hidden_size is None else {}
         asked = {k: getattr(c.model, k) for k in c.model.model_fields_set}
