@@ -30,6 +30,7 @@ from foretell.evaluate.likelihood import loglikelihoods
 from foretell.models.decoder import Decoder
 from foretell.tokenizer import Tokenizer
 
+_ROWS_OF_UNITS = 1 << 10  # rows at once times hidden size: small models spend more on calls than on a cache too small
 KINDS = ("continuation", "endings", "choices")
 Ways = list[tuple[str, str]]
 
@@ -85,7 +86,8 @@ def _first(file: Path) -> dict[str, Any]:
 def right(model: Decoder, tokenizer: Tokenizer, questions: Questions) -> list[bool]:
     """Of each question, whether the model gets it right. DataError for one that does not fit the model's context."""
     pairs = [encoded(tokenizer, *way) for ways in questions.ways for way in ways]
-    scores = iter(loglikelihoods(model, pairs))
+    rows = max(1, _ROWS_OF_UNITS // model.config.sizes.D)
+    scores = iter(loglikelihoods(model, pairs, batch_size=rows))
     found = []
     for ways, gold in zip(questions.ways, questions.gold, strict=True):
         own = list(itertools.islice(scores, len(ways)))
