@@ -28,7 +28,7 @@ BYTES = 400  # of a context
 CHOICES = 4
 LINES, BEFORE = 40, 8  # a file's fewest, and those before the first question
 LENGTHS = (12, 70)  # characters of a line that is asked for
-LIKE = 6  # characters: lines are of like length where they share a step of so many, so that the true one is any of four
+LIKE = 6  # characters: lines of like length share a step of so many, so that the true one may be any of the four
 NAME = re.compile(r"(?<![\w\"'])[A-Za-z_]\w{2,}")
 
 Record = dict[str, Any]
@@ -107,7 +107,7 @@ def fits(line: str) -> bool:
 
 
 def alike(other: str, line: str) -> bool:
-    """As far to the right, and nearly as long. As much so the other way round: a likeness to one side shows the gold."""
+    """As far to the right, and nearly as long: the same both ways, or the true line would be the one in the middle."""
     indents = [len(x) - len(x.lstrip()) for x in (other, line)]
     lengths = [len(x.strip()) // LIKE for x in (other, line)]
     return fits(other) and indents[0] == indents[1] and lengths[0] == lengths[1]

@@ -17,13 +17,13 @@ SETS: dict[str, list[dict[str, Any]]] = {
         {"context": FOX, "continuation": " lazy dog"},
         {"context": "The quick brown fox ", "continuation": "jumps"},
         {"context": "The quick", "continuation": " lazy"},
-        {"context": "话说天下大势，", "continuation": "分久必合"},
+        {"context": "话说天下大势", "continuation": "，分久必合"},
     ],
     "endings": [
         {"context": FOX, "choices": [" brown fox", " lazy dog"], "gold": 1},
         {"context": "The quick ", "choices": ["brown", "lazy", "over"], "gold": 0},
         {"context": "The quick", "choices": [" dog", " brown"], "gold": 0},
-        {"context": "话说天下大势，", "choices": ["合久必分", "分久必合"], "gold": 1},
+        {"context": "话说天下大势", "choices": ["，合久必分", "，分久必合"], "gold": 1},
     ],
     "choices": [
         {"query": FOX, "choices": ["lazy dog", "brown fox"], "gold": 0},

@@ -1,4 +1,4 @@
-"""How well the target of a ladder will do a task: every finished rung is asked, the curve from loss to score, a forecast.
+"""How well a ladder's target will do a task: the rungs are asked, a curve from loss to score, a forecast on record.
 
     LADDER/tasks/NAME.json                what each finished rung got right, and each target that was trained
            targets/NAME/task-TASK.json    dated: what is foretold of that target's score; never written over

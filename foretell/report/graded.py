@@ -1,7 +1,8 @@
 """How well a ladder's models do a task: score against loss, the curve, the forecast of each target, what came of it.
 
-Read from LADDER/tasks/NAME.json and, beside each target's forecast, task-NAME.json and scored-NAME.json (docs/ladder.md),
-as tolerantly as the rest of the folder. Loss falls to the left, as the targets lie. Not handled: tasks side by side.
+Read from LADDER/tasks/NAME.json and, beside each target's forecast, task-NAME.json and scored-NAME.json, as
+tolerantly as the rest of the folder (docs/ladder.md). The targets lie to the left of the rungs. Not handled: tasks in
+one picture.
 """
 
 from __future__ import annotations
