@@ -160,7 +160,7 @@ def _posteriors(models: Sequence[Graded], chance: float) -> list[_Posterior]:
         found.append((shape, [a.ravel() for a in axes], density.ravel() + math.log(cell)))
     most = max(d.max() for _, _, d in found)
     total = sum(np.exp(d - most).sum() for _, _, d in found)
-    return [_Posterior(s, *axes, np.exp(d - most) / total) for s, axes, d in found]
+    return [_Posterior(s, a[0], a[1], a[2], np.exp(d - most) / total) for s, a, d in found]
 
 
 def _kept(density: np.ndarray, axis: int, grid: np.ndarray) -> tuple[float, float]:
