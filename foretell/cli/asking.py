@@ -76,7 +76,7 @@ def summarize(
     """Summarize texts; with --file a whole file; without either, ask for texts, a line each."""
     from foretell.data import plain
 
-    changes = {"target_language": language, "beams": beams, "instruction": instruction}
+    changes: dict[str, Any] = {"target_language": language, "beams": beams, "instruction": instruction}
     asked = load(model, "summarization", max_new_tokens=max_new_tokens, **changes)
     _answer_all(asked, [*(texts or []), *([plain.text(file)] if file is not None else [])], None, as_json)
 
@@ -99,7 +99,7 @@ def ask(
     text = passage if passage is not None else plain.text(context) if context is not None else None
     if text is None:
         raise errors.ConfigError("no passage to answer from: give --context FILE or --passage TEXT")
-    changes = {"target_language": language, "instruction": instruction, "max_new_tokens": max_new_tokens}
+    changes: dict[str, Any] = {"target_language": language, "instruction": instruction, "max_new_tokens": max_new_tokens}
     asked = load(model, "qa", **changes)
     for given in [question] if question is not None else _lines("? "):
         answer = tuned.answers(asked, [Example("", given, context=text)])[0]
