@@ -18,7 +18,7 @@ from foretell.cli import app, talking
 from foretell.config import TaskConfig
 from foretell.errors import ConfigError, DataError
 from foretell.evaluate import continuations, dialogue
-from foretell.tasks import examples, tuned
+from foretell.tasks import checks, examples, records, tuned
 from foretell.tasks.examples import Example
 from foretell.tasks.tuned import Tuned
 from foretell.tokenizer import chat
@@ -279,3 +279,15 @@ def test_a_template_may_be_named_and_a_file_without_one_is_spoken_to_plainly(run
     assert bare.end == bare.tokenizer.eot_id
     with pytest.raises(ConfigError, match="there is no chat template 'mine'"):
         tuned.load(run_folder, "dialogue", {}, template="mine")
+
+
+def test_dialogues_that_ask_the_same_stand_in_one_split() -> None:
+    several = [talk(f"q{n % 40}", f"a{n}") for n in range(120)]
+    found = records.divided(several, ["valid", "test"])
+    asks = [{e.source for e in split} for split in found.values()]
+    assert sum(map(len, asks)) == len(set().union(*asks)) == 40
+    kept, told = checks.checked(
+        {"train": examples.Read(several), "test": examples.Read([talk("q1", "another")])}, "dialogue"
+    )
+    assert len(kept["train"]) == 117
+    assert told == ["train: 3 examples whose source stands in another split too are left out"]

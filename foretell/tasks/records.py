@@ -102,7 +102,7 @@ def divided(whole: Sequence[Example], wanted: Sequence[str]) -> dict[str, list[E
 
 
 def _digest(e: Example) -> bytes:
-    asked = "\x1e".join(m["content"] for m in e.messages) if e.messages else f"{e.source}\x1e{e.context}"
+    asked = "\x1e".join(m["content"] for m in e.messages[:-1]) if e.messages else f"{e.source}\x1e{e.context}"
     return hashlib.sha256(asked.encode()).digest()
 
 
