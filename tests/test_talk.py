@@ -3,6 +3,7 @@
 import json
 import math
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from foretell.cli import app, talking
 from foretell.config import TaskConfig
 from foretell.errors import ConfigError, DataError
 from foretell.evaluate import continuations, dialogue
+from foretell.models.hf import Chat
 from foretell.tasks import checks, examples, records, tuned
 from foretell.tasks.examples import Example
 from foretell.tasks.tuned import Tuned
@@ -268,6 +270,20 @@ def test_system_messages_by_the_rules_of_each_template() -> None:
     without.system = None
     "".join(without.pieces("the fox"))
     assert [m["role"] for m in without.said] == ["user", "assistant"]
+
+
+def test_a_base_model_that_begins_its_texts_with_a_mark_has_it_in_plain_conversations() -> None:
+    """As Gemma's base models: without <bos> they are lost. GPT-2's kind has a mark that ends texts alone."""
+
+    def opened(bos: str, bos_id: int | None) -> Any:
+        own = SimpleNamespace(bos_id=bos_id, eot_id=1, inner=SimpleNamespace(id_to_token=lambda i: "<eos>"))
+        return SimpleNamespace(chat=Chat(None, bos, "<eos>"), tokenizer=own)
+
+    said = [{"role": "user", "content": "你好"}]
+    begun = chat.render(tuned.own_template(opened("<bos>", 2)), said, answer=True)
+    assert begun.text == "<bos>User: 你好\nAssistant:"
+    for other in (opened("<eos>", 1), opened("<eos>", None), opened("", None)):
+        assert chat.render(tuned.own_template(other), said, answer=True).text == "User: 你好\nAssistant:"
 
 
 def test_a_template_may_be_named_and_a_file_without_one_is_spoken_to_plainly(run_folder: Path) -> None:

@@ -99,7 +99,11 @@ def ask(
     text = passage if passage is not None else plain.text(context) if context is not None else None
     if text is None:
         raise errors.ConfigError("no passage to answer from: give --context FILE or --passage TEXT")
-    changes: dict[str, Any] = {"target_language": language, "instruction": instruction, "max_new_tokens": max_new_tokens}
+    changes: dict[str, Any] = {
+        "target_language": language,
+        "instruction": instruction,
+        "max_new_tokens": max_new_tokens,
+    }
     asked = load(model, "qa", **changes)
     for given in [question] if question is not None else _lines("? "):
         answer = tuned.answers(asked, [Example("", given, context=text)])[0]
