@@ -12,7 +12,9 @@ from foretell.config import ModelConfig
 from foretell.errors import ConfigError, ModelError
 from foretell.generate.cache import KVCache
 from foretell.models import hf
+from foretell.models.core import Layer
 from foretell.models.decoder import Decoder
+from foretell.models.model import made
 
 transformers = pytest.importorskip("transformers")
 
@@ -218,3 +220,20 @@ def test_keys_of_another_family_are_refused(keys: dict[str, Any], word: str) -> 
     config = ModelConfig.model_validate({"hidden_size": 64, "num_hidden_layers": 2, **keys})
     with pytest.raises(ConfigError, match=word):
         config.resolved(V, CONTEXT)
+
+
+@pytest.mark.parametrize("kind", ["qwen3", "llama", "gemma3_text", "gpt2", "bert", "marian", "t5"])
+def test_a_run_begins_as_its_modules_say(kind: str) -> None:
+    """Norms at the value they are made with, where they multiply by 1; branches at 0 where a layer is the identity."""
+    sizes = ModelConfig(model_type=kind, hidden_size=32, num_hidden_layers=2).resolved(50, 16)
+    model = made(sizes)
+    norms = [m for m in model.modules() if hasattr(m, "begins")]
+    before = [m.weight.detach().clone() for m in norms]
+    model.initialise(0)
+    assert len(norms) >= 4
+    assert all(torch.equal(m.weight, w) for m, w in zip(norms, before, strict=True))
+    for norm in norms:
+        x = torch.randn(3, len(norm.weight))
+        assert torch.allclose(norm(x).square().mean(1), torch.ones(3), atol=1e-3)
+    layers = [m for m in model.modules() if isinstance(m, Layer)]
+    assert [bool(m.self_attn.o_proj.weight.any()) for m in layers] == [kind == "gemma3_text"] * len(layers)

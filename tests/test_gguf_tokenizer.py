@@ -98,7 +98,8 @@ def test_scored_ids_are_those_of_sentencepiece(tmp_path: Path) -> None:
 
 
 WRONG = [
-    ("bert", {}, "kind 'bert'; gpt2 and llama are read"),
+    ("t5", {}, "kind 't5'; gpt2, llama and bert are read"),
+    ("bert", {}, r"no \[UNK\], \[CLS\], \[SEP\] among its 3 tokens"),
     ("gpt2", {"tokenizer_pre": "klingon", "token_merges": ["a b"]}, "'klingon', which is not known; known are gpt-2"),
     ("gpt2", {"tokenizer_pre": 7, "token_merges": ["a b"]}, "pattern 7, which is not known"),
     ("gpt2", {"tokenizer_pre": "gpt-2"}, "merges is missing"),

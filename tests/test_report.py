@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import html
 import json
 import math
 import random
@@ -18,7 +19,7 @@ from hypothesis import strategies as st
 
 from foretell import report
 from foretell.errors import DataError
-from foretell.report import curve, numbers, run, words
+from foretell.report import curve, numbers, run, wordmap, words
 
 PACKAGE = Path(report.__file__).parent
 
@@ -96,6 +97,7 @@ def make_run(folder: Path, *, steps: int = 1200, seed: int = 0, upto: int | None
         _put(folder, "measured", measured)
         _put(folder, "eval", EVAL)
         _put(folder, "samples", SAMPLES)
+        _put(folder, "map", MAP)
     return folder
 
 
@@ -195,6 +197,19 @@ SAMPLES = {
     "python": {"parses": 37, "of": 50},
 }
 
+MAP_WORDS = ["the", "of", "宝玉", "黛玉", "a&b", " the", "\n", "x"]
+MAP = {
+    "format_version": 1,
+    "name": "vectors",
+    "kind": "glove",
+    "of": 4321,
+    "dim": 100,
+    "words": MAP_WORDS,
+    "places": {k: [round((i * f) % 1, 4) for i in range(16)] for k, f in (("tsne", 0.37), ("pca", 0.61))},
+    "group": [n % 8 for n in range(8)],
+    "near": [[(n + 1) % 8, (n + 2) % 8] for n in range(8)],
+}
+
 VOID = {"meta", "br", "input", "img", "hr", "link", "line", "rect", "circle", "path", "polyline", "polygon", "use"}
 
 
@@ -263,7 +278,7 @@ def test_a_finished_run(whole: Path, tmp_path: Path) -> None:
     path = report.write([whole], tmp_path / "r.html")
     text, page = checked(path)
     sections = {i.rpartition("-")[0] for i in page.ids if i.endswith("-0")}
-    wanted = {"curves", "against", "evaluation", "samples", "funnel", "model", "machine", "repeat"}
+    wanted = {"curves", "against", "evaluation", "samples", "map", "funnel", "model", "machine", "repeat"}
     assert wanted <= sections
     assert len(text.encode()) < 400_000
     assert "{{" not in text, "a place of the skeleton was not filled"
@@ -327,6 +342,7 @@ def test_nothing_of_a_run_becomes_markup(tmp_path: Path) -> None:
     _put_escaped(folder, "machine", {attack: attack, "processor": attack})
     data = {"funnel": {**DATA["funnel"], "dropped": {attack: 3}, "quarantine": [{"source": attack, "reason": attack}]}}
     _put_escaped(folder, "data", data)
+    _put_escaped(folder, "map", {**MAP, "name": attack, "kind": attack, "words": [attack] * 8})
     (folder / "config.toml").write_text("x = 'y' # " + attack.replace("\ud800", ""), encoding="utf-8")
     with (folder / "log.jsonl").open("a") as f:
         f.write(json.dumps({"event": "step", "step": 1201, "skipped": attack, "loss": None}) + "\n")
@@ -393,6 +409,7 @@ PLACES = [
     "machine.flops_per_second",
     "plan.created",
     "plan.parameters",
+    *(f"map.{key}" for key in MAP),
 ]
 
 
@@ -405,6 +422,64 @@ def test_any_value_may_stand_anywhere(tmp_path_factory: pytest.TempPathFactory, 
     content = json.loads((folder / f"{name}.json").read_text(encoding="utf-8"))
     _put_escaped(folder, name, {**content, key: value})
     checked(report.write([folder]))
+
+
+def map_on(text: str) -> dict:
+    """What the one map of a page hands to its script."""
+    return json.loads(html.unescape(text.split('data-map="')[1].split('"')[0]))
+
+
+def test_a_run_that_began_from_vectors_shows_their_map(whole: Path, tmp_path: Path) -> None:
+    text, page = checked(report.write([whole], tmp_path / "r.html"))
+    assert map_on(text) == {k: MAP[k] for k in ("words", "places", "group", "near")}
+    assert "4,321" in text
+    assert page.words.count("宝玉") == 1  # in the picture that needs no script
+    other = make_run(tmp_path / "other", steps=40)
+    (other / "map.json").unlink()
+    assert 'data-map="' not in checked(report.write([other], tmp_path / "s.html"))[0]
+    several, _ = checked(report.write([whole, other, whole], tmp_path / "t.html"))
+    assert several.count('data-map="') == 2
+
+
+SPOILT = {
+    "a place outside": {"places": {**MAP["places"], "pca": [2.0] * 16}},
+    "a place too few": {"places": {**MAP["places"], "tsne": [0.5] * 15}},
+    "a projection too few": {"places": {"tsne": MAP["places"]["tsne"]}},
+    "a group that has no colour": {"group": [8] * 8},
+    "a neighbour that is no word": {"near": [[8]] * 8},
+    "a neighbour by truth": {"near": [[True]] * 8},
+    "a word that is a number": {"words": [1, *MAP_WORDS[1:]]},
+    "more words than places": {"words": [*MAP_WORDS, "y"]},
+    "one word": {"words": ["x"], "places": {"tsne": [0, 0], "pca": [0, 0]}, "group": [0], "near": [[]]},
+}
+
+
+@pytest.mark.parametrize("change", SPOILT.values(), ids=SPOILT)
+def test_a_map_that_is_none_is_not_drawn(tmp_path: Path, change: dict) -> None:
+    assert wordmap.taken(MAP) is not None
+    assert wordmap.taken({**MAP, **change}) is None
+    (tmp_path / "meta.json").write_text("{}")
+    _put(tmp_path, "map", {**MAP, **change})
+    with pytest.raises(DataError, match=r"cannot be read.*foretell vectors map"):
+        report.write([tmp_path])
+
+
+def test_the_page_of_vectors(whole: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "made"
+    folder.mkdir()
+    _put(folder, "meta", {"kind": "glove", "units": "words", "dim": 100, "window": 5, "training_seconds": 61.5})
+    with pytest.raises(DataError, match="is not there"):
+        report.write([folder])
+    _put(folder, "map", MAP)
+    text, page = checked(report.write([folder]))
+    assert {"map-0", "vectors-0"} <= set(page.ids)
+    assert map_on(text)["words"] == MAP_WORDS
+    assert "GloVe" in text
+    with pytest.raises(DataError, match="folder of vectors, which has a page of its own"):
+        report.write([whole, folder])
+    _put(folder, "map", {**MAP, "format_version": 2})
+    with pytest.raises(DataError, match="format_version 2 is newer"):
+        report.write([folder])
 
 
 def test_a_resumed_log_counts_the_later_line(tmp_path: Path) -> None:

@@ -148,6 +148,16 @@ def test_a_source_never_stands_in_two_splits(texts: list[str]) -> None:
     assert {e.source for e in found["train"]}.isdisjoint(e.source for split in ("valid", "test") for e in found[split])
 
 
+def test_translations_of_one_source_are_one_item_of_the_test(tmp_path: Path) -> None:
+    file = written(tmp_path / "a.tsv", "".join(f"s{n % 30}\tt{n}\n" for n in range(90)))
+    made = records.made(
+        {"train": file, "valid": None, "test": None}, Keys(), TaskConfig(kind="translation"), "pairs", None, tmp_path
+    )
+    kept = examples.read(str(made.folder / "test.jsonl"), "translation").examples
+    assert [len(e.targets) for e in kept] == [3]
+    assert kept[0].targets == tuple(f"t{n}" for n in range(90) if f"s{n % 30}" == kept[0].source)
+
+
 def test_examples_that_all_ask_the_same_cannot_be_divided() -> None:
     with pytest.raises(DataError, match="1 different examples are too few for 3 splits"):
         records.divided([Example("f", "a", (str(n),)) for n in range(9)], ["valid", "test"])
@@ -245,9 +255,13 @@ def test_a_translator_learns_both_ways_and_answers_alike_in_every_company(transl
     assert len(kept["ci"]["chrf"]) == 2
     assert len((translator / "answers-translation.jsonl").read_text().splitlines()) == 4
     texts = ["number 3", "number 4 and 5 and 6", "7"]
-    together = [r["answer"] for r in run("translate", str(translator), *texts, "--max-new-tokens", "6")]
-    assert together == [run("translate", str(translator), t, "--max-new-tokens", "6")[0]["answer"] for t in texts]
-    back = run("translate", str(translator), "数字 3", "--to", "en", "--from", "zh", "--max-new-tokens", "6")
+
+    def translated(*words: str) -> list[dict[str, Any]]:
+        return list(run("translate", str(translator), *words, "--max-new-tokens", "6")[0]["answers"])
+
+    together = [r["answer"] for r in translated(*texts)]
+    assert together == [translated(t)[0]["answer"] for t in texts]
+    back = translated("数字 3", "--to", "en", "--from", "zh")
     assert set(back[0]) == {"source", "answer", "cut"}
 
 

@@ -26,7 +26,7 @@ from foretell.config import ModelConfig
 from foretell.errors import ConfigError, DataError, MissingExtra
 from foretell.tokenizer.words import chinese_words
 from foretell.vectors import cooccurrence, embedding, formats, glove, projection, scoring, units
-from foretell.vectors.folder import open_folder
+from foretell.vectors.folder import Folder, open_folder
 from foretell.vectors.formats import Vectors
 
 CHINESE = "话说天下大势，分久必合，合久必分。周末七国分争，并入于秦。及秦灭之后，楚、汉分争，又并入于汉。"
@@ -56,7 +56,8 @@ def folder_of(words: list[str], matrix: np.ndarray, out: Path) -> Path:
 
     with making(out) as (_, finish):
         meta = {"kind": "glove", "units": "words", "dim": matrix.shape[1], "words": len(words)}
-        finish(Vectors(words, matrix.astype(np.float32)), meta, None, ("binary", "text", "glove"))
+        made = Folder(out, Vectors(words, matrix.astype(np.float32)), meta, None)
+        finish(made, ("binary", "text", "glove"), None)
     return out
 
 
@@ -557,22 +558,32 @@ def test_tsne_keeps_clusters_together() -> None:
     assert np.array_equal(projection.tsne(points, lambda share: None), flat)
 
 
-def test_the_page_is_whole_and_safe(tmp_path: Path) -> None:
+@pytest.mark.parametrize("count", [2, 3, 25])
+def test_the_map_is_one_that_the_report_draws(tmp_path: Path, count: int) -> None:
+    from foretell.report import wordmap
+
     words = ["</script><script>alert(1)</script>", "{{script}}", "宝玉", "a&b", "<!--"] + [f"w{n}" for n in range(20)]
-    made = folder_of(words, np.random.default_rng(0).normal(size=(25, 4)), tmp_path / "v")
-    result = vectors.chart(open_folder(made), tmp_path / "map.html", 25)
-    page = (tmp_path / "map.html").read_text(encoding="utf-8")
-    assert page.count("<script") == 2
-    assert page.count("</script>") == 2
-    assert "<!--" not in page
-    block = page.split('id="data">')[1].split("</script>")[0]
-    assert json.loads(block)["words"] == words
-    assert not [
-        w for w in ("http:", "https:", "//", "src=", "url(") if w in page.replace("://", "//").split("<script>")[0]
-    ]
-    assert result["words"] == 25
-    with pytest.raises(ConfigError, match="--words"):
-        vectors.chart(open_folder(made), tmp_path / "map.html", 1)
+    rows = np.random.default_rng(0).normal(size=(25, 4))
+    made = open_folder(folder_of(words, rows, tmp_path / "v"))
+    found = vectors.chart(made, count)
+    shown = wordmap.taken(json.loads(json.dumps(found)))
+    assert shown is not None
+    assert (shown.words, shown.of, shown.dim) == (words[:count], 25, 4)
+    apart = -made.vectors.directions[:count] @ made.vectors.directions[:count].T
+    np.fill_diagonal(apart, np.inf)
+    assert [row[0] for row in shown.near] == apart.argmin(1).tolist()
+    flat = np.array(shown.places["pca"]).reshape(-1, 2)
+    assert np.ptp(flat, axis=0).max() == pytest.approx(1.0, abs=2e-4)
+    for wrong in (1, 5001):
+        with pytest.raises(ConfigError, match="--words"):
+            vectors.chart(made, wrong)
+
+
+def test_the_map_stands_with_the_vectors(made: Path) -> None:
+    """Made when they are; the same again by hand, and its words are the most frequent."""
+    stored = json.loads((made / "map.json").read_text(encoding="utf-8"))
+    assert stored == json.loads(json.dumps(vectors.chart(open_folder(made)))) | {"name": stored["name"]}
+    assert stored["words"] == vectors.load(made).words[:1000]
 
 
 # A model's table
@@ -645,6 +656,10 @@ def test_near_tokens_are_shown_as_text(tokens: tuple[Path, Path]) -> None:
     opened = open_folder(tokens[1])
     near = vectors.nearest(opened, ["the"], 5)["words"][0]["nearest"]
     assert all("Ġ" not in n["word"] for n in near)
+    own = tokenizer.byte_tokenizer()
+    name = own.inner.id_to_token(0xE5)
+    both = Folder(tokens[1], Vectors([name, "a"], np.eye(2, dtype=np.float32)), {}, own)
+    assert (both.shown(0), both.shown(1)) == ("<E5>", "a")
 
 
 def test_a_run_begins_from_vectors(tokens: tuple[Path, Path], tmp_path: Path) -> None:
@@ -665,6 +680,8 @@ def test_a_run_begins_from_vectors(tokens: tuple[Path, Path], tmp_path: Path) ->
         c = config.validate({"model": sizes, "train": {**steps, **extra}})
         train(c, data, tmp_path / name, machine=MACHINE)
         runs[name] = [e["loss"] for e in run_log.read(tmp_path / name / "log.jsonl") if e["event"] == "step"]
+        assert (tmp_path / name / "map.json").exists() == (name == "begun")
+    assert (tmp_path / "begun" / "map.json").read_bytes() == (tokens[1] / "map.json").read_bytes()
     assert runs["plain"] != runs["begun"]
     stored = config.load(tmp_path / "begun" / "config.toml")
     begun = embedding.start(str(tokens[1]), data.tokenizer, stored.model)
@@ -741,5 +758,9 @@ def test_the_verb_from_text_to_map(tmp_path: Path) -> None:
     assert (code, score["similarity"]["covered"]) == (0, 3)
     code, page, _ = foretell("map", "v", "--out", "m.html", "--words", "20", cwd=tmp_path)
     assert (code, page["map"]) == (0, "m.html")
-    assert "宝" not in (tmp_path / "m.html").read_text(encoding="utf-8")
-    assert '"曹"' in (tmp_path / "m.html").read_text(encoding="utf-8")
+    text = (tmp_path / "m.html").read_text(encoding="utf-8")
+    assert text.count(">曹</text>") == 1
+    assert (page["words"], page["bytes"]) == (20, len(text.encode()))
+    command = [sys.executable, "-m", "foretell.cli", "report", "v", "--json"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert "data-map=" in (tmp_path / json.loads(done.stdout)["report"]).read_text(encoding="utf-8")

@@ -357,11 +357,11 @@ def embed(
 
 @app.command()
 def report(
-    runs: Annotated[list[Path], typer.Argument(help="Run folders, several are compared; or a ladder's.")],
+    runs: Annotated[list[Path], typer.Argument(help="Run folders, several are compared; or a ladder's, or vectors'.")],
     out: Annotated[Path | None, typer.Option("--out", help="The page; RUN/report.html when not given.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Write the page of a run or a ladder: self-contained, opens offline, in English and Chinese."""
+    """Write the page of a run, a ladder or word vectors: self-contained, opens offline, in English and Chinese."""
     from foretell import report as pages
 
     path = pages.write(runs, out)

@@ -193,9 +193,8 @@ def _answer_all(asked: Tuned, texts: list[str] | None, file: Path | None, as_jso
         raise errors.ConfigError("--json needs texts, or --file")
     for group in [given] if given else ([line] for line in _lines("> ")):
         found = tuned.answers(asked, [Example("", text) for text in group])
-        for text, answer in zip(group, found, strict=True):
-            told = {"source": text, "answer": answer.text, "cut": answer.cut}
-            emit(told, as_json, lambda r: shown(r["answer"]))
+        told = [{"source": text, "answer": a.text, "cut": a.cut} for text, a in zip(group, found, strict=True)]
+        emit({"answers": told}, as_json, lambda r: "\n".join(shown(a["answer"]) for a in r["answers"]))
         if cut := sum(a.cut for a in found):
             print(f"foretell: {cut:,} texts do not fit; their ends were not read", file=sys.stderr)
 

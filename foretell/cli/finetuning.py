@@ -103,6 +103,9 @@ def _scored(run: Path, file: Path, c: RunConfig, most: int, display: Display) ->
     from foretell.cli.asking import scored
 
     display.say(f"  [dim]scoring {file.name} …[/]")
+    from foretell import report
+
     result = scored(run, c.task.kind or "", str(file), {}, most, display)
+    report.write([run])
     display.say(result["table"])
     return {k: v for k, v in result.items() if k != "table"}

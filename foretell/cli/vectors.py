@@ -126,10 +126,10 @@ def draw(
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """A map of the most frequent words: one HTML page to look through, search and zoom."""
+    """A map of the most frequent words: one HTML page to look through, search and zoom. Any file of vectors will do."""
     import time
 
-    from foretell import vectors
+    from foretell import report, vectors
     from foretell.cli.display import Display
 
     began = time.monotonic()
@@ -139,7 +139,9 @@ def draw(
             gone = time.monotonic() - began
             display.progress({"stage": "t-SNE", "done": share, "total": 1.0, "of": "", "seconds": gone})
 
-        result = vectors.chart(vectors.open_folder(folder), out, count, told)
+        found = vectors.chart(vectors.open_folder(folder), count, told)
+    path = report.write_map(found, out)
+    result = {"map": str(path), "words": len(found["words"]), "of": found["of"], "bytes": path.stat().st_size}
     emit(result, as_json, lambda r: r["map"])
 
 

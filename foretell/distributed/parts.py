@@ -102,7 +102,8 @@ def fill(
             whole = weights(known, shapes[name])
             p.copy_(whole[tuple(slice(o, o + n) for o, n in zip(offset, p.shape, strict=True))])
         else:
-            initial.fill(p, known, offset, shapes[name], config, seed)
+            begins = initial.beginning(model, name, shapes[name], config)
+            initial.fill(p, known, offset, shapes[name], begins, seed)
         if start is not None and known == EMBEDDING:
             start.fill(p, offset)
 

@@ -77,7 +77,7 @@ def settled(config: RunConfig, corpus: dict[str, Any], machine: dict[str, Any]) 
         **hyperparameters(t, tokens),
         "schedule": "wsd",
         "decay_fraction": config.ladder.decay_fraction,
-        "dropout": size.dropout(tokens, corpus) if t.dropout is None else t.dropout,
+        "dropout": size.dropout(t, tokens, corpus) if t.dropout is None else t.dropout,
     }
     steps = t.steps or max(1, round(tokens / changes["global_batch_tokens"]))
     most = config.evaluate.max_tokens or round(SCORED_BYTES / corpus["bytes_per_token"])

@@ -38,6 +38,8 @@ class Cache(Protocol):
 class RMSNorm(nn.Module):
     """Scales each vector to unit root mean square, times a learned weight (Zhang and Sennrich, 2019)."""
 
+    begins = 1.0  # the weight
+
     def __init__(self, dim: int, eps: float) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.ones(dim))
@@ -49,6 +51,8 @@ class RMSNorm(nn.Module):
 
 class LayerNorm(nn.Module):
     """Each vector to mean 0 and variance 1, times a learned weight, plus a learned bias (Ba et al., 2016)."""
+
+    begins = 1.0  # the weight; the bias at 0, as all biases
 
     def __init__(self, dim: int, eps: float) -> None:
         super().__init__()
@@ -188,6 +192,8 @@ class Layer(nn.Module):
 
     rotary: which of the model's tables of angles its attention has, or None.
     """
+
+    starts_as_identity = True  # what its branches write is 0 at first
 
     def __init__(
         self, self_attn: Attention, mlp: nn.Module, norm: Norm, D: int, dropout: float, rotary: int | None = 0

@@ -23,6 +23,8 @@ gelu = partial(F.gelu, approximate="tanh")
 class ZeroCentredNorm(nn.Module):
     """RMSNorm that multiplies by 1 + weight."""
 
+    begins = 0.0  # the weight
+
     def __init__(self, dim: int, eps: float) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.zeros(dim))
@@ -34,6 +36,8 @@ class ZeroCentredNorm(nn.Module):
 
 class SandwichLayer(Layer):
     """Each branch between two norms."""
+
+    starts_as_identity = False  # the norm behind a branch wants no zeros: its gradient there is 1 / sqrt(eps)
 
     def __init__(
         self, self_attn: Attention, mlp: nn.Module, norm: Norm, D: int, dropout: float, rotary: int | None = 0

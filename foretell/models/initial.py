@@ -5,17 +5,20 @@ is drawn where and in what order. Rows are drawn a block at a time, from a gener
 
 Embeddings and routers are normal(initializer_range), matrices normal(1 / sqrt(fan in)), biases and the matrices that
 write to the residual 0: all layers start as the identity, so the first steps may be large (Zhang et al., 2019, Fixup;
-Yang et al., 2022, muP).
+Yang et al., 2022, muP). What differs from that the modules say themselves: a norm where its weight begins (`begins`), a
+layer that its branches do not begin at 0 (`starts_as_identity`), an attention that its products are scaled otherwise.
 """
 
 from __future__ import annotations
 
 import hashlib
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from foretell.config import ModelConfig
+from foretell.models.core import Attention
 
 _BLOCK_NUMBERS = 1 << 16
 _ZERO, _TO_RESIDUAL = (".bias", "expert_bias"), ("o_proj.weight", "down_proj.weight", "experts.down_proj")
@@ -25,32 +28,48 @@ _TABLES = (
 )
 
 
+class Beginning(NamedTuple):
+    """How a parameter begins: all of it at `number`, or drawn with `number` as its standard deviation."""
+
+    number: float
+    drawn: bool
+
+
 def initialise(model: nn.Module, config: ModelConfig, seed: int) -> None:
     """Fill every parameter of a whole model."""
     for name, p in model.named_parameters():
-        fill(p, name, (0,) * p.ndim, p.shape, config, seed)
+        fill(p, name, (0,) * p.ndim, p.shape, beginning(model, name, p.shape, config), seed)
+
+
+def beginning(model: nn.Module, path: str, shape: tuple[int, ...], config: ModelConfig) -> Beginning:
+    """How the parameter at `path` of a model, or of a stage of one, begins; `shape` is that of the whole."""
+    if path.endswith(_ZERO):
+        return Beginning(0.0, drawn=False)
+    if path.endswith(_TO_RESIDUAL) and model.get_submodule(path.rsplit(".", 3)[0]).starts_as_identity:
+        return Beginning(0.0, drawn=False)
+    owner = path.rpartition(".")[0]
+    if len(shape) < 2:
+        return Beginning(float(model.get_submodule(owner).begins), drawn=False)  # type: ignore[arg-type]
+    deviation = config.initializer_range if path.endswith(_TABLES) else shape[-1] ** -0.5
+    if owner.endswith("q_proj"):
+        attention = model.get_submodule(owner.rpartition(".")[0])
+        if isinstance(attention, Attention) and attention.scale is not None:  # the products begin as large as ever
+            deviation *= attention.head_dim**-0.5 / attention.scale
+    return Beginning(deviation, drawn=True)
 
 
 @torch.no_grad()
 def fill(
-    part: Tensor, name: str, offset: tuple[int, ...], shape: tuple[int, ...], config: ModelConfig, seed: int
+    part: Tensor, name: str, offset: tuple[int, ...], shape: tuple[int, ...], begins: Beginning, seed: int
 ) -> None:
     """Fill the `part` of the parameter `name` of that `shape` that begins at `offset`, in place."""
-    gemma = config.model_type == "gemma3_text"
-    # A norm behind a branch, as Gemma has it, wants no zeros: its gradient there is 1 / sqrt(eps).
-    if name.endswith(_ZERO) or (name.endswith(_TO_RESIDUAL) and not gemma):
-        part.zero_()
-    elif len(shape) < 2:
-        part.fill_(0.0 if gemma else 1.0)  # Gemma's norms multiply by 1 + weight
+    if not begins.drawn:
+        part.fill_(begins.number)
     elif len(shape) == 3:  # a stack of matrices, each by its own name
         for n in range(part.shape[0]):
-            fill(part[n], f"{name}.{offset[0] + n}", offset[1:], shape[1:], config, seed)
+            fill(part[n], f"{name}.{offset[0] + n}", offset[1:], shape[1:], begins, seed)
     else:
-        table = name.endswith(_TABLES)
-        deviation = config.initializer_range if table else shape[1] ** -0.5
-        if config.model_type == "t5" and name.endswith("q_proj.weight"):  # its products are not scaled, so these are
-            deviation *= config.sizes.E**-0.5
-        _fill_rows(part, f"{seed} {name}", offset, shape[1], deviation)
+        _fill_rows(part, f"{seed} {name}", offset, shape[1], begins.number)
 
 
 def _fill_rows(part: Tensor, key: str, offset: tuple[int, ...], columns: int, deviation: float) -> None:

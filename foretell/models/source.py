@@ -19,7 +19,7 @@ from torch import Tensor
 from foretell.config import ModelConfig
 from foretell.errors import ModelError
 from foretell.models import adapters, gguf, hf
-from foretell.models.hf import Chat, configs, names
+from foretell.models.hf import Chat, configs, encoders, names
 from foretell.models.model import Model
 from foretell.tokenizer import Tokenizer
 
@@ -113,14 +113,10 @@ def _chat(folder: Path) -> Chat:
 def _gguf(path: Path) -> Source:
     """A GGUF file."""
     file = gguf.read(path)
-    own, weight = gguf.stored(file)
-    config = configs.table(gguf.config(file), str(path))
-
-    def stored(name: str) -> Tensor:
-        if name not in own:
-            raise ModelError(f"{path}: the weight {name} is missing")
-        return weight(own[name])
-
+    _, stored = gguf.stored(file)
+    described = gguf.config(file)
+    bare = described["model_type"] in encoders.KINDS
+    config = (encoders.table if bare else configs.table)(described, str(path))
     tokens = file.metadata.get("tokenizer.ggml.tokens")
     marks = []
     for key in ("bos", "eos"):
@@ -134,7 +130,7 @@ def _gguf(path: Path) -> Source:
         raise ModelError(
             f"{path}: the tokenizer has {tokenizer.vocab_size:,} ids, the model's table {config.vocab_size:,} rows"
         )
-    return Source(path, (path,), config, tokenizer, chat, names.dialect(config), stored)
+    return Source(path, (path,), config, tokenizer, chat, names.dialect(config, bare), stored, bare)
 
 
 def _adapted(path: Path, depth: int) -> Source:

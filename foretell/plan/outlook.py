@@ -12,6 +12,7 @@ from foretell.plan.budget import parse_budget
 MEMORY_SPREAD = 0.22
 OTHER_FAMILY_SPREAD = 0.05
 NO_LAW = "the law of loss is of models that begin from nothing: of a run with a base no loss is forecast"
+OTHER_LOSS = "the law of loss is of predicting each next token: of {} no loss is forecast"
 CONVENTION = "all matrix products with the head, attention causal-exact, backward twice forward"
 
 
@@ -79,12 +80,15 @@ def _quality(
 ) -> dict[str, Any]:
     """How good the model gets on its text, and how often it reads it."""
     count, batch = flops.parameters(m), t.global_batch_tokens or t.context
+    once = size.epoch_tokens(t, corpus)
     common = {
-        "epochs": tokens / max(1, corpus["tokens"]),
-        "text_used_up": bool(t.budget) and tokens + batch > size.MOST_EPOCHS * corpus["tokens"],
+        "epochs": tokens / max(1.0, once),
+        "text_used_up": bool(t.budget) and tokens + batch > size.MOST_EPOCHS * once,
     }
     if t.base is not None:
         return {**common, "loss_note": NO_LAW}
+    if t.objective != "next_token":
+        return {**common, "loss_note": OTHER_LOSS.format(t.objective)}
     if t.ladder:
         return (
             rungs.read(t.ladder).forecast(count["total"], tokens, corpus["tokens"]) | {"loss_from": "ladder"} | common

@@ -38,6 +38,7 @@ USUAL_VOCABULARY = 4096
 DROPOUTS = ((3.0, 0.0), (6.0, 0.1), (math.inf, 0.2))
 # More readings than that are not worth their time; a budget that would buy more goes to a larger model, or is left.
 MOST_EPOCHS = 8.0
+A_ROW_A_RECORD = ("seq2seq", "labels", "dpo")
 BYTE_VOCABULARY = 257  # every byte, and the end of a text
 
 
@@ -95,7 +96,7 @@ def completed(config: RunConfig, corpus: dict[str, Any] | None, machine: dict[st
             "steps": steps,
             "micro_batch_size": micro,
             "loss_chunk_tokens": t.loss_chunk_tokens or _chunk(micro * t.context, model),
-            "dropout": dropout(steps * batch, corpus) if t.dropout is None else t.dropout,
+            "dropout": dropout(t, steps * batch, corpus) if t.dropout is None else t.dropout,
             "eval_every": t.eval_every or math.ceil(steps / EVALUATIONS),
             "eval_tokens": t.eval_tokens or evaluated,
         }
@@ -104,16 +105,31 @@ def completed(config: RunConfig, corpus: dict[str, Any] | None, machine: dict[st
     return run_config.updated(config, model=model.model_dump(), train={**train.model_dump(), "save_every": every})
 
 
-def dropout(tokens: float, corpus: dict[str, Any] | None) -> float:
+def epoch_tokens(t: TrainConfig, corpus: dict[str, Any] | None) -> float:
+    """The tokens of `train.context` a row that one reading of this text takes; endless where there is no text.
+
+    Where a row is one record, its padding counts: steps count it too.
+    """
+    if t.objective in A_ROW_A_RECORD:
+        return ((corpus or {}).get("documents") or math.inf) * t.context
+    return (corpus or {}).get("tokens") or math.inf
+
+
+def dropout(t: TrainConfig, tokens: float, corpus: dict[str, Any] | None) -> float:
     """The dropout for a run of `tokens` on this text, by how often it reads the text."""
-    epochs = tokens / ((corpus or {}).get("tokens") or math.inf)
+    epochs = tokens / epoch_tokens(t, corpus)
     return next(share for most, share in DROPOUTS if epochs <= most)
 
 
-def _at_most(steps: int, batch: int, corpus: dict[str, Any] | None) -> int:
-    """So many steps, or fewer, but `LEAST_STEPS`, where they would read the text more than `MOST_EPOCHS` times."""
-    tokens = (corpus or {}).get("tokens")
-    return min(steps, max(LEAST_STEPS, int(MOST_EPOCHS * tokens / batch))) if tokens else steps
+def _at_most(t: TrainConfig, steps: int, batch: int, corpus: dict[str, Any] | None) -> int:
+    """So many steps, or fewer, but `LEAST_STEPS`, where they would read the text more than `MOST_EPOCHS` times.
+
+    The limit is of next-token prediction: pairs and labels are worth more readings (docs/log.md).
+    """
+    tokens = epoch_tokens(t, corpus)
+    if t.objective in A_ROW_A_RECORD or tokens == math.inf:
+        return steps
+    return min(steps, max(LEAST_STEPS, int(MOST_EPOCHS * tokens / batch)))
 
 
 def save_every(model: ModelConfig, train: TrainConfig, machine: dict[str, Any], trial: dict[str, Any] | None) -> int:
@@ -175,7 +191,7 @@ def size_for_budget(
         steps = _steps_within(budget, model, train, machine, probe)
         batch = train.global_batch_tokens or train.context
         if budget.seconds is not None:
-            steps = _at_most(steps, batch, corpus)
+            steps = _at_most(config.train, steps, batch, corpus)
         if steps < LEAST_STEPS:
             continue
         count = flops.parameters(model)
@@ -265,7 +281,8 @@ def steps_for_budget(
     for _ in range(4):  # validations and checkpoints move with the steps
         forecast = time.run_seconds(config, machine, trial)["value"]
         steps = max(1, int((config.train.steps or 1) * AIM * budget.seconds / forecast))
-        steps = _at_most(steps, config.train.global_batch_tokens or config.train.context, corpus)
+        batch = config.train.global_batch_tokens or config.train.context
+        steps = _at_most(config.train, steps, batch, corpus)
         config = _with_steps(config, steps, machine, trial)
     return config
 

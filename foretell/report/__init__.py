@@ -4,6 +4,6 @@ Reads run folders and nothing else; never imports torch, so that a report can be
 opens without a network: style, script and pictures are inside, and its content security policy forbids everything else.
 """
 
-from foretell.report.page import closing, write
+from foretell.report.page import closing, write, write_map
 
-__all__ = ["closing", "write"]
+__all__ = ["closing", "write", "write_map"]

@@ -118,7 +118,7 @@ def model(run: Run) -> str:
         chosen = fine if abs(sum(n for _, n in fine) - total) < 0.5 else [(k, n) for k, n in coarse if n]
         if chosen:
             parts.append(_shares([(label(k), n) for k, n in chosen]))
-    parts.append(_facts({**table(at(run.config, "model")), **_tokenizer(run)}))
+    parts.append(listing({**table(at(run.config, "model")), **_tokenizer(run)}))
     return "".join(parts)
 
 
@@ -131,7 +131,7 @@ def _tokenizer(run: Run) -> dict[str, Any]:
 def machine(run: Run) -> str:
     """The machine the run was on, as it was measured."""
     found = table(run.get("machine"))
-    return _facts(dict(_flat({k: v for k, v in found.items() if k not in {"format_version", "key", "seconds"}})))
+    return listing(dict(_flat({k: v for k, v in found.items() if k not in {"format_version", "key", "seconds"}})))
 
 
 def _flat(tree: Mapping[str, Any], prefix: str = "", depth: int = 0) -> Iterator[tuple[str, Any]]:
@@ -144,7 +144,8 @@ def _flat(tree: Mapping[str, Any], prefix: str = "", depth: int = 0) -> Iterator
             yield name, value
 
 
-def _facts(pairs: Mapping[str, Any]) -> str:
+def listing(pairs: Mapping[str, Any]) -> str:
+    """Names and values beside each other, those that are numbers, words, or yes and no."""
     shown = []
     for name, value in list(pairs.items())[:60]:
         n = number(value)

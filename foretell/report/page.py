@@ -15,10 +15,11 @@ import shlex
 from datetime import datetime
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
 from foretell import __version__
 from foretell.errors import DataError
-from foretell.report import curves, facts, outlook, rungs, sections
+from foretell.report import applications, curves, facts, outlook, rungs, sections, wordmap
 from foretell.report.checks import Check, checks
 from foretell.report.run import Run, at, read
 from foretell.report.sections import section
@@ -28,20 +29,34 @@ MOST_RUNS = 8
 
 
 def write(runs: list[Path], out: Path | None = None) -> Path:
-    """Write the report of one or several run folders, or of one ladder's folder, and return its path.
+    """Write the report of one or several run folders, of one ladder's folder, or of vectors, and return its path.
 
-    Default place: report.html in the folder of a single run or ladder, or beside the first of several runs. Raises
-    DataError where a folder is neither, where a ladder is not alone, and where the page cannot be written.
+    Default place: report.html in the folder of a single one, or beside the first of several runs. Raises DataError
+    where a folder is none of them, where a ladder or vectors are not alone, and where the page cannot be written.
     """
     if not 0 < len(runs) <= MOST_RUNS:
         raise DataError(f"a report shows 1 to {MOST_RUNS} runs, not {len(runs)}; name fewer run folders")
     first = Path(runs[0])
-    ladder = next((folder for folder in runs if rungs.is_ladder(Path(folder))), None)
-    if ladder is not None and len(runs) > 1:
-        raise DataError(f"{ladder} is a ladder, which has a page of its own: foretell report {ladder}")
-    whole = page([read(Path(folder)) for folder in runs]) if ladder is None else ladder_page(rungs.read(first))
+    for what, is_one in (("a ladder", rungs.is_ladder), ("a folder of vectors", wordmap.is_vectors)):
+        if len(runs) > 1 and (folder := next((f for f in runs if is_one(Path(f))), None)) is not None:
+            raise DataError(f"{folder} is {what}, which has a page of its own: foretell report {folder}")
+    if rungs.is_ladder(first):
+        whole = ladder_page(rungs.read(first))
+    elif wordmap.is_vectors(first):
+        shown, meta = wordmap.read(first)
+        whole = document(shown.name, wordmap.page_body(shown, meta))
+    else:
+        whole = page([read(Path(folder)) for folder in runs])
     out = Path(out) if out else (first if len(runs) == 1 else first.parent) / "report.html"
     return put(out, whole)
+
+
+def write_map(found: dict[str, Any], out: Path) -> Path:
+    """Write the page of a map of vectors, `foretell.vectors.chart`. Raises DataError where it cannot be written."""
+    shown = wordmap.taken(found)
+    if shown is None:
+        raise DataError(f"{out}: the map is none; see docs/formats.md")
+    return put(Path(out), document(shown.name, wordmap.page_body(shown, {})))
 
 
 def put(out: Path, whole: str) -> Path:
@@ -91,7 +106,7 @@ def ladder_page(found: rungs.Ladder) -> str:
 
 def document(title: str, body: str) -> str:
     """A page of ours with this title and this markup in it: style, script and policy around it."""
-    style, script = _part("style.css"), _part("script.js")
+    style, script = _part("style.css"), _part("script.js") + _part("map.js")
     parts = {
         "policy": f"default-src 'none'; style-src '{_digest(style)}'; script-src '{_digest(script)}'; "
         "img-src data:; base-uri 'none'; form-action 'none'",
@@ -142,7 +157,9 @@ def _details(run: Run, found: list[Check], i: int) -> str:
             section("ladder", rungs.of_run(run.folder, i), i),
             section("outlook", outlook.parts(run), i),
             section("evaluation", sections.evaluation(run), i),
+            section("applications", applications.scores(run), i),
             section("samples", sections.samples(run), i),
+            section("map", wordmap.of_run(run.get("map"), i), i),
             section("funnel", facts.funnel(run), i),
             section("model", facts.model(run), i),
             section("machine", facts.machine(run), i),

@@ -17,8 +17,9 @@ from typing import Any
 
 from foretell.errors import DataError
 
-JSON_FILES = ("plan.json", "machine.json", "data.json", "measured.json", "eval.json", "samples.json")
+JSON_FILES = ("plan.json", "machine.json", "data.json", "measured.json", "eval.json", "samples.json", "map.json")
 FILES = ("config.toml", "log.jsonl", *JSON_FILES)
+NOT_OF_EVERY_RUN = ("samples.json", "map.json")
 
 
 @dataclass(frozen=True)
@@ -159,7 +160,7 @@ def read(folder: Path) -> Run:
         files=files,
         steps=steps,
         evals=evals,
-        missing=tuple(name for name in FILES if name not in present and name != "samples.json"),
+        missing=tuple(name for name in FILES if name not in present and name not in NOT_OF_EVERY_RUN),
         damaged=tuple(damaged),
     )
 

@@ -6,7 +6,8 @@
 
 The folder has train.jsonl and valid.jsonl, which `prepare` reads (data.split=name), and test.jsonl, which keeps the
 examples themselves, for scores. Without files of their own, valid and test are shares of the examples, drawn by the
-digest of what is asked: so equal questions never stand in two splits, and the same file always divides alike.
+digest of what is asked: so equal questions never stand in two splits, and the same file always divides alike. Several
+translations of one source are one item of such a test, with several references.
 """
 
 from __future__ import annotations
@@ -68,6 +69,8 @@ def made(
     wanted = [split for split in ("valid", "test") if split not in good]
     if wanted:
         good |= divided(good["train"], wanted)
+        if "test" in wanted and kind in ("translation", "summarization"):
+            good["test"] = _joined(good["test"])
     facts = [task.model_dump(), form, reader and [reader.template.name, reader.tokenizer.digest, reader.context]]
     key = hashlib.sha256(json.dumps(facts).encode())
     for split, found in good.items():
@@ -99,6 +102,16 @@ def divided(whole: Sequence[Example], wanted: Sequence[str]) -> dict[str, list[E
             found[split] = found[split] + groups.pop(0)
     rest = {id(e) for group in groups for e in group}
     return {"train": [e for e in whole if id(e) in rest], **found}
+
+
+def _joined(whole: Sequence[Example]) -> list[Example]:
+    """Examples of one source as one, with all of its references."""
+    found: dict[str, Example] = {}
+    for e in whole:
+        first = found.get(e.source)
+        more = e.targets if first is None else (*first.targets, *(t for t in e.targets if t not in first.targets))
+        found[e.source] = (e if first is None else first)._replace(targets=more)
+    return list(found.values())
 
 
 def _digest(e: Example) -> bytes:

@@ -83,4 +83,9 @@ def _lowercase(config: Path, vocab: dict[str, int]) -> bool:
             raise ConfigError(f"{config}: not a JSON object") from None
         if isinstance(said, bool):
             return said
+    return is_uncased(vocab)
+
+
+def is_uncased(vocab: Iterable[str]) -> bool:
+    """Whether no token but special ones has a capital letter."""
     return not any("A" <= c <= "Z" for token in vocab if token[:1] != "[" for c in token)

@@ -31,7 +31,7 @@ from foretell.train import export, loop, objectives, preference, trial, tune
 from foretell.train import log as run_log
 from foretell.train.alone import Alone, Team
 from foretell.train.loop import Display, Job
-from foretell.vectors import embedding
+from foretell.vectors import embedding, wordmap
 
 GUARD = 1.25
 # Below this many seconds a run is not worth a probe or a trial.
@@ -92,6 +92,8 @@ def begin(
         tune.check(config, data, processes)
         config, forecast = decide(_divided(config, processes), data, machine, show, processes, trials)
         embedding.start(config.train.init_embedding, data.tokenizer, config.model)  # what is wrong is said here
+        if config.train.init_embedding is not None:
+            wordmap.keep(Path(config.train.init_embedding), run)
         _write_folder(run, config, forecast, data, {**machine, "processes": processes})
     show({"event": "plan", "plan": forecast, "config": config})
 
@@ -199,7 +201,8 @@ def decide(
     budget = plan.parse_budget(config.train.budget) if config.train.budget and not fixed else None
     measured_probe = None
     worth = budget.is_worth_a_probe if budget else _seconds(config, text, machine, processes) > WORTH_PROBING_SECONDS
-    if trials and worth and config.train.base is None:  # the probe is for the law of models that begin from nothing
+    by_law = config.train.base is None and config.train.objective == "next_token"
+    if trials and worth and by_law:  # the probe is for the law
         show({"event": "probing"})
         measured_probe = trial.probe(data)
         show({"event": "probe", **measured_probe})

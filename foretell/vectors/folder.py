@@ -1,4 +1,4 @@
-"""The folder of vectors: meta.json beside the vectors in one or more of the usual formats. See docs/formats.md.
+"""The folder of vectors: meta.json, the map, and the vectors in one or more of the usual formats. See docs/formats.md.
 
 It appears by one rename, so it is whole or not there. `load` also reads a single file that another program wrote.
 """
@@ -22,11 +22,9 @@ from foretell.vectors.formats import Vectors
 
 FORMAT_VERSION = 1
 FORMATS = ("binary", "text", "glove")
+MAP = "map.json"  # see wordmap.py
 _NAMES = ("vectors.bin", "vectors.txt", "vectors.glove.txt")
 _META: dict[str, type] = {"kind": str, "units": str, "dim": int, "words": int}
-
-
-Finish = Callable[[Vectors, dict[str, Any], Tokenizer | None, Iterable[str]], None]
 
 
 @dataclass(frozen=True)
@@ -50,13 +48,16 @@ class Folder:
         return place.get(word, place.get(word.lower()))
 
     def shown(self, row: int) -> str:
-        """The word of a row as a person reads it."""
+        """The word of a row as a person reads it; of a token that is a part of a character, its bytes: <E5 9B>."""
         word = self.vectors.words[row]
         if self.own is None:
             return word
         id_ = self.own.inner.token_to_id(word)
-        text = self.own.token_bytes(id_).decode(errors="replace") if id_ is not None else ""
-        return text or word
+        raw = self.own.token_bytes(id_) if id_ is not None else b""
+        try:
+            return raw.decode() or word
+        except UnicodeDecodeError:
+            return f"<{raw.hex(' ').upper()}>"
 
 
 def load(path: Path) -> Vectors:
@@ -113,10 +114,12 @@ def _meta(path: Path) -> dict[str, Any]:
     return found
 
 
+# Takes what is to be written, the formats, and the bytes of the map, where there is one.
+Finish = Callable[[Folder, Iterable[str], bytes | None], None]
+
+
 @contextmanager
-def making(
-    out: Path,
-) -> Iterator[tuple[Path, Finish]]:
+def making(out: Path) -> Iterator[tuple[Path, Finish]]:
     """A folder to work in beside `out`, and what writes the result and renames it. Gone again when anything fails.
 
     Raises ConfigError where `out` is there already and not empty.
@@ -130,13 +133,15 @@ def making(
     work = out.absolute().parent / f".{out.name}-{secrets.token_hex(4)}{files.PARTIAL}"
     (work / "work").mkdir(parents=True)
 
-    def finish(vectors: Vectors, meta: dict[str, Any], own: Tokenizer | None, wanted: Iterable[str]) -> None:
+    def finish(made: Folder, wanted: Iterable[str], drawn: bytes | None) -> None:
         shutil.rmtree(work / "work")
-        for name, parts in formats.files(vectors, wanted).items():
+        for name, parts in formats.files(made.vectors, wanted).items():
             files.write_file(work / name, parts)
-        if own is not None:
-            files.write_file(work / "tokenizer.json", [own.inner.to_str().encode()])
-        whole = {"format_version": FORMAT_VERSION, **meta}
+        if made.own is not None:
+            files.write_file(work / "tokenizer.json", [made.own.inner.to_str().encode()])
+        if drawn is not None:
+            files.write_file(work / MAP, [drawn])
+        whole = {"format_version": FORMAT_VERSION, **made.meta}
         files.write_file(work / "meta.json", [(json.dumps(whole, ensure_ascii=False, indent=1) + "\n").encode()])
         files.sync_folder(work)
         if out.exists():

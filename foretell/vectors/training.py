@@ -13,9 +13,10 @@ import numpy as np
 from foretell import runtime
 from foretell.errors import ConfigError
 from foretell.tokenizer import Tokenizer
-from foretell.vectors import corpus, folder
+from foretell.vectors import corpus, folder, wordmap
 from foretell.vectors.cooccurrence import LONGEST_WINDOW
 from foretell.vectors.corpus import Corpus, Progress
+from foretell.vectors.folder import Folder
 from foretell.vectors.formats import Vectors
 from foretell.vectors.units import Units
 
@@ -100,7 +101,8 @@ def train(
             "forecast_seconds": clock.forecast,
             "units_per_second": text.size * (s.epochs or 1) / max(clock.seconds, 1e-9),
         }
-        finish(Vectors(text.words, matrix), meta, own, formats)
+        made = Folder(Path(out), Vectors(text.words, matrix), meta, own)
+        finish(made, formats, _map(made, s, progress))
     return {"out": str(out), **meta, "seconds": time.monotonic() - began}
 
 
@@ -157,6 +159,23 @@ def _learned(text: Corpus, s: Settings, work: Path, clock: _Clock) -> tuple[np.n
     clock.stop()
     found = {"pairs": len(pairs), "losses": losses, "counting_seconds": counted}
     return matrix, {**found, "pairs_per_second": len(pairs) * s.epochs / max(clock.seconds, 1e-9)}
+
+
+def _map(made: Folder, s: Settings, progress: Progress | None) -> bytes | None:
+    """The bytes of map.json; None where a single word makes no map."""
+    import torch
+
+    if len(made.vectors.words) < 2:
+        return None
+    torch.set_num_threads(s.threads or 1)
+    began = time.monotonic()
+
+    def told(share: float) -> None:
+        if progress is not None:
+            gone = time.monotonic() - began
+            progress({"stage": "map", "done": share, "total": 1.0, "of": "", "seconds": gone})
+
+    return wordmap.dumps(wordmap.chart(made, told=told))
 
 
 class _Clock:

@@ -24,11 +24,16 @@ _PIECE = 1 << 18  # weights at a time: 1 MB of float32
 _OF_KIND = {kind: (per_block, block_bytes) for kind, per_block, block_bytes in TYPES.values()}
 
 
-def tensor(file: Gguf, name: str, dtype: torch.dtype = torch.float32) -> Tensor:
-    """The tensor of that name in `dtype`, in memory of its own. ModelError when the file has none of that name."""
+def tensor(file: Gguf, name: str, dtype: torch.dtype = torch.float32, of: int | None = None) -> Tensor:
+    """The tensor of that name in `dtype`, in memory of its own. ModelError when the file has none of that name.
+
+    of: the number of the only part of its first dim that is wanted, one matrix of a stack.
+    """
     raw = file.raw(name)
     info = file.tensors[name]
-    return dequantize(raw, info.kind, dtype).view(info.shape)
+    if of is None:
+        return dequantize(raw, info.kind, dtype).view(info.shape)
+    return dequantize(raw.reshape(info.shape[0], -1)[of], info.kind, dtype).view(info.shape[1:])
 
 
 def dequantize(raw: np.ndarray, kind: str, dtype: torch.dtype = torch.float32) -> Tensor:

@@ -1,15 +1,16 @@
 """What a GGUF file calls things, in the words and the conventions of Hugging Face: its config and its weights.
 
 `config` gives the keys of a config.json of transformers (version 4's flat names, which version 5 reads too), `weights`
-the tensors of its state dict, named and laid out as there. Three things differ in the files and are undone:
+the tensors of its folders, named and laid out as there. Four things differ in the files and are undone:
 
 - llama interleaves the two halves of each head's rows in q and k, for another way to rotate; the rows go back.
 - gemma3's norms are stored with the 1 added that the model adds to them; here they are what the model adds 1 to.
 - gpt2's products are stored transposed; here they are in x out, as Conv1D has them.
+- qwen3moe's experts stand in stacks, one a layer; here each is a matrix of its own, as in the folders of its model.
 
-Whatever a file asks for that these models do not have (experts, soft caps, partly rotated heads, sizes that change from
-layer to layer) is a ModelError: a model computed slightly wrongly looks like a bad model. Source of the keys:
-https://github.com/ggml-org/ggml/blob/master/docs/gguf.md and the conversion scripts of llama.cpp.
+Whatever a file asks for that these models do not have (shared experts, soft caps, partly rotated heads, sizes that
+change from layer to layer) is a ModelError: a model computed slightly wrongly looks like a bad model. Source of the
+keys: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md and the conversion scripts of llama.cpp.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from torch import Tensor
 
 from foretell.errors import ModelError
 from foretell.models.gguf.blocks import dequantize, tensor
+from foretell.models.gguf.metadata import Metadata
 from foretell.models.gguf.reader import Gguf
 
 # general.architecture -> model_type, the class in transformers.
@@ -31,8 +33,10 @@ ARCHITECTURES = {
     "llama": ("llama", "LlamaForCausalLM"),
     "qwen2": ("qwen2", "Qwen2ForCausalLM"),
     "qwen3": ("qwen3", "Qwen3ForCausalLM"),
+    "qwen3moe": ("qwen3_moe", "Qwen3MoeForCausalLM"),
     "gemma3": ("gemma3_text", "Gemma3ForCausalLM"),
     "gpt2": ("gpt2", "GPT2LMHeadModel"),
+    "bert": ("bert", "BertModel"),
 }
 _OUTSIDE = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
 _LAYER = {
@@ -47,6 +51,12 @@ _LAYER = {
     "ffn_gate": "mlp.gate_proj",
     "ffn_up": "mlp.up_proj",
     "ffn_down": "mlp.down_proj",
+}
+_MOE_LAYER = {k: v for k, v in _LAYER.items() if k not in ("ffn_gate", "ffn_up", "ffn_down")} | {
+    "ffn_gate_inp": "mlp.gate",
+    "ffn_gate_exps": "mlp.experts.*.gate_proj",
+    "ffn_up_exps": "mlp.experts.*.up_proj",
+    "ffn_down_exps": "mlp.experts.*.down_proj",
 }
 _GEMMA_LAYER = {
     **_LAYER,
@@ -68,6 +78,22 @@ _GPT2_LAYER = {
     "ffn_up": "mlp.c_fc",
     "ffn_down": "mlp.c_proj",
 }
+_BERT_OUTSIDE = {
+    "token_embd": "embeddings.word_embeddings",
+    "token_types": "embeddings.token_type_embeddings",
+    "position_embd": "embeddings.position_embeddings",
+    "token_embd_norm": "embeddings.LayerNorm",
+}
+_BERT_LAYER = {
+    "attn_q": "attention.self.query",
+    "attn_k": "attention.self.key",
+    "attn_v": "attention.self.value",
+    "attn_output": "attention.output.dense",
+    "attn_output_norm": "attention.output.LayerNorm",
+    "ffn_up": "intermediate.dense",
+    "ffn_down": "output.dense",
+    "layer_output_norm": "output.LayerNorm",
+}
 _ROPE_FACTORS = "rope_freqs.weight"
 _GEMMA_27B_LAYERS = 62  # the one Gemma 3 that scales attention by hidden_size / heads
 
@@ -78,35 +104,48 @@ def config(file: Gguf) -> dict[str, Any]:
     if not isinstance(arch, str) or arch not in ARCHITECTURES:
         known = ", ".join(ARCHITECTURES)
         raise ModelError(f"{file.path}: the architecture is {arch!r}; read are {known}")
-    read = _Reader(file, arch)
+    read = Metadata(file, arch)
     kind, cls = ARCHITECTURES[arch]
     described = {"architectures": [cls], "model_type": kind, **_ends(read)}
-    return described | (_gpt2_config(read) if arch == "gpt2" else _decoder_config(read, arch))
+    if arch in ("gpt2", "bert"):
+        return described | (_gpt2_config(read) if arch == "gpt2" else _bert_config(read))
+    return described | _decoder_config(read, arch)
 
 
 def weights(file: Gguf, dtype: torch.dtype = torch.float32) -> Iterator[tuple[str, Tensor]]:
     """The weights one after the other, as transformers names and lays them out; a tied head is not given twice."""
-    own, weight = stored(file, dtype)
-    yield from ((theirs, weight(name)) for theirs, name in own.items())
+    names, weight = stored(file, dtype)
+    yield from ((name, weight(name)) for name in names)
 
 
-def stored(file: Gguf, dtype: torch.dtype = torch.float32) -> tuple[dict[str, str], Callable[[str], Tensor]]:
-    """The file's name of each weight by transformers' name; and what reads a weight by the file's name."""
+def stored(file: Gguf, dtype: torch.dtype = torch.float32) -> tuple[list[str], Callable[[str], Tensor]]:
+    """The weights' names in transformers' folders; and what reads one of them. ModelError for a name there is not."""
     c = config(file)
     arch = file.metadata["general.architecture"]
-    outside, layer, prefix = _OUTSIDE, _GEMMA_LAYER if arch == "gemma3" else _LAYER, "model.layers"
+    outside, prefix = _OUTSIDE, "model.layers"
+    layer = {"gemma3": _GEMMA_LAYER, "qwen3moe": _MOE_LAYER}.get(arch, _LAYER)
     if arch == "gpt2":
         outside, layer, prefix = _GPT2_OUTSIDE, _GPT2_LAYER, "transformer.h"
-    found: dict[str, str] = {}
+    if arch == "bert":
+        outside, layer, prefix = _BERT_OUTSIDE, _BERT_LAYER, "encoder.layer"
+    found: dict[str, tuple[str, int | None]] = {}  # the file's name, and which of a stack
     for own in file.tensors:
-        if own == _ROPE_FACTORS or (own == "output.weight" and c["tie_word_embeddings"]):
+        if own == _ROPE_FACTORS or (own == "output.weight" and c.get("tie_word_embeddings")):
             continue  # config has read them
         name = _renamed(own, outside, layer, prefix)
         if name is None:
             raise ModelError(f"{file.path}: the {arch} model has a tensor {own}, which is not known")
-        found[name] = own
+        if "*" in name:
+            found |= {name.replace("*", str(n)): (own, n) for n in range(_stack(file, own, c["num_experts"]))}
+        else:
+            found[name] = own, None
 
-    def weight(own: str) -> Tensor:
+    def weight(name: str) -> Tensor:
+        if name not in found:
+            raise ModelError(f"{file.path}: the weight {name} is missing")
+        own, of = found[name]
+        if of is not None:
+            return tensor(file, own, dtype, of)
         adds_one = arch == "gemma3" and own.endswith("norm.weight")
         t = (tensor(file, own) - 1).to(dtype) if adds_one else tensor(file, own, dtype)
         if arch == "llama" and (m := re.search(r"\.attn_([qk])\.", own)):
@@ -115,7 +154,15 @@ def stored(file: Gguf, dtype: torch.dtype = torch.float32) -> tuple[dict[str, st
             return t.T.contiguous()
         return t
 
-    return found, weight
+    return list(found), weight
+
+
+def _stack(file: Gguf, own: str, experts: int) -> int:
+    """How many matrices stand in a stack: one for each expert."""
+    shape = file.tensors[own].shape
+    if len(shape) != 3 or shape[0] != experts:
+        raise ModelError(f"{file.path}: {own} is {list(shape)}, a stack of {experts:,} matrices is needed")
+    return experts
 
 
 def _renamed(own: str, outside: dict[str, str], layer: dict[str, str], prefix: str) -> str | None:
@@ -133,72 +180,25 @@ def _halves(file: Gguf, name: str, t: Tensor, heads: int) -> Tensor:
     return t.view(heads, rows // heads // 2, 2, *t.shape[1:]).transpose(1, 2).reshape(t.shape)
 
 
-class _Reader:
-    """Metadata of one architecture, each value checked as it is read."""
-
-    def __init__(self, file: Gguf, arch: str) -> None:
-        self.file, self.arch = file, arch
-
-    def wrong(self, what: str) -> ModelError:
-        return ModelError(f"{self.file.path}: {what}")
-
-    def get(self, key: str, default: Any = None) -> Any:
-        return self.file.metadata.get(f"{self.arch}.{key}", default)
-
-    def count(self, key: str, default: int | None = None) -> int:
-        """A whole number from 1 on; a list of one a layer must be all the same."""
-        value = self.get(key, default)
-        if isinstance(value, list) and value and all(v == value[0] for v in value):
-            value = value[0]
-        if isinstance(value, list):
-            raise self.wrong(f"{self.arch}.{key} changes from layer to layer ({value[:8]}); such models are not read")
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise self.wrong(f"{self.arch}.{key} is {value!r}, a whole number from 1 on is needed")
-        return value
-
-    def number(self, key: str, default: float | None = None) -> float:
-        """A finite number above 0."""
-        value = self.get(key, default)
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value) or value <= 0:
-            raise self.wrong(f"{self.arch}.{key} is {value!r}, a number above 0 is needed")
-        # Files hold float32: 1e-5 is stored as 9.99999974e-06.
-        return float(f"{value:.7g}") if isinstance(value, float) else float(value)
-
-    def shape(self, name: str, dims: int) -> tuple[int, ...]:
-        info = self.file.tensors.get(name)
-        if info is None or len(info.shape) != dims:
-            what = "is missing" if info is None else f"has the shape {list(info.shape)}"
-            raise self.wrong(f"the tensor {name} {what}; a {self.arch} model needs it with {dims} dims")
-        return info.shape
-
-
-def _layers(r: _Reader) -> int:
-    """The number of layers, which must be that of the tensors: nothing is made because a file names a number."""
-    told = r.count("block_count")
-    there = {int(m[1]) for name in r.file.tensors if (m := re.match(r"blk\.(\d{1,6})\.", name))}
-    if there != set(range(len(there))) or told != len(there):
-        raise r.wrong(f"{r.arch}.block_count is {told:,}, the tensors are of {len(there):,} layers")
-    return told
-
-
-def _ends(r: _Reader) -> dict[str, Any]:
+def _ends(r: Metadata) -> dict[str, Any]:
     """Ids of the special tokens, where the file has them."""
     names = {"bos": "bos", "eos": "eos", "pad": "padding"}
     ids = {f"{key}_token_id": r.file.metadata.get(f"tokenizer.ggml.{own}_token_id") for key, own in names.items()}
     return {key: value for key, value in ids.items() if isinstance(value, int)}
 
 
-def _refuse_unknown(r: _Reader) -> None:
-    for key in ("expert_count", "attn_logit_softcapping", "final_logit_softcapping", "residual_scale", "logit_scale"):
+def _refuse_unknown(r: Metadata) -> None:
+    experts = ("expert_count",) if r.arch != "qwen3moe" else ("expert_shared_count", "expert_group_count")
+    for key in (*experts, "attn_logit_softcapping", "final_logit_softcapping", "residual_scale", "logit_scale"):
         if r.get(key):
             raise r.wrong(f"{r.arch}.{key} is {r.get(key)!r}; this model of the family is not read")
 
 
-def _gpt2_config(r: _Reader) -> dict[str, Any]:
+def _gpt2_config(r: Metadata) -> dict[str, Any]:
     _refuse_unknown(r)
     width = r.count("embedding_length")
     return {
-        "n_layer": _layers(r),
+        "n_layer": r.layers(),
         "n_embd": width,
         "n_head": r.count("attention.head_count"),
         "n_inner": r.count("feed_forward_length", 4 * width),
@@ -210,7 +210,26 @@ def _gpt2_config(r: _Reader) -> dict[str, Any]:
     }
 
 
-def _tied(r: _Reader) -> bool:
+def _bert_config(r: Metadata) -> dict[str, Any]:
+    """A bare encoder, which gives vectors: its files have no head. Their mean is what a file may ask to be taken."""
+    _refuse_unknown(r)
+    for key, read in (("attention.causal", (None, False)), ("pooling_type", (None, 0, 1))):
+        if r.get(key) not in read:
+            raise r.wrong(f"{r.arch}.{key} is {r.get(key)!r}; read are encoders whose vectors are means of all tokens")
+    return {
+        "num_hidden_layers": r.layers(),
+        "hidden_size": r.count("embedding_length"),
+        "num_attention_heads": r.count("attention.head_count"),
+        "intermediate_size": r.count("feed_forward_length"),
+        "max_position_embeddings": r.shape("position_embd.weight", 2)[0],
+        "vocab_size": r.shape("token_embd.weight", 2)[0],
+        "type_vocab_size": r.shape("token_types.weight", 2)[0],
+        "layer_norm_eps": r.number("attention.layer_norm_epsilon"),
+        "hidden_act": "gelu",
+    }
+
+
+def _tied(r: Metadata) -> bool:
     """No head of its own, or (gpt2's converter) one that holds the same bytes."""
     if "output.weight" not in r.file.tensors:
         return True
@@ -220,7 +239,7 @@ def _tied(r: _Reader) -> bool:
     )
 
 
-def _decoder_config(r: _Reader, arch: str) -> dict[str, Any]:
+def _decoder_config(r: Metadata, arch: str) -> dict[str, Any]:
     _refuse_unknown(r)
     width, heads = r.count("embedding_length"), r.count("attention.head_count")
     head = r.count("attention.key_length", width // heads)
@@ -230,7 +249,7 @@ def _decoder_config(r: _Reader, arch: str) -> dict[str, Any]:
     common = {
         "vocab_size": r.shape("token_embd.weight", 2)[0],
         "hidden_size": width,
-        "num_hidden_layers": _layers(r),
+        "num_hidden_layers": r.layers(),
         "num_attention_heads": heads,
         "num_key_value_heads": r.count("attention.head_count_kv", heads),
         "head_dim": head,
@@ -249,12 +268,29 @@ def _decoder_config(r: _Reader, arch: str) -> dict[str, Any]:
     if arch == "qwen2" and not biased:
         raise r.wrong("a qwen2 model has biases of q, k and v, this file has none")
     own = {"attention_bias": biased, "mlp_bias": "blk.0.ffn_up.bias" in r.file.tensors} if arch == "llama" else {}
-    if arch == "qwen3":
-        own = {"attention_bias": biased}
+    if arch in ("qwen3", "qwen3moe"):
+        own = {"attention_bias": biased, **(_experts_config(r) if arch == "qwen3moe" else {})}
     return common | {"hidden_act": "silu", **own}
 
 
-def _gemma3_config(r: _Reader, c: dict[str, Any]) -> dict[str, Any]:
+def _experts_config(r: Metadata) -> dict[str, Any]:
+    """The experts of qwen3moe: of every layer, chosen by a softmax, their weights summing to one."""
+    N, F, _ = r.shape("blk.0.ffn_gate_exps.weight", 3)
+    for key, there in (("expert_count", N), ("expert_feed_forward_length", F)):
+        if r.count(key, there) != there:
+            raise r.wrong(f"{r.arch}.{key} is {r.get(key):,}, the experts' weights are of {there:,}")
+    for key, only in (("expert_weights_norm", True), ("expert_weights_scale", 1.0), ("expert_gating_func", 1)):
+        if r.get(key, only) != only:
+            raise r.wrong(f"{r.arch}.{key} is {r.get(key)!r}; {only!r} alone is read")
+    return {
+        "num_experts": N,
+        "num_experts_per_tok": r.count("expert_used_count"),
+        "moe_intermediate_size": F,
+        "norm_topk_prob": True,
+    }
+
+
+def _gemma3_config(r: Metadata, c: dict[str, Any]) -> dict[str, Any]:
     every = r.count("attention.sliding_window_pattern", 6)
     layers = c["num_hidden_layers"]
     if layers == _GEMMA_27B_LAYERS:
@@ -273,7 +309,7 @@ def _gemma3_config(r: _Reader, c: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _rope_scaling(r: _Reader, head: int) -> dict[str, Any] | None:
+def _rope_scaling(r: Metadata, head: int) -> dict[str, Any] | None:
     """The `rope_scaling` of transformers, of metadata or of Llama 3's table of factors."""
     kind = r.get("rope.scaling.type", "none")
     if _ROPE_FACTORS in r.file.tensors:
@@ -299,7 +335,7 @@ def _rope_scaling(r: _Reader, head: int) -> dict[str, Any] | None:
     return scaling
 
 
-def _llama3_scaling(r: _Reader, head: int) -> dict[str, Any]:
+def _llama3_scaling(r: Metadata, head: int) -> dict[str, Any]:
     """Llama 3's parameters from the factors that the file has instead: those of Meta, if they give the same factors."""
     info = r.file.tensors[_ROPE_FACTORS]
     if info.shape != (head // 2,) or info.kind != "F32":

@@ -1,12 +1,12 @@
 """The tokenizer that a GGUF file describes, as a `foretell.tokenizer.Tokenizer`.
 
 `tokenizer.ggml.model` says the kind: `gpt2` is byte-level BPE with merges and a named way to cut texts first
-(`tokenizer.ggml.pre`), `llama` is SentencePiece's BPE with a score a piece. Special tokens come from the types of the
-tokens (3 control, 4 user-defined), the ones put around a text from `add_bos_token` and `add_eos_token`.
+(`tokenizer.ggml.pre`), `llama` is SentencePiece's BPE with a score a piece, `bert` is WordPiece, in whose files a
+piece that begins a word has U+2581 in front and one that goes on has lost its ##. Special tokens come from the types
+of the tokens (3 control, 4 user-defined), the ones put around a text from `add_bos_token` and `add_eos_token`.
 
 Two oddities of files: Gemma's runs of spaces are written as spaces where the others have U+2581, and its scores do
-not follow the order in which its pieces merge, which is that of the ids. Not handled: WordPiece (`bert`), unigram
-(`t5`).
+not follow the order in which its pieces merge, which is that of the ids. Not handled: unigram (`t5`).
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 
 from foretell.errors import ConfigError, ModelError
 from foretell.models.gguf.reader import Gguf
-from foretell.tokenizer import Tokenizer, bytelevel, spm, wrap
+from foretell.tokenizer import Tokenizer, bytelevel, spm, wordpiece, wrap
 
 _KEYS = "tokenizer.ggml."
 _GEMMA = ("gemma", "gemma2", "gemma3")
@@ -31,8 +31,10 @@ def tokenizer(file: Gguf) -> Tokenizer:
             inner = _byte_level(file, tokens, types)
         elif kind == "llama":
             inner = spm.build(_pieces(file, tokens, types), str(file.path))
+        elif kind == "bert":
+            return _wordpiece(file, tokens, types)
         else:
-            raise ModelError(f"{file.path}: the tokenizer is of the kind {kind!r}; gpt2 and llama are read")
+            raise ModelError(f"{file.path}: the tokenizer is of the kind {kind!r}; gpt2, llama and bert are read")
     except ConfigError as e:
         raise ModelError(str(e)) from None
     return wrap(inner, _id(file, "eos_token_id", len(tokens)), "other")
@@ -54,6 +56,20 @@ def _byte_level(file: Gguf, tokens: list[str], types: list[int]) -> Any:
         special, whole, None if first is None else tokens[first], None if last is None else tokens[last]
     )
     return bytelevel.build(vocab, [(m[0], m[1]) for m in merges], patterns, extra, whole_pieces)
+
+
+def _wordpiece(file: Gguf, tokens: list[str], types: list[int]) -> Tokenizer:
+    def whole(token: str, kind: int) -> str:
+        if kind == spm.CONTROL or (token[:1] == "[" and token[-1:] == "]"):  # which older files do not mark
+            return token
+        return token[1:] if token.startswith("\u2581") else "##" + token
+
+    vocab = {whole(t, kind): n for n, (t, kind) in enumerate(zip(tokens, types, strict=True))}
+    if len(vocab) != len(tokens):
+        raise ModelError(f"{file.path}: {len(tokens) - len(vocab):,} tokens stand twice")
+    if missing := [t for t in ("[UNK]", "[CLS]", "[SEP]") if t not in vocab]:
+        raise ModelError(f"{file.path}: no {', '.join(missing)} among its {len(tokens):,} tokens; BERT's have them")
+    return wrap(wordpiece.build(vocab, wordpiece.is_uncased(vocab)))
 
 
 def _pieces(file: Gguf, tokens: list[str], types: list[int]) -> spm.Pieces:
