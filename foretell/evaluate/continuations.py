@@ -77,8 +77,8 @@ def evaluate_generation(
     chosen = passages(examples)
     given = continued(model, asked.tokenizer, chosen, seed, progress)
     human = [p.rest.strip() for p in chosen]
-    lengths = [len(g) for g in given], [len(h) for h in human]
-    measured["length"] = metrics.ratio("length", *map(np.array, lengths), "characters over those of the true rests")
+    sizes, whole = np.array([len(g) for g in given]), np.array([len(h) for h in human])
+    measured["length"] = metrics.ratio("length", sizes, whole, "characters over those of the true rests")
     measured |= _written(given)
     rules = {
         "xz -9": {"bits_per_byte": _packed(texts)},
