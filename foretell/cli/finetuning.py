@@ -27,7 +27,7 @@ To = Annotated[str | None, typer.Option("--to", help="Language of what is wanted
 def finetune(
     arguments: RunToml = None,
     task: TaskOption = "",
-    source: Annotated[str, typer.Option("--data", help="Examples: a file, folder, pattern, or SOURCE+TARGET by lines.")] = "",
+    source: Annotated[str, typer.Option("--data", help="A file, folder, pattern, or SOURCE+TARGET by lines.")] = "",
     valid: Annotated[str | None, typer.Option(help="Examples to watch by; a share of --data when not given.")] = None,
     test: Annotated[str | None, typer.Option(help="Examples to score; a share of --data when not given.")] = None,
     base: Base = None,
