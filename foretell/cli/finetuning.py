@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from foretell.tasks.examples import Keys
 
 TaskOption = Annotated[
-    str, typer.Option("--task", help="translation, summarization, qa, dialogue, generation or classification.")
+    str | None, typer.Option("--task", help="translation, summarization, qa, dialogue, generation or classification.")
 ]
 SourceKey = Annotated[str | None, typer.Option(help="Key, or column by name or number, of what is given.")]
 TargetKey = Annotated[str | None, typer.Option(help="The same of what is wanted.")]
@@ -26,8 +26,10 @@ To = Annotated[str | None, typer.Option("--to", help="Language of what is wanted
 
 def finetune(
     arguments: RunToml = None,
-    task: TaskOption = "",
-    source: Annotated[str, typer.Option("--data", help="Examples: a file, or SOURCE+TARGET, aligned by lines.")] = "",
+    task: TaskOption = None,
+    source: Annotated[
+        str | None, typer.Option("--data", help="A file, folder, pattern, or SOURCE+TARGET by lines.")
+    ] = None,
     valid: Annotated[str | None, typer.Option(help="Examples to watch by; a share of --data when not given.")] = None,
     test: Annotated[str | None, typer.Option(help="Examples to score; a share of --data when not given.")] = None,
     test_share: Annotated[float | None, typer.Option(help="Share of --data to score; 0.05, at most 1,000.")] = None,

@@ -1,7 +1,9 @@
 """`evaluate --task generation`: how a decoder foretells texts, and how what it writes differs from them.
 
     perplexity, bits_per_byte             of the texts, each by itself, in windows
-    distinct_1, distinct_2, rep_4         of continuations that the model draws of beginnings of passages of the texts
+    length                                of continuations that the model draws of beginnings of passages of the texts,
+                                          as a share of that of the true ones, which it cannot exceed
+    distinct_1, distinct_2, rep_4         of the same
     self_bleu                             of the same
     mauve                                 of the same against the true continuations, from a vector for each
 
@@ -43,7 +45,8 @@ _LONGEST = 2048  # tokens of a window
 _BATCH_TOKENS = 1 << 13
 _AT_ONCE, _SHOWN = 64, 4
 _SAMPLING: dict[str, Any] = {"temperature": 1.0, "top_p": 0.95}
-_BREAK = re.compile(r"\s|(?<=[，。！？；：、])")
+# Where tokens of most tokenizers end: the end of a line is one with the mark before it, a space with the word behind.
+_BREAK = re.compile(r"\n+|(?=[^\S\n])|(?<=[，。！？；：、])(?![，。！？；：、\s])")
 
 
 class Passage(NamedTuple):
@@ -74,6 +77,8 @@ def evaluate_generation(
     chosen = passages(examples)
     given = continued(model, asked.tokenizer, chosen, seed, progress)
     human = [p.rest.strip() for p in chosen]
+    sizes, whole = np.array([len(g) for g in given]), np.array([len(h) for h in human])
+    measured["length"] = metrics.ratio("length", sizes, whole, "characters over those of the true rests")
     measured |= _written(given)
     rules = {
         "xz -9": {"bits_per_byte": _packed(texts)},
@@ -120,10 +125,9 @@ def passages(examples: Sequence[Example], most: int = CONTINUED) -> list[Passage
         for n, text in enumerate(_stretches(e.source)):
             quarter = max(1, len(text) // 4)
             place = _BREAK.search(text, quarter)
-            at = place.start() if place is not None and place.start() <= len(text) // 2 else quarter
-            beginning = text[:at].rstrip()
-            if len(text) >= _SHORTEST and beginning and text[at:].strip():
-                found.append(Passage(f"{e.name}#{n + 1}", beginning, text[len(beginning) :]))
+            at = place.end() if place is not None and place.end() <= len(text) // 2 else quarter
+            if len(text) >= _SHORTEST and text[at:].strip():
+                found.append(Passage(f"{e.name}#{n + 1}", text[:at], text[at:]))
     if not found:
         raise DataError(f"nothing to go on from: none of {len(examples):,} texts has {_SHORTEST} characters")
     if len(found) <= most:

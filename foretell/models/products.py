@@ -1,8 +1,8 @@
 """Linear layers in float32 by the library whose kernels this processor runs best; for scoring, not for training.
 
 torch forms these products by MKL, and MKL keeps to AVX2 on processors of AMD. oneDNN, which comes with torch as well,
-has AVX-512 there: on Zen 5 it forms the same products in half the time (docs/log.md, 2026-11-26). Elsewhere MKL is as
-fast or faster, so nothing changes. The two round differently (about 1e-6 of a product).
+has AVX-512 there, and forms the same products in half the time (docs/log.md, 2026-11-26). With AVX2 alone it was no
+faster, and on Intel's nothing was measured: both keep MKL. The two round differently (about 1e-6 of a product).
 """
 
 from __future__ import annotations

@@ -82,7 +82,7 @@ def _once(split: str, examples: Sequence[Example], told: list[str]) -> list[Exam
 
 def _key(e: Example) -> tuple[object, ...]:
     """What makes two examples ask the same."""
-    return (e.source, e.context) if not e.messages else tuple(m["content"] for m in e.messages)
+    return (e.source, e.context) if not e.messages else tuple(m["content"] for m in e.messages[:-1])
 
 
 def _check_language(split: str, examples: Sequence[Example], wanted: str, told: list[str]) -> None:

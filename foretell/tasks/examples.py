@@ -139,7 +139,7 @@ def _records(path: str, kind: str, keys: Keys) -> Iterator[tuple[str, Any]]:
     elif suffix in (".jsonl", ".ndjson"):
         yield from _lines(file)
     elif kind == "generation":
-        yield file.name, {"text": plain.text(file)}
+        yield file.name, plain.text(file)
     else:
         raise DataError(f"{path}: {kind} is read from .jsonl, .json, .csv, .tsv, or SOURCE+TARGET, not from {suffix}")
 

@@ -137,7 +137,7 @@ def _joined(whole: Sequence[Example]) -> list[Example]:
 def _digest(e: Example) -> bytes:
     if e.group:
         return hashlib.sha256(e.group.encode()).digest()
-    asked = "\x1e".join(m["content"] for m in e.messages) if e.messages else f"{e.source}\x1e{e.context}"
+    asked = "\x1e".join(m["content"] for m in e.messages[:-1]) if e.messages else f"{e.source}\x1e{e.context}"
     return hashlib.sha256(asked.encode()).digest()
 
 

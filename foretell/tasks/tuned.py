@@ -105,7 +105,9 @@ def own_template(opened: source.Source, name: str | None = None) -> Template:
         return chat.recognise(brought.template, brought.bos, brought.eos)
     own = opened.tokenizer
     mark = "" if own.eot_id is None else str(own.inner.id_to_token(own.eot_id))
-    return chat.named(name or "plain", brought.bos, brought.eos or mark)
+    begun = own.bos_id is not None and own.bos_id != own.eot_id  # by a mark that texts of this model begin with
+    bos = "" if name in (None, "plain") and not begun else brought.bos
+    return chat.named(name or "plain", bos, brought.eos or mark)
 
 
 def _end(tokenizer: Tokenizer, template: Template) -> int | None:

@@ -225,6 +225,7 @@ def _plain(t: Template, messages: list[Message], answer: bool) -> Iterator[Piece
 
     The space before an answer is the answer's: most tokenizers make one token of it and of the word behind.
     """
+    yield _mark(t.bos)
     for m in messages:
         yield _mark(f"{m['role'].capitalize()}:")
         yield " ", False, m["role"] == "assistant"
