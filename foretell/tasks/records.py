@@ -196,6 +196,14 @@ def kept(example: Example, kind: str) -> dict[str, Any]:
     return {"source": example.source, "target": list(example.targets)}
 
 
+def _keep(partial: Path, file: Path) -> None:
+    """Let a file take its place; one that says the same stays, with its time, so that what was prepared of it holds."""
+    if file.is_file() and file.read_bytes() == partial.read_bytes():
+        partial.unlink()
+    else:
+        partial.replace(file)
+
+
 def write(
     splits: dict[str, list[Example]], task: TaskConfig, kind: str, reader: Reader | None, folder: Path
 ) -> list[str]:
@@ -218,7 +226,7 @@ def write(
                         lines += 1
         if not lines:
             raise DataError(f"{split}: of {len(found):,} examples none fits: {dict(lost)}; raise train.context")
-        partial.replace(folder / f"{split}.jsonl")
+        _keep(partial, folder / f"{split}.jsonl")
         told += [f"{split}: {n:,} examples {reason} are left out" for reason, n in lost.items()]
         if cut:
             told.append(f"{split}: {cut:,} texts lose their ends, to fit train.context (raise it to keep them)")
