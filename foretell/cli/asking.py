@@ -204,8 +204,8 @@ def compare(first: Path, second: Path, kind: str | None, language: str | None, a
 
     if kind not in KINDS:
         raise errors.ConfigError(f"--compare wants a --task, whose answers are compared: {', '.join(KINDS)}")
-    found = [evaluate.answers_of(p, kind) if p.is_dir() else p for p in (first, second)]
-    for file in found:
+    one, two = (evaluate.answers_of(p, kind) if p.is_dir() else p for p in (first, second))
+    for file in (one, two):
         if not file.is_file():
             raise errors.DataError(
                 f"{file}: no answers are kept there; make them: evaluate --task {kind} --answers FILE"
