@@ -211,7 +211,7 @@ def compare(first: Path, second: Path, kind: str | None, language: str | None, a
                 f"{file}: no answers are kept there; make them: evaluate --task {kind} --answers FILE"
             )
     task = TaskConfig.model_validate({"kind": kind, "target_language": language})
-    emit(evaluate.compare_answers(found[0], found[1], task), as_json, evaluate.render_comparison)
+    emit(evaluate.compare_answers(one, two, task), as_json, evaluate.render_comparison)
 
 
 def _answer_all(asked: Tuned, texts: list[str] | None, file: Path | None, as_json: bool) -> None:

@@ -156,11 +156,11 @@ def _posteriors(models: Sequence[Graded], chance: float) -> list[_Posterior]:
             density = _log_density(table, chance, shape, height, rise, factor)
             ranges = [_kept(density, axis, grid) for axis, grid in enumerate((height, rise))]
         cell = (height[1] - height[0]) * (rise[1] - rise[0])
-        axes = np.meshgrid(height, np.exp(rise), np.exp(factor), indexing="ij")
-        found.append((shape, [a.ravel() for a in axes], density.ravel() + math.log(cell)))
+        points_of = [a.ravel() for a in np.meshgrid(height, np.exp(rise), np.exp(factor), indexing="ij")]
+        found.append((shape, points_of, density.ravel() + math.log(cell)))
     most = max(d.max() for _, _, d in found)
     total = sum(np.exp(d - most).sum() for _, _, d in found)
-    return [_Posterior(s, a[0], a[1], a[2], np.exp(d - most) / total) for s, a, d in found]
+    return [_Posterior(s, at[0], at[1], at[2], np.exp(d - most) / total) for s, at, d in found]
 
 
 def _kept(density: np.ndarray, axis: int, grid: np.ndarray) -> tuple[float, float]:
