@@ -35,14 +35,13 @@ def attend(
 ) -> Tensor:
     """Attention (B, H, T, E) of q (B, H, T, E) over k and v (B, K, S, E).
 
-    kernel: `products` for `causal_attention`, or `masked_attention` where a mask says what is seen or all is; else that
-    of torch. mask: (B or 1, 1 or H, T or 1, S), boolean, True where a query may look, or float and added to the
-    products; it says all. Without one, causal says whether a query sees only the keys up to its own place. scale: of
-    the products; E^-0.5 unless given.
+    kernel: `products` for `causal_attention`, or `masked_attention` where tokens see what stands behind them; else, and
+    where a mask hides more than what is behind, that of torch. mask: (B or 1, 1 or H, T or 1, S), boolean, True where a
+    query may look, or float and added to the products; it says all. Without one, causal says whether a query sees only
+    the keys up to its own place. scale: of the products; E^-0.5 unless given.
     """
-    if kernel == "products":
-        whole = causal and mask is None
-        return causal_attention(q, k, v, scale) if whole else masked_attention(q, k, v, mask, scale)
+    if kernel == "products" and not (causal and mask is not None):
+        return causal_attention(q, k, v, scale) if causal else masked_attention(q, k, v, mask, scale)
     only_before = causal and mask is None and q.shape[2] > 1
     return F.scaled_dot_product_attention(
         q, k, v, attn_mask=mask, is_causal=only_before, scale=scale, enable_gqa=k.shape[1] != q.shape[1]
