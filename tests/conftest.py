@@ -7,6 +7,7 @@ import hashlib
 import os
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -34,6 +35,25 @@ def lines(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tokenizer = TokenizerConfig(vocab_size=320)
     prepare([str(folder / "text.txt")], folder / "data", tokenizer, DataConfig(), workers=1)
     return folder / "data"
+
+
+@pytest.fixture(scope="session")
+def climbed(tmp_path_factory: pytest.TempPathFactory, lines: Path) -> tuple[Path, dict[str, Any], list[dict[str, Any]]]:
+    """A ladder of nine tiny rungs and its trained target: the folder, the result, the events with what was there."""
+    from test_ladder import tiny
+    from training import MACHINE
+
+    from foretell.data import open_data
+    from foretell.ladder.climb import run
+
+    folder = tmp_path_factory.mktemp("ladders") / "unbroken"
+    seen: list[dict[str, Any]] = []
+
+    def watch(event: dict[str, Any]) -> None:
+        seen.append({**event, "on_record": sorted(p.name for p in folder.glob("targets/*/*"))})
+
+    result = run(tiny(), open_data(lines), folder, machine=MACHINE, climb=True, display=watch)
+    return folder, result, seen
 
 
 @pytest.fixture

@@ -78,7 +78,32 @@ def test_a_decoder_trains_alike_with_either_kernel(compiled: bool) -> None:
         assert torch.equal(first.eval()(ids), second.eval()(ids))
 
 
-def test_a_mask_goes_to_torchs_kernel() -> None:
+@pytest.mark.parametrize("heads", [(4, 4), (4, 2)])
+@pytest.mark.parametrize("kind", ["keys", "each", "float", None])
+def test_masked_products_are_what_torchs_kernel_gives(heads: tuple[int, int], kind: str | None) -> None:
+    q, _, _, grad = _inputs(3, *heads, 7, 8, torch.float32)
+    _, k, v, _ = _inputs(3, *heads, 11, 8, torch.float32)
+    masks = {
+        "keys": torch.arange(11)[None] < torch.tensor([11, 4, 1])[:, None],
+        "each": torch.rand(3, 1, 7, 11) < 0.7,
+        "float": torch.randn(1, 4, 7, 11),
+    }
+    mask = None if kind is None else masks[kind]
+    if kind == "keys":
+        assert mask is not None
+        mask = mask[:, None, None]
+    elif kind == "each":
+        assert mask is not None
+        mask = mask | (torch.arange(11) == 3)  # a softmax over nothing is not a number
+    found = {}
+    for kernel in ("products", "sdpa"):
+        y = attend(q, k, v, kernel, mask, causal=False, scale=0.3)
+        found[kernel] = [y, *torch.autograd.grad(y, (q, k, v), grad)]
+    for ours, theirs in zip(found["products"], found["sdpa"], strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
+
+
+def test_a_mask_says_all() -> None:
     q, k, v, _ = _inputs(1, 2, 2, 5, 4, torch.float32)
     mask = torch.eye(5, dtype=torch.bool)[None, None]
     torch.testing.assert_close(attend(q, k, v, "products", mask), v)

@@ -11,7 +11,7 @@ from test_families import saved as saved_decoder
 
 from foretell.config import ModelConfig
 from foretell.errors import ConfigError
-from foretell.generate import beam_search
+from foretell.generate import beam, beam_search
 from foretell.models.decoder import Decoder
 from foretell.models.model import made
 from foretell.models.seq2seq import Seq2Seq
@@ -125,6 +125,16 @@ def test_company_and_order_change_nothing(kind: str, dtype: torch.dtype) -> None
     assert all(len(h.ids) <= room for h, room in zip(together, rooms, strict=True))
     reverse = beam_search(model, sources[::-1], max_new_tokens=rooms[::-1], **options)
     assert [h.ids for h in reverse[::-1]] == [h.ids for h in together] or dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("at_once", [1, 16, 40])
+def test_prompts_read_some_at_a_time_say_the_same(at_once: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, prompts = tiny("qwen3", V), lists([5, 5, 21, 8, 8, 8, 2])
+    alone = [beam_search(model, [p], beams=2, eos=0, max_new_tokens=6)[0] for p in prompts]
+    monkeypatch.setattr(beam, "_READ_AT_ONCE", at_once)
+    together = beam_search(model, prompts, beams=2, eos=0, max_new_tokens=6)
+    assert [h.ids for h in together] == [h.ids for h in alone]
+    assert [h.score for h in together] == pytest.approx([h.score for h in alone], abs=1e-5)
 
 
 @pytest.mark.parametrize("kind", ["marian", "qwen3"])

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from foretell import config, plan, tokenizer
-from foretell.models.decoder import Decoder
+from foretell.models.model import made
 from foretell.plan import flops
 
 FOLDER = Path(__file__).parent.parent / "configs"
@@ -39,7 +39,7 @@ def test_parameters_are_what_the_name_claims(name: str) -> None:
     """Counted on the model itself (without memory for it), not by the formula that the forecast uses."""
     model = completed(name).model
     with torch.device("meta"):
-        built = sum(p.numel() for p in Decoder(model).parameters())
+        built = sum(p.numel() for p in made(model).parameters())
     assert flops.parameters(model)["total"] == built
     if claim := re.search(r"-(\d+)m$", name):
         assert built == pytest.approx(int(claim[1]) * 1e6, rel=0.08)

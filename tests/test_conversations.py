@@ -2,6 +2,8 @@
 
 import json
 import math
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,8 @@ import pytest
 import tiny
 import torch
 import torch.nn.functional as F
+from ranks import on
+from safetensors.torch import load_file
 from training import MACHINE
 
 from foretell import config as run_config
@@ -21,7 +25,7 @@ from foretell.errors import ConfigError, DataError
 from foretell.models import hf, source
 from foretell.models.model import features
 from foretell.tokenizer import chat
-from foretell.train import preference, train
+from foretell.train import begin, go_on, preference, train
 
 CONTEXT = 64
 KEYS = [
@@ -252,7 +256,7 @@ def test_loss_and_gradients_are_trls(tmp_path: Path, base: Path) -> None:
         for p in model.parameters():
             p.add_(torch.randn(p.shape, generator=torch.Generator().manual_seed(p.numel())) * 0.02)
     c = run_config.load(None, [*KEYS, f"train.base={base}"])
-    kept = preference.reference(frozen, c, data, tmp_path)["train"]
+    kept = preference.reference(Alone(frozen), c, data, tmp_path)["train"]
     rows = objectives.rows("dpo", data, "train", seed=0, step=0, batch_size=8, context=CONTEXT)
     loss_of = preference.Loss(Alone(model), 0.3, 5, kept)  # type: ignore[arg-type]
     loss = loss_of(tensors(rows, torch.device("cpu"), True, True))
@@ -269,6 +273,32 @@ def test_loss_and_gradients_are_trls(tmp_path: Path, base: Path) -> None:
     assert set(loss_of.told()) == {"reward_margin", "reward_accuracy"}
 
 
+def test_prepare_takes_tokenizer_and_template_from_a_base(tmp_path: Path, base: Path) -> None:
+    lines = "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in talks())
+    (tmp_path / "talks.jsonl").write_text(lines, encoding="utf-8")
+
+    def made(*more: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "foretell.cli", "prepare", "talks.jsonl", "--out", "made", "--quiet", *more]
+        return subprocess.run(
+            [*command, "--base", str(base)], cwd=tmp_path, capture_output=True, text=True, check=False
+        )
+
+    done = made("data.valid_fraction=0.2", "data.test_fraction=0")
+    assert done.returncode == 0, done.stderr
+    given, named = open_data(tmp_path / "made"), prepared(tmp_path, base, talks())  # by tokenizer.path and by name
+    assert given.tokenizer.digest == source.open(base).tokenizer.digest
+    assert given.index["conversations"]["name"] == "chatml"
+    for split in ("train", "valid"):
+        assert [list(t) for t in (given.tokens(split), given.answers(split))] == [
+            list(t) for t in (named.tokens(split), named.answers(split))
+        ]
+    c = run_config.load(None, [*KEYS, f"train.base={base}", "train.steps=1"])
+    train(c, given, tmp_path / "run", machine=MACHINE)
+    done = made("tokenizer.vocab_size=500")
+    assert done.returncode == 2
+    assert "tokenizer.vocab_size has no effect with a base" in done.stderr
+
+
 @pytest.mark.parametrize("how", [[], ["lora.rank=4"]])
 def test_preferences_are_learned(tmp_path: Path, base: Path, how: list[str]) -> None:
     data = prepared(tmp_path, base, choices())
@@ -281,6 +311,46 @@ def test_preferences_are_learned(tmp_path: Path, base: Path, how: list[str]) -> 
     assert evals[-1]["reward_accuracy"] == 1.0
     assert result["loss"] < math.log(2) - 0.1
     assert (tmp_path / "run" / preference.FILE).exists()
+
+
+@pytest.mark.parametrize(
+    "layout", [["parallel.dp_shard=2"], pytest.param(["parallel.dp_replicate=2"], marks=pytest.mark.slow)]
+)
+def test_preferences_are_learned_alike_by_two_processes(tmp_path: Path, base: Path, layout: list[str]) -> None:
+    data = prepared(tmp_path, base, choices())
+    for run, processes, how in (("one", 1, []), ("two", 2, layout)):
+        c = run_config.load(None, [*KEYS, f"train.base={base}", "train.objective=dpo", "lora.rank=4", *how])
+        begin(c, data, tmp_path / run, processes, machine=MACHINE)
+        if run == "one":
+            go_on(tmp_path / run, data, resume=True)
+        else:
+            on(2, _goes_on, tmp_path / run, data.path)
+    one, two = (load_file(tmp_path / run / preference.FILE) for run in ("one", "two"))
+    assert one.keys() == two.keys()
+    assert all((one[split] - two[split]).abs().max() < 1e-3 for split in one)
+    kinds = ("step", "eval")
+    logs = [[json.loads(e) for e in (tmp_path / run / "log.jsonl").read_text().splitlines()] for run in ("one", "two")]
+    first, second = ([e for e in log if e["event"] in kinds] for log in logs)
+    assert len(first) == len(second)
+    for key in ("loss", "reward_margin"):
+        assert [e[key] for e in second] == pytest.approx([e[key] for e in first], rel=1e-3, abs=1e-4)
+    assert second[-1]["reward_accuracy"] == 1.0
+    plan, measured = (json.loads((tmp_path / "two" / f"{n}.json").read_text()) for n in ("plan", "measured"))
+    assert measured["comm_step_bytes"] == plan["comm_step_bytes"]
+    (adapted,) = {run.name for run in (tmp_path / "two").glob("adapter")}
+    assert adapted == "adapter"
+
+
+def _goes_on(run: Path, data: Path) -> None:
+    go_on(run, open_data(data), resume=True)
+
+
+def test_preferences_on_parts_of_a_tensor_are_refused(tmp_path: Path, base: Path) -> None:
+    data = prepared(tmp_path, base, choices())
+    for axis in ("tp", "pp"):
+        c = run_config.load(None, [*KEYS, f"train.base={base}", "train.objective=dpo", f"parallel.{axis}=2"])
+        with pytest.raises(ConfigError, match=rf"parallel.{axis} \(2\) cannot be had with train.objective=dpo"):
+            begin(c, data, tmp_path / axis, 2, machine=MACHINE)
 
 
 def test_preferences_want_a_base_and_even_batches(tmp_path: Path, base: Path) -> None:

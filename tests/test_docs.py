@@ -63,7 +63,8 @@ def value_of(field: FieldInfo) -> str:
         if get_origin(k) is Literal:
             names += [f"`{v}`" for v in get_args(k)]
         elif get_origin(k) is tuple:
-            names.append("list of " + ", ".join(f"`{v}`" for v in get_args(get_args(k)[0])))
+            choices = ", ".join(f"`{v}`" for v in get_args(get_args(k)[0]))
+            names.append(f"list of {choices or 'texts'}")
         elif isinstance(k, type) and issubclass(k, config.Table):
             names.append("table")
         elif get_origin(k) is list:
@@ -169,7 +170,8 @@ def commands(text: str) -> Iterator[str]:
 
 def problem(command: str) -> str:
     """Why the app would not take the command; empty where it would."""
-    words = shlex.split(command.replace("...", "").replace("[", "").replace("]", ""))[1:]
+    plain = re.sub(r"'[^']*'|[\[\]]", lambda m: m[0] if m[0][0] == "'" else "", command.replace("...", ""))
+    words = shlex.split(plain)[1:]  # brackets are optional parts, but in quotes
     if words and words[0] in {"--help", "--version", "VERB"}:
         return ""
     words = [" ".join(words[:2]), *words[2:]] if " ".join(words[:2]) in VERBS else words

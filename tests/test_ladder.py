@@ -66,18 +66,6 @@ def table(folder: Path) -> list[dict[str, str]]:
         return [{k: v for k, v in row.items() if k != "seconds"} for row in csv.DictReader(f)]
 
 
-@pytest.fixture(scope="module")
-def climbed(tmp_path_factory: pytest.TempPathFactory, lines: Path) -> tuple[Path, dict[str, Any], Events]:
-    folder = tmp_path_factory.mktemp("ladders") / "unbroken"
-    seen: Events = []
-
-    def watch(event: dict[str, Any]) -> None:
-        seen.append({**event, "on_record": sorted(p.name for p in folder.glob("targets/*/*"))})
-
-    result = climb_ladder(tiny(), open_data(lines), folder, machine=MACHINE, climb=True, display=watch)
-    return folder, result, seen
-
-
 def test_the_result_has_the_fields_of_the_verb(climbed: tuple[Path, dict[str, Any], Events]) -> None:
     folder, result, _ = climbed
     assert len(result["rungs"]) == 9

@@ -175,6 +175,29 @@ def test_pairs_come_back_whole_each_once_an_epoch(tmp_path: Path) -> None:
     assert set(seen) == known
 
 
+def test_pairs_of_a_batch_go_by_length_whatever_part_of_it_is_asked_for(tmp_path: Path) -> None:
+    lines = [f"s{n} {'x' * (n * 7 % 23)}\tz{n} {'y' * (n * 5 % 19)}\n" for n in range(90)]
+    own = pairs(tmp_path, "".join(lines))
+    n = objectives.count(own, "train", "seq2seq", 64)
+    where: dict[str, Any] = {"seed": 1, "batch_size": 32, "context": 64}
+    seen = Counter[bytes]()
+    for step in range(n):  # 32 epochs in n batches
+        whole = objectives.rows("seq2seq", own, "train", step=step, **where)
+        assert whole.source_real is not None
+        lengths = whole.source_real.sum(1) + (whole.targets != UNSCORED).sum(1)
+        assert (np.diff(lengths) >= 0).all()
+        assert len(set(lengths)) > 5
+        seen.update(row.tobytes() for row in whole.targets)
+        some = objectives.rows("seq2seq", own, "train", step=step, rows=[9, 2], **where)
+        for a, b in zip(flat(whole), flat(some), strict=True):
+            assert np.array_equal(a[[9, 2]], b)
+    assert set(seen.values()) == {32}
+    part = whole.part(slice(0, 8)).trimmed(1)
+    assert part.source is not None
+    assert part.source.shape[1] == whole.source_real[:8].sum(1).max() < whole.source_real.shape[1]
+    assert whole.part(slice(0, 8)).trimmed().inputs.shape[1] % objectives.MULTIPLE == 0
+
+
 def test_one_source_stands_in_one_split(tmp_path: Path) -> None:
     lines = "".join(f"source {n}\ttarget {n} {k}\n" for n in range(60) for k in range(3))
     own = pairs(tmp_path, lines)
@@ -214,8 +237,8 @@ def test_what_a_tokenizer_lacks_is_said_with_the_way_out(data: dict[str, Data], 
         (["model.model_type=bert"], "masked"),
         (["model.model_type=t5", "train.objective=masked"], "span_corruption or seq2seq"),
         (["train.objective=seq2seq"], "next_token or fill_in_the_middle or prefix"),
-        (["train.objective=prefix", "parallel.cp=2"], r"parallel\.cp \(2\)"),
-        (["train.objective=prefix", "parallel.pp=2"], r"parallel\.pp \(2\)"),
+        (["train.label_smoothing=0.1", "parallel.tp=2"], r"label_smoothing \(0\.1\) cannot be had with parallel\.tp"),
+        (["model.model_type=t5", "train.objective=span_corruption", "parallel.cp=2"], r"parallel\.cp \(2\)"),
         (["model.model_type=t5", "train.objective=span_corruption", "train.context=4096"], "2,000"),
     ],
 )

@@ -72,16 +72,17 @@ def together(model: ModelConfig, train: TrainConfig, parallel: ParallelConfig, w
     curve = []
     for step in range(STEPS):
         inputs, targets, segments = batch_of(step)
-        rows, share = placed.rows(SEQUENCES, MICRO), placed.share(MICRO, SEQUENCES)
+        rows, share = placed.rows(SEQUENCES, MICRO), placed.share(MICRO, SEQUENCES * placed.degrees.cp)
         own = [rows[i : i + MICRO] for i in range(0, len(rows), MICRO)]
-        batches = [(inputs[r], targets[r], segments[r] if within else None) for r in own]
+        batches = [(inputs[r], targets[r], segments[r] if within else None, None) for r in own]
         losses = []
         if placed.pipeline is not None:
-            losses = [placed.pipeline.step(batches, partial(head_loss, placed, chunk_tokens=16), share)]
+            shares = [share] * len(batches)
+            losses = [placed.pipeline.step(batches, partial(head_loss, placed, chunk_tokens=16), shares)]
         else:
             for n, batch in enumerate(batches):
                 placed.before_micro_batch(step, n, len(batches))
-                part = next_token_loss(placed, *batch, 16) * share
+                part = next_token_loss(placed, *batch[:3], 16) * share
                 part.backward()
                 losses.append(part.item())
         loss, norm = placed.finish(losses, 1.0)
@@ -187,9 +188,10 @@ def forward_runs(parallel: ParallelConfig) -> tuple[float, float]:
         layer.self_attn.register_forward_pre_hook(counted("self_attn"))
         layer.mlp.gate_proj.register_forward_pre_hook(counted("gate_proj"))
     inputs, targets, _ = batch_of(0)
-    batches = [(inputs[i : i + MICRO], targets[i : i + MICRO], None) for i in range(0, SEQUENCES, MICRO)]
+    batches = [(inputs[i : i + MICRO], targets[i : i + MICRO], None, None) for i in range(0, SEQUENCES, MICRO)]
     assert placed.pipeline is not None
-    placed.pipeline.step(batches, partial(head_loss, placed, chunk_tokens=None), MICRO / SEQUENCES)
+    shares = [MICRO / SEQUENCES] * len(batches)
+    placed.pipeline.step(batches, partial(head_loss, placed, chunk_tokens=None), shares)
     dist.barrier()
     each = len(layers) * len(batches)
     return runs["self_attn"] / each, runs["gate_proj"] / each

@@ -50,9 +50,10 @@ def test_parameters_and_flops_are_those_of_the_built_model(name: str) -> None:
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("dropout", [0.0, 0.1])
-def test_activations_of_an_encoder_are_what_autograd_saves(dtype: str, dropout: float) -> None:
+@pytest.mark.parametrize("kernel", ["sdpa", "products"])
+def test_activations_of_an_encoder_are_what_autograd_saves(dtype: str, dropout: float, kernel: str) -> None:
     c, B = model("bert"), 13
-    built = made(c, dropout).train()
+    built = made(c, dropout, kernel).train()
     built.initialise(0)
     own = {t.untyped_storage().data_ptr() for t in (*built.parameters(), *built.buffers())}
     weights = {p.numel() for p in built.parameters()}
@@ -68,7 +69,9 @@ def test_activations_of_an_encoder_are_what_autograd_saves(dtype: str, dropout: 
     with loop.autocast(getattr(torch, dtype)), torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
         built.lm_head(built.features(ids).flatten(0, 1))  # type: ignore[operator,union-attr]
     kept = sum(t.untyped_storage().nbytes() for t in seen.values())
-    assert kept == B * CONTEXT * memory.saved_bytes_per_token(c, dtype, bool(dropout))
+    t = TrainConfig(context=CONTEXT, micro_batch_size=B, global_batch_tokens=B * CONTEXT, dtype=dtype, attention=kernel)
+    expected = B * CONTEXT * memory.saved_bytes_per_token(c, dtype, bool(dropout)) + memory.probability_bytes(c, t)
+    assert kept == expected
 
 
 @ALL

@@ -30,10 +30,10 @@ from foretell import config as run_config
 from foretell import plan
 from foretell.config import ModelConfig, TrainConfig
 from foretell.data import open_data
-from foretell.distributed import pipeline, record
+from foretell.distributed import record, stages
 from foretell.models.decoder import Decoder
 from foretell.plan import flops, layout, memory, models, time
-from foretell.plan.weights import layer_weights, outer_weights
+from foretell.plan.weights import stage_weights
 from foretell.train import begin, loop, optim
 from foretell.train.alone import Alone
 from foretell.train.loss import next_token_loss
@@ -119,15 +119,11 @@ def test_names_shapes_and_order_of_weights_are_the_models(name: str, tied: bool)
     c = model(name, tie_word_embeddings=tied, num_hidden_layers=4, layer_types=None)
     a = models.of_model(c)
     kinds = [layer for n, layer in a.kinds for _ in range(n)]
-    for stages in (1, 3):
-        for stage, layers in enumerate(layout.stage_layers(4, stages)):
+    for count in (1, 3):
+        for stage, layers in enumerate(layout.stage_layers(4, count)):
             built = on_meta(c)
-            pipeline.prune(built, stage, stages)
-            first, last = stage == 0, stage == stages - 1
-            inner = [(f"model.layers.{n}.{name}", shape) for n in layers for name, shape in layer_weights(kinds[n])]
-            outer = outer_weights(a, first, last)
-            tables = sum("embed_" in name for name, _ in outer)
-            listed = [*outer[:tables], *inner, *outer[tables:]]
+            stages.prune(built, stage, count)
+            listed = list(stage_weights(a, layers, stage == 0, stage == count - 1))
             assert listed == [(name, tuple(p.shape)) for name, p in built.named_parameters()]
     for layer in kinds:
         for m in layer.matrices:

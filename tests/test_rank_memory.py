@@ -80,7 +80,19 @@ CASES: dict[str, tuple[RunConfig, int, int, float]] = {
         0.06,
     ),
 }
-QUICK = ("gpt2, tensor", "shards", "logits", "tensor", "1f1b, last")
+_WHAT = {
+    "bert": ("model.model_type=bert", "train.objective=masked"),
+    "t5": ("model.model_type=t5", "train.objective=span_corruption", "model.num_decoder_layers=4"),
+    "marian": ("model.model_type=marian", "train.objective=seq2seq", "model.num_decoder_layers=4"),
+    "answers": ("train.objective=answers", "data.packing=within", HEADS[1]),
+}
+for _kind, _keys in _WHAT.items():
+    _layers = 4 if _kind in ("t5", "marian") else 8
+    for _place, _layout in ((None, "parallel.dp_shard=8"), (0, "parallel.pp=4"), (3, "parallel.pp=4")):
+        _case = config(256, _layers, 512, 256, 4, 32, *_keys, HEADS[0], _layout)
+        _processes = 8 if _place is None else 4
+        CASES[f"{_kind}, {_layout}, {_place}"] = (_case, _processes, _place or 0, 0.03 if _place is None else 0.06)
+QUICK = ("gpt2, tensor", "shards", "logits", "tensor", "1f1b, last", "t5, parallel.pp=4, 0")
 
 
 @pytest.mark.parametrize("name", [n if n in QUICK else pytest.param(n, marks=pytest.mark.slow) for n in CASES])

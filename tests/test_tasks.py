@@ -265,6 +265,25 @@ def test_a_translator_learns_both_ways_and_answers_alike_in_every_company(transl
     assert set(back[0]) == {"source", "answer", "cut"}
 
 
+def test_a_run_goes_on_with_the_same_command(tmp_path: Path) -> None:
+    file = lines(tmp_path / "a.jsonl", *({"source": f"number {n}", "target": f"nombre {n}"} for n in range(60)))
+    words = [
+        "finetune",
+        "--task",
+        "translation",
+        "--data",
+        file,
+        "--out",
+        str(tmp_path / "runs"),
+        "--name",
+        "t",
+        *SMALL,
+    ]
+    first = run(*words, "--test-items", "0")[0]
+    again = run(*words, "--test-items", "0", "--resume")[0]
+    assert again["loss"] == first["loss"]
+
+
 def test_a_model_is_not_asked_for_what_it_cannot(translator: Path) -> None:
     with pytest.raises(ConfigError, match="was tuned for translation, not for summarization"):
         run("summarize", str(translator), "text", code=2)

@@ -65,7 +65,51 @@ CASES: dict[str, tuple[int, RunConfig]] = {
     "gathered keys": (8, config(4, *HALF, "data.packing=within", cp=4, dp_shard=2, context_exchange="gather")),
     "heads": (8, config(4, *HALF, "model.num_attention_heads=8", "model.num_key_value_heads=4", cp=4, dp_shard=2)),
 }
-QUICK = list(CASES)[:4]
+_HEADS = "model.num_key_value_heads=4"
+CASES |= {
+    "t5 in stages": (
+        24,
+        config(
+            12,
+            *("model.model_type=t5", _HEADS, "model.num_decoder_layers=2", "model.vocab_size=368", "train.context=64"),
+            *("train.objective=span_corruption", "train.global_batch_tokens=1536", "train.optimizer=muon"),
+            pp=3,
+            dp_shard=4,
+            tp=2,
+        ),
+    ),
+    "bert in stages and parts": (
+        16,
+        config(
+            *(8, "model.model_type=bert", _HEADS, *HALF, "train.objective=masked"),
+            pp=2,
+            cp=2,
+            tp=2,
+            dp_shard=2,
+            recompute="full",
+        ),
+    ),
+    "marian in a zero bubble": (
+        8,
+        config(
+            *(8, "model.model_type=marian", _HEADS, "model.num_decoder_layers=2", "train.objective=seq2seq"),
+            pp=2,
+            tp=2,
+            dp_shard=2,
+            schedule="zero-bubble",
+        ),
+    ),
+    "answers in stages": (
+        8,
+        config(
+            *(8, *HALF, "train.objective=answers", "data.packing=within"),
+            pp=2,
+            tp=2,
+            dp_shard=2,
+        ),
+    ),
+}
+QUICK = [*list(CASES)[:4], "t5 in stages"]
 
 
 def agrees(c: RunConfig, world_size: int, traced: Trace, pp_place: int = 0) -> None:

@@ -1,9 +1,11 @@
 """Going on from a model: whole, by adapters, in parts; from folders, adapters of peft and GGUF files."""
 
+import contextlib
 import gzip
 import importlib.util
 import json
 import math
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -21,11 +23,11 @@ from foretell import config as run_config
 from foretell.config import DataConfig, ModelConfig, RunConfig, TokenizerConfig, TrainConfig
 from foretell.data import Data, open_data, prepare
 from foretell.distributed.live import Live, of_model
-from foretell.errors import ConfigError, ModelError
+from foretell.errors import ConfigError, Interrupted, ModelError
 from foretell.models import hf, source
 from foretell.models.decoder import Decoder
 from foretell.plan import memory
-from foretell.train import begin, go_on, lora, optim, train, tune
+from foretell.train import begin, go_on, lora, optim, train, trial, tune
 from foretell.train.alone import Alone
 from foretell.train.loss import next_token_loss
 
@@ -165,7 +167,7 @@ def test_merged_weights_and_adapters_say_the_same(base: Path) -> None:
     with torch.no_grad():
         adapted = model(ids)  # type: ignore[arg-type]
         plain, _ = source.load(base)
-        plain.load_state_dict(dict(lora.merged(model, c)))
+        plain.load_state_dict(dict(lora.merged(model.state_dict().items(), dict(lora.of(model)), c.lora)))
         merged, before = plain(ids), source.load(base)[0](ids)  # type: ignore[arg-type]
     assert (adapted - merged).abs().max() <= 1e-5 * merged.abs().max()
     assert (adapted - before).abs().max() > 0.1 * before.abs().max()
@@ -211,9 +213,51 @@ def test_the_forecast_counts_what_learns(base: Path, text: Path) -> None:
     assert gone == 2 * products - 6 * numbers
 
 
+def test_a_budget_buys_a_base_steps_and_small_batches(base: Path, text: Path) -> None:
+    data = open_data(text)
+
+    def sized(budget: str, *keys: str) -> TrainConfig:
+        given = run_config.load(None, ["train.context=32", f"train.base={base}", *keys])
+        c = tune.settled(run_config.updated(given, data={"source": str(text)}))
+        found = plan.size_for_budget(
+            plan.parse_budget(budget), machine=MACHINE, corpus=data.corpus, probe=None, config=c
+        )
+        return plan.completed(found, data.corpus, MACHINE).train
+
+    short, longer, never_enough = sized("2e10"), sized("1e12"), sized("1e6")
+    assert (short.global_batch_tokens, longer.global_batch_tokens, never_enough.steps) == (512, 2048, 1)
+    assert longer.needed("steps") > short.needed("steps") >= 40
+    assert (never_enough.eval_tokens, never_enough.eval_every) == (
+        4096,
+        5,
+    )  # no more often, or a run would mostly be watched
+    seconds, read = sized("1h"), open_data(text).corpus["tokens"]
+    assert (
+        seconds.needed("steps") * seconds.needed("global_batch_tokens") <= 8 * read + 40 * 2048
+    )  # readings of the text
+    given = sized("1e12", "train.micro_batch_size=3", "train.global_batch_tokens=192")
+    assert (given.global_batch_tokens, given.micro_batch_size) == (192, 3)
+
+
+def test_float32_is_not_tried_where_its_steps_alone_would_be_long(base: Path, text: Path) -> None:
+    c = plan.completed(tune.settled(config(base, text)), open_data(text).corpus)
+    c = c.model_copy(update={"train": c.train.model_copy(update={"dtype": "auto"})})
+    wide = c.model_copy(update={"model": c.model.model_copy(update={"hidden_size": 512})})
+
+    def dtypes(c: RunConfig, times: float) -> list[str]:
+        machine = {"flops_per_second": {"float32": {"peak": 1e11}, "bfloat16": {"peak": times * 1e11}}}
+        return [dtype for dtype, _ in trial.paths(c, machine, 10.0)]
+
+    assert dtypes(wide, 4.0) == ["bfloat16"]
+    assert dtypes(wide, 2.0) == dtypes(c, 4.0) == ["float32", "bfloat16"]
+    assert dtypes(wide, 1.0) == ["float32"]
+    begun_from_nothing = wide.model_copy(update={"train": wide.train.model_copy(update={"base": None})})
+    assert dtypes(begun_from_nothing, 4.0) == ["float32", "bfloat16"]
+
+
 @pytest.mark.parametrize(("micro", "batches", "chunk"), [(8, 1, None), (4, 2, 64)])
 def test_live_memory_of_adapters_is_at_most_what_is_forecast(micro: int, batches: int, chunk: int | None) -> None:
-    """Counted tensor by tensor: the forecast is above it, by no more than 15%."""
+    """Counted tensor by tensor: the forecast is within 1% of it."""
     c = run_config.load(None, ["lora.rank=4"])
     model = Decoder(ModelConfig(hidden_size=128, num_hidden_layers=3, model_type="llama").resolved(512, 64))
     model.initialise(0)
@@ -244,7 +288,7 @@ def test_live_memory_of_adapters_is_at_most_what_is_forecast(micro: int, batches
     with Live(of_model(model, [optimizer])) as live:
         step()
         forecast = memory.memory_bytes(model.config, t)["live"]
-        assert 0.85 * forecast < live.peak <= forecast
+        assert live.peak == pytest.approx(forecast, rel=0.01)
 
 
 @pytest.mark.parametrize("layout", [["parallel.dp_shard=2"], ["parallel.tp=2"], ["parallel.pp=2"]])
@@ -262,9 +306,106 @@ def _goes_on(run: Path, data: Path) -> dict[str, Any]:
     return go_on(run, open_data(data), resume=True)
 
 
-def test_adapters_are_for_one_process(tmp_path: Path, base: Path, text: Path) -> None:
-    with pytest.raises(ConfigError, match=r"lora.rank is for one process so far, and there are 2"):
-        begin(config(base, text, "lora.rank=2"), open_data(text), tmp_path / "run", 2, machine=MACHINE)
+WAYS = {
+    "adapters": ["lora.rank=3", "lora.alpha=12", "train.lr=1e-2"],
+    "frozen": ["train.freeze=['model.layers.0.*', '*embed*', '*norm*']", "train.lr=1e-3"],
+}
+SHARD, COPY, TENSOR = ["parallel.dp_shard=2"], ["parallel.dp_replicate=2"], ["parallel.tp=2"]
+FAST = [("adapters", SHARD), ("adapters", TENSOR), ("frozen", COPY)]
+SLOW = [
+    *(("adapters", COPY), ("frozen", SHARD), ("frozen", TENSOR)),
+    *((way, how) for way in WAYS for how in (["parallel.cp=2"], [*COPY, "parallel.strict=true"])),
+    *((way, [*SHARD, "parallel.recompute=full"]) for way in WAYS),
+]
+
+
+def alone(folder: Path, base: Path, text: Path, way: str) -> dict[str, Any]:
+    """The run on one process that those on several are held against."""
+    return tuned(folder / way, base, text, *WAYS[way], "train.micro_batch_size=1")
+
+
+@pytest.fixture(scope="module")
+def ones(tmp_path_factory: pytest.TempPathFactory, base: Path, text: Path) -> tuple[Path, dict[str, dict[str, Any]]]:
+    folder = tmp_path_factory.mktemp("ones")
+    return folder, {way: alone(folder, base, text, way) for way in WAYS}
+
+
+def losses(run: Path) -> list[float]:
+    events = [json.loads(e) for e in (run / "log.jsonl").read_text().splitlines()]
+    return [e["loss"] for e in events if e["event"] in ("step", "eval")]
+
+
+@pytest.mark.parametrize(("way", "layout"), [*FAST, *(pytest.param(*row, marks=pytest.mark.slow) for row in SLOW)])
+def test_what_learns_in_part_learns_alike_on_two_processes(
+    tmp_path: Path, base: Path, text: Path, ones: Any, layout: list[str], way: str
+) -> None:
+    folder, results = ones
+    c = config(base, text, *WAYS[way], "train.micro_batch_size=1", *layout)
+    begin(c, open_data(text), tmp_path / "two", 2, machine=MACHINE)
+    result = on(2, _goes_on, tmp_path / "two", text)[0]
+    assert losses(tmp_path / "two") == pytest.approx(losses(folder / way), rel=1e-4)
+    assert result["loss"] == pytest.approx(results[way]["loss"], rel=1e-4)
+    ours, theirs = weights(tmp_path / "two" / "model"), weights(folder / way / "model")
+    assert ours.keys() == theirs.keys()
+    assert all((ours[n] - theirs[n]).abs().max() < 2e-3 for n in theirs)
+    kept = {n for n, w in weights(base).items() if torch.equal(ours[n], w)}
+    assert kept == {n for n, w in weights(base).items() if torch.equal(theirs[n], w)}
+    assert kept
+    last = checkpoint.open_latest(tmp_path / "two" / "checkpoints", "model.")
+    assert last is not None
+    assert not {n.removeprefix("model.") for n in last.catalogue} & kept
+    plan_of, measured = (json.loads((tmp_path / "two" / f"{n}.json").read_text()) for n in ("plan", "measured"))
+    assert measured["comm_step_bytes"] == plan_of["comm_step_bytes"]
+    if way == "adapters":
+        pair = (load_file(run / "adapter" / "adapter_model.safetensors") for run in (tmp_path / "two", folder / way))
+        first, second = pair
+        assert first.keys() == second.keys()
+        assert all((first[n] - second[n]).abs().max() < 2e-3 for n in second)
+        told = ((run / "adapter" / "adapter_config.json").read_text() for run in (tmp_path / "two", folder / way))
+        assert len(set(told)) == 1
+
+
+def _stopped(run: Path, data: Path) -> None:
+    def stop(event: dict[str, Any]) -> None:
+        if event["event"] == "step" and event["step"] == 7:
+            signal.raise_signal(signal.SIGTERM)
+
+    with contextlib.suppress(Interrupted):
+        go_on(run, open_data(data), resume=True, display=stop)
+
+
+@pytest.mark.parametrize("layout", [SHARD, pytest.param(TENSOR, marks=pytest.mark.slow)])
+def test_adapters_on_two_processes_resume_there(tmp_path: Path, base: Path, text: Path, layout: list[str]) -> None:
+    for run in ("whole", "broken"):
+        c = config(base, text, *WAYS["adapters"], "train.micro_batch_size=1", *layout)
+        begin(c, open_data(text), tmp_path / run, 2, machine=MACHINE)
+        if run == "broken":
+            on(2, _stopped, tmp_path / run, text)
+            assert checkpoint.published(tmp_path / run / "checkpoints")[0].name == "step-000007"
+        result = on(2, _goes_on, tmp_path / run, text)[0]
+    assert result["resumed_from"] == 7
+    for part in ("model/model.safetensors", "adapter/adapter_model.safetensors"):
+        ours, theirs = load_file(tmp_path / "broken" / part), load_file(tmp_path / "whole" / part)
+        assert all(torch.equal(ours[n], theirs[n]) for n in theirs)
+
+
+@pytest.mark.slow
+def test_frozen_parts_of_a_drawn_model_are_exported_by_several(tmp_path: Path, text: Path) -> None:
+    own = ["model.hidden_size=64", "model.num_hidden_layers=2", "train.freeze=['*embed*']", "train.micro_batch_size=1"]
+    c = run_config.updated(run_config.load(None, [*TUNE, *own]), data={"source": str(text)})
+    train(c, open_data(text), tmp_path / "one", machine=MACHINE)
+    begin(c, open_data(text), tmp_path / "two", 2, machine=MACHINE, trials=False)
+    on(2, _goes_on, tmp_path / "two", text)
+    ours, theirs = weights(tmp_path / "two" / "model"), weights(tmp_path / "one" / "model")
+    assert torch.equal(ours["model.embed_tokens.weight"], theirs["model.embed_tokens.weight"])
+    assert all((ours[n] - theirs[n]).abs().max() < 5e-2 for n in theirs)
+
+
+@pytest.mark.parametrize("way", list(WAYS))
+def test_a_pipeline_has_no_adapters(tmp_path: Path, base: Path, text: Path, way: str) -> None:
+    c = config(base, text, *WAYS[way], "parallel.pp=2")
+    with pytest.raises(ConfigError, match=r"parallel.pp \(2\) cannot be had with (lora.rank|train.freeze) yet; divide"):
+        begin(c, open_data(text), tmp_path / "run", 2, machine=MACHINE)
 
 
 # peft asks transformers for what the newest calls by another name.

@@ -120,6 +120,9 @@ def demo(
 def prepare(
     sources: Annotated[list[str], typer.Argument(help="Files, folders, globs, - for stdin, hf://name; key=value.")],
     out: Annotated[Path, typer.Option("--out", help="The folder to make.")],
+    base: Annotated[
+        Path | None, typer.Option("--base", help="In tokens, and the chat template, of this model, to go on from it.")
+    ] = None,
     workers: Annotated[int | None, typer.Option(help="Processes; one a core when not given.")] = None,
     engine: Annotated[str, typer.Option(help="processes, or ray: workers on a Ray cluster.")] = "processes",
     as_json: Json = False,
@@ -137,6 +140,10 @@ def prepare(
     if engine not in ("processes", "ray"):
         raise errors.ConfigError(f"--engine {engine}: there are processes and ray")
     kept = [s for s in sources if s not in overrides]
+    if base is not None:
+        from foretell.cli.steps import with_base
+
+        c = with_base(str(base), c, out.parent, kept)
     with Display(console(), quiet) as display:
         where: Literal["processes", "ray"] = "ray" if engine == "ray" else "processes"
         result = data.prepare(kept, out, c.tokenizer, c.data, workers=workers, progress=display.prepare, engine=where)
@@ -231,7 +238,7 @@ for _verb in (asking.translate, asking.summarize, asking.ask, talking.chat, aski
 @app.command()
 def evaluate(
     model: Annotated[Path, typer.Argument(help="A run folder, a Hugging Face folder, an adapter's, or a GGUF file.")],
-    source: Annotated[list[str], typer.Option("--data", help="Text to score; may be given again.")],
+    source: Annotated[list[str] | None, typer.Option("--data", help="Text to score; may be given again.")] = None,
     context: Annotated[int | None, typer.Option(help="Window in tokens; the model's when not given.")] = None,
     stride: Annotated[int | None, typer.Option(help="Tokens between windows; context when not given.")] = None,
     source_key: Annotated[str | None, typer.Option(help="Pairs: key or column of the source.")] = None,
@@ -243,14 +250,22 @@ def evaluate(
     max_new_tokens: asking.Longest = None,
     features: asking.Features = None,
     limit: Annotated[int | None, typer.Option(min=1, help="With --task: the first so many examples.")] = None,
+    answers: Annotated[Path | None, typer.Option(help="With --task: a file for the answers, JSON lines.")] = None,
+    compare: Annotated[Path | None, typer.Option(help="With --task: whose answers to compare with MODEL's.")] = None,
     shots: Annotated[int | None, typer.Option(min=0, help="Of lm-eval: examples before each question.")] = None,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
     """Perplexity, bits per byte and next-token accuracy on text, each with an interval; with --task a task's scores.
 
+    With --compare two runs', or two files of answers, item by item: the difference, and how likely chance has made it.
     An encoder is asked for hidden tokens, an encoder-decoder for targets of pairs, or for what was cut out of a text.
     """
+    if compare is not None:
+        asking.compare(model, compare, task, target_language, as_json)
+        return
+    if not source:
+        raise errors.ConfigError("nothing to score: give --data FILE")
     from rich.markup import escape
 
     from foretell import evaluate as scoring
@@ -261,16 +276,18 @@ def evaluate(
         scores.refuse("no effect but on --task lm-eval:...", shots=shots)
         changes = {"target_language": target_language, "beams": beams}
         changes |= {"instruction": instruction, "max_new_tokens": max_new_tokens}
-        asking.evaluate(model, task, source, changes, limit, (source_key, target_key), features, as_json, quiet)
+        asking.evaluate(
+            model, task, source, changes, limit, (source_key, target_key), features, answers, as_json, quiet
+        )
         return
     with Display(console(), quiet) as display:
         display.say(f"  [dim]scoring {escape(', '.join(source))} …[/]")
     if task is not None:
         alone = {"context": context, "stride": stride, "source_key": source_key, "target_key": target_key}
-        scores.refuse("no effect with --task lm-eval:...", **alone, features=features)
+        scores.refuse("no effect with --task lm-eval:...", **alone, features=features, answers=answers)
         emit(scores.task(model, task, source, limit, shots), as_json, scores.render)
         return
-    scores.refuse("no effect without --task", limit=limit, shots=shots, features=features)
+    scores.refuse("no effect without --task", limit=limit, shots=shots, features=features, answers=answers)
     emit(scores.text(model, source, context, stride, (source_key, target_key)), as_json, scoring.render)
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -129,13 +131,18 @@ def scored(
     display: Display,
     keys: Any = None,
     features: Path | None = None,
+    kept: Path | None = None,
 ) -> dict[str, Any]:
-    """The scores of a model at a task, as `evaluate --task` prints them; those of a run go into its eval.json."""
+    """The scores of a model at a task, as `evaluate --task` prints them; those of a run go into its eval.json.
+
+    kept: a file for the answers.
+    """
     from foretell import evaluate
-    from foretell.tasks import checks, examples
+    from foretell.tasks import checks, examples, scores
 
     read = examples.read(data, kind, keys or examples.Keys())
     asked = load(model, kind, **changes)
+    asked = replace(asked, task=scores.spoken(asked.task, read.examples))
     good, told = checks.checked({"test": read}, kind, asked.task.target_language)
     for line in told:
         display.say(f"  [yellow]{line}[/]")
@@ -143,12 +150,17 @@ def scored(
     if len(chosen) < len(good["test"]):
         display.say(f"  [dim]the first {len(chosen):,} of {len(good['test']):,} examples[/]")
 
+    began = time.perf_counter()
+
     def told_progress(done: int, of: int) -> None:
-        display.say(f"  [dim]{done:,} of {of:,}[/]")
+        seconds = time.perf_counter() - began
+        display.progress({"stage": "answering", "done": done, "total": of, "of": "items", "seconds": seconds})
 
     result = evaluate.evaluate_task(asked, chosen, told_progress, features)
     result |= {"data": data, "items_given": len(good["test"])}
     evaluate.keep_scores(model, result)
+    if kept is not None:
+        evaluate.write_answers(kept, result["answers"])
     answers = result.pop("answers")
     return {**result, "answered": len(answers), "table": evaluate.render_task(result)}
 
@@ -161,6 +173,7 @@ def evaluate(
     most: int | None,
     keys: tuple[str | None, str | None],
     features: Path | None,
+    kept: Path | None,
     as_json: bool,
     quiet: bool,
 ) -> None:
@@ -178,9 +191,27 @@ def evaluate(
     if features is not None and kind != "generation":
         raise errors.ConfigError("--features has no effect but on --task generation; leave it out")
     with Display(console(), quiet) as display:
-        result = scored(model, kind, data[0], changes, most, display, Keys(*keys), features)
+        result = scored(model, kind, data[0], changes, most, display, Keys(*keys), features, kept)
     table = result.pop("table")
     emit(result, as_json, lambda r: table)
+
+
+def compare(first: Path, second: Path, kind: str | None, language: str | None, as_json: bool) -> None:
+    """`foretell evaluate FIRST --task KIND --compare SECOND`: of run folders, or of files of kept answers."""
+    from foretell import evaluate
+    from foretell.config import TaskConfig
+    from foretell.tasks.examples import KINDS
+
+    if kind not in KINDS:
+        raise errors.ConfigError(f"--compare wants a --task, whose answers are compared: {', '.join(KINDS)}")
+    one, two = (evaluate.answers_of(p, kind) if p.is_dir() else p for p in (first, second))
+    for file in (one, two):
+        if not file.is_file():
+            raise errors.DataError(
+                f"{file}: no answers are kept there; make them: evaluate --task {kind} --answers FILE"
+            )
+    task = TaskConfig.model_validate({"kind": kind, "target_language": language})
+    emit(evaluate.compare_answers(one, two, task), as_json, evaluate.render_comparison)
 
 
 def _answer_all(asked: Tuned, texts: list[str] | None, file: Path | None, as_json: bool) -> None:

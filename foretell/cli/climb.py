@@ -1,4 +1,4 @@
-"""What a person sees of `foretell ladder run`: a line for each rung; then the fit, the forecast and the score."""
+"""What a person sees of `foretell ladder run` and `score`: a line for each rung; then fit, forecast and score."""
 
 from __future__ import annotations
 
@@ -36,6 +36,51 @@ def ladder(c: RunConfig, out: Path, name: str | None, climb: bool, display: Disp
     if (trained / "measured.json").exists():
         report.write([trained])
     return {**result, "report": str(report.write([folder]))}
+
+
+def score(folder: Path, data: Path, task: str | None, limit: int | None, display: Display) -> dict[str, Any]:
+    """Ask the ladder a task; writes its page anew."""
+    from foretell import report
+    from foretell.ladder import tasks
+
+    def on(event: dict[str, Any]) -> None:
+        if event["event"] == "asked":
+            display.say(f"[bold]{escape(event['name'])}[/]: {event['done']} of {event['of']} rungs asked")
+        else:
+            a = event["accuracy"]
+            display.say(f"foretold of {escape(event['name'])}: {_percent(a)}")
+
+    result = tasks.score(folder, data, task=task, limit=limit, display=on)
+    return {**result, "report": str(report.write([folder]))}
+
+
+def render_score(result: dict[str, Any]) -> Any:
+    """The rungs' scores, the curve, and each target's forecast beside what was measured."""
+    rungs = Table(box=None, padding=(0, 1))
+    for column in ("rung", "loss", "right", "accuracy"):
+        rungs.add_column(column, justify="left" if column == "rung" else "right")
+    for r in sorted(result["rungs"], key=lambda r: -r["loss"]):
+        rungs.add_row(escape(r["rung"]), f"{r['loss']:.4f}", f"{r['correct']:,}", f"{100 * r['accuracy']:.1f}%")
+    fit = result["fit"]
+    curve = (
+        f"{fit['shape']} curve from {100 * fit['chance']:.0f}% (chance), half way at loss {fit['middle']:.2f}, slope "
+        f"{fit['slope']:.2f} a nat; models scatter by {fit['factor']:.2f} of drawn questions' variance"
+    )
+    targets = Table(box=None, padding=(0, 1))
+    for column in ("target", "foretold on", "forecast", "measured", "", "by the measured loss"):
+        targets.add_column(column, justify="left" if column in ("target", "") else "right")
+    for t in result["targets"]:
+        cells = ["not yet", "", ""]
+        if t["measured"] is not None:
+            verdict = "[green]held[/]" if t["held"] else "[red]missed[/]"
+            cells = [f"{100 * t['measured']:.1f}%", verdict, _percent(t["at_measured_loss"])]
+        targets.add_row(escape(t["name"]), t["created"][:16].replace("T", " "), _percent(t["accuracy"]), *cells)
+    asked = f"{escape(result['task'])}: {result['items']:,} questions ({result['kind']})"
+    return Group(asked, rungs, curve, "", targets, f"[dim]{escape(result['report'])}[/]")
+
+
+def _percent(share: dict[str, float]) -> str:
+    return f"{100 * share['value']:.1f}% \\[{100 * share['low']:.1f}, {100 * share['high']:.1f}]"
 
 
 def shown(display: Display) -> Callable[[dict[str, Any]], None]:

@@ -164,7 +164,7 @@ class Display:
 
     def _line(self) -> str:
         e, v = self.step_event, self.eval_event
-        score = f", {v['bits_per_byte']:.3f} bits/byte on validation" if v else ""
+        score = f", {_validation(v)} on validation" if v else ""
         return (
             f"step {e['step']:,}/{self.steps:,}  loss {self._smooth():.3f}{score}  "
             f"{e['tokens_per_second']:,.0f} tokens/s  {100 * e['mfu']:.0f}% of peak  "
@@ -182,7 +182,7 @@ class Display:
             table.add_column(justify="left")
         seconds = self.plan.get("seconds") or {}
         bits = self.plan.get("bits_per_byte") or {}
-        validation = f"{v['bits_per_byte']:.3f} bits/byte" if v else "not yet"
+        validation = _validation(v) if v else "not yet"
         table.add_row("[dim]loss[/]", f"[bold]{self._smooth():.4f}[/] nats/token", "[dim]validation[/]", validation)
         table.add_row(
             "[dim]speed[/]",
@@ -222,3 +222,9 @@ class Display:
         if self.live is not None:
             self.live.stop()
             self.live = None
+
+
+def _validation(event: dict[str, Any]) -> str:
+    """A score on validation text: of labels and answers how many are right."""
+    bits = event.get("bits_per_byte")
+    return f"{100 * event['accuracy']:.1f}% right" if bits is None else f"{bits:.3f} bits/byte"

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from foretell.tasks.examples import Keys
 
 TaskOption = Annotated[
-    str, typer.Option("--task", help="translation, summarization, qa, dialogue, generation or classification.")
+    str | None, typer.Option("--task", help="translation, summarization, qa, dialogue, generation or classification.")
 ]
 SourceKey = Annotated[str | None, typer.Option(help="Key, or column by name or number, of what is given.")]
 TargetKey = Annotated[str | None, typer.Option(help="The same of what is wanted.")]
@@ -26,10 +26,13 @@ To = Annotated[str | None, typer.Option("--to", help="Language of what is wanted
 
 def finetune(
     arguments: RunToml = None,
-    task: TaskOption = "",
-    source: Annotated[str, typer.Option("--data", help="A file, folder, pattern, or SOURCE+TARGET by lines.")] = "",
+    task: TaskOption = None,
+    source: Annotated[
+        str | None, typer.Option("--data", help="A file, folder, pattern, or SOURCE+TARGET by lines.")
+    ] = None,
     valid: Annotated[str | None, typer.Option(help="Examples to watch by; a share of --data when not given.")] = None,
     test: Annotated[str | None, typer.Option(help="Examples to score; a share of --data when not given.")] = None,
+    test_share: Annotated[float | None, typer.Option(help="Share of --data to score; 0.05, at most 1,000.")] = None,
     base: Base = None,
     source_language: From = None,
     target_language: To = None,
@@ -57,12 +60,14 @@ def finetune(
     asked = {"kind": task or None, "source_language": source_language, "target_language": target_language}
     given = {k: v for k, v in asked.items() if v is not None} | ({"both_ways": True} if both_ways else {})
     c = config.updated(c, task=given)
+    if test_share is not None and not (0 < test_share < 0.9 and test is None):
+        raise errors.ConfigError("--test-share is more than 0 and less than 0.9, and has no effect with --test")
     if c.task.kind is None:
         raise errors.ConfigError("which task? give --task translation, summarization, qa, dialogue, generation, ...")
     named = name or f"{c.task.kind}-{label([source.partition('+')[0]])}"
     with Display(console(), quiet) as display:
         paths = {"train": source, "valid": valid, "test": test}
-        c, folder = _files(c, paths, Keys(source_key, target_key), out, display)
+        c, folder = _files(c, paths, Keys(source_key, target_key), out, display, test_share)
         result = train_and_report(c, out, named, resume, allow_drift, display)
         if test_items and (folder / "test.jsonl").exists():
             result["scores"] = _scored(Path(result["run"]), folder / "test.jsonl", c, test_items, display)
@@ -70,7 +75,12 @@ def finetune(
 
 
 def _files(
-    c: RunConfig, paths: dict[str, str | None], keys: Keys, out: Path, display: Display
+    c: RunConfig,
+    paths: dict[str, str | None],
+    keys: Keys,
+    out: Path,
+    display: Display,
+    test_share: float | None,
 ) -> tuple[RunConfig, Path]:
     """The examples checked, divided and written beside the runs, as their model reads them; the config of its run."""
     from rich.markup import escape
@@ -91,10 +101,11 @@ def _files(
         template = brought or chat.named(named or "plain")
         if opened is not None:
             reader = records.Reader(template, opened.tokenizer, recipe.context(c, longest))
-    made = records.made(paths, keys, c.task, form, reader, out / "data")
+    made = records.made(paths, keys, c.task, form, reader, out / "data", test_share)
     for line in made.told:
         display.say(f"  [yellow]{escape(line)}[/]")
     display.say(f"  examples: {', '.join(f'{split} {n:,}' for split, n in made.counts.items())}")
+    c = c.model_copy(update={"task": made.task})
     return recipe.settled(c, family, form, longest, template, made.folder), made.folder
 
 

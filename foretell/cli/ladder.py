@@ -72,6 +72,30 @@ def run(
         raise typer.Exit(3)
 
 
+@ladder_app.command()
+def score(
+    folder: Annotated[Path, typer.Argument(metavar="LADDER", help="A ladder's folder, its rungs finished.")],
+    data: Annotated[Path, typer.Option("--data", help="Questions: JSON lines of choices, or of a cloze.")],
+    task: Annotated[str | None, typer.Option(help="Name of the task; the file's when not given.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Only so many questions, the first.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout; progress on stderr.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")] = False,
+) -> None:
+    """Ask the rungs a task and forecast the targets' scores in it, then ask those that are trained.
+
+    Exit 3 when a score came out outside its interval. The same command goes on where it was interrupted.
+    """
+    from foretell.cli import climb as climbing
+    from foretell.cli.display import Display
+    from foretell.cli.options import console, emit
+
+    with Display(console(), quiet) as display:
+        result = climbing.score(folder, data, task, limit, display)
+    emit(result, as_json, climbing.render_score)
+    if any(t["held"] is False for t in result["targets"]):
+        raise typer.Exit(3)
+
+
 def render(result: dict[str, Any]) -> Group:
     """The answer for a terminal: the law, where the search ended, the forecasts."""
     from rich.console import Group

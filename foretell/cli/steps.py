@@ -71,8 +71,7 @@ def prepared(c: RunConfig, out: Path, display: Display) -> Any:
             display.say(f"  [yellow]no effect on text that is prepared already:[/] {escape(late)}")
         return opened
     if c.train.base is not None:
-        base = c.train.base
-        c = _with_template_of(base, _with_tokenizer_of(base, c, out), sources)
+        c = with_base(c.train.base, c, out / "data", sources)
     key = json.dumps([sources, c.tokenizer.model_dump(), c.data.model_dump(exclude={"source", "packing"})])
     folder = out / "data" / f"{label(sources)}-{hashlib.sha256(key.encode()).hexdigest()[:8]}"
     display.say(escape(f"preparing {', '.join(sources)} in {folder}"))
@@ -82,17 +81,24 @@ def prepared(c: RunConfig, out: Path, display: Display) -> Any:
     return data.open_data(folder)
 
 
-def _with_tokenizer_of(base: str, c: RunConfig, out: Path) -> RunConfig:
-    """The config with the tokenizer of a model that the run goes on from, written beside the prepared texts."""
+def with_base(base: str, c: RunConfig, folder: Path, sources: list[str]) -> RunConfig:
+    """The config with tokenizer and chat template of a model that is to be gone on from.
+
+    folder: where the tokenizer is written. Raises ConfigError where another one was asked for.
+    """
+    return _with_template_of(base, _with_tokenizer_of(base, c, folder), sources)
+
+
+def _with_tokenizer_of(base: str, c: RunConfig, folder: Path) -> RunConfig:
     from foretell.models import source
 
     asked = sorted(c.tokenizer.model_fields_set - {"objective"})
     if any(getattr(c.tokenizer, key) != type(c.tokenizer).model_fields[key].default for key in asked):
         raise errors.ConfigError(
-            f"tokenizer.{asked[0]} has no effect with train.base, whose tokenizer is kept; leave it out"
+            f"tokenizer.{asked[0]} has no effect with a base, whose tokenizer is kept; leave it out"
         )
     own = source.open(Path(base)).tokenizer
-    file = out / "data" / f"tokenizer-{own.digest[:16]}.json"
+    file = folder / f"tokenizer-{own.digest[:16]}.json"
     if not file.exists():
         file.parent.mkdir(parents=True, exist_ok=True)
         own.save(file)

@@ -24,7 +24,16 @@ from foretell.errors import ConfigError
 
 FORMAT_VERSION = 1
 Objective = Literal[
-    "next_token", "masked", "span_corruption", "seq2seq", "fill_in_the_middle", "prefix", "answers", "dpo"
+    "next_token",
+    "masked",
+    "span_corruption",
+    "seq2seq",
+    "fill_in_the_middle",
+    "prefix",
+    "answers",
+    "dpo",
+    "labels",
+    "spans",
 ]
 TaskKind = Literal["translation", "summarization", "qa", "dialogue", "generation", "classification"]
 
@@ -58,8 +67,14 @@ class DataConfig(Table):
         None, description="key, or column by name or number from 1, of a pair's source; JSON lines, CSV, TSV"
     )
     target_key: str | None = Field(None, description="the same of its target; every record is then a pair")
-    format: Literal["text", "chat", "preference"] | None = Field(
-        None, description="texts, conversations or preferences (docs/finetune.md); recognised when unset"
+    format: Literal["text", "chat", "preference", "labels", "spans"] | None = Field(
+        None,
+        description="texts, conversations or preferences, recognised when unset; texts with labels, questions with "
+        "answers (docs/data.md)",
+    )
+    labels: list[str] | None = Field(None, description="the labels that texts may have; unset: theirs")
+    stride: int | None = Field(
+        None, gt=0, description="tokens from one window over a long context to the next; half of what one holds"
     )
     chat_template: str | None = Field(None, description="of conversations, by name, such as chatml; that of the base")
     chat_system: str | None = Field(None, description="what the system says where a conversation does not say it")
@@ -105,6 +120,7 @@ class TrainConfig(Table):
     dpo_beta: float = Field(0.1, gt=0, description="dpo: how far the model is held to its base")
     trained_parameters: int | None = Field(None, gt=0, description="numbers that learn, where not all do; derived")
     added_parameters: int | None = Field(None, gt=0, description="numbers of adapters among them; derived")
+    adapted: list[str] | None = Field(None, description="products that have adapters; derived")
     optimizer: Literal["muon", "adamw", "sgd"] = Field(
         "muon", description="muon: matrices by Muon, the rest by AdamW; with a base adamw"
     )
@@ -129,6 +145,9 @@ class TrainConfig(Table):
     grad_clip: float = Field(1.0, ge=0, description="gradient norm at which gradients are scaled down; 0 never")
     dropout: float | None = Field(
         None, ge=0, lt=1, description="of the residual branches and the embedding; unset: by the epochs of the run"
+    )
+    label_smoothing: float = Field(
+        0.0, ge=0, lt=1, description="share of each target that all tokens have alike; 0.1 is usual in translation"
     )
     init_embedding: str | None = Field(None, description="a folder of vectors from which the embedding table begins")
     seed: int = Field(0, ge=0, description="of weights, data order and dropout")

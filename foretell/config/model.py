@@ -65,6 +65,10 @@ class ModelConfig(Table):
         None, description="of the feed-forward part: bert gelu; marian relu, gelu or silu; t5 relu or gated-gelu"
     )
     type_vocab_size: int | None = Field(None, gt=0, description="bert: rows of the table of token types; 2")
+    head: Literal["labels", "spans"] | None = Field(
+        None, description="bert: what it tells, the label of a text or where an answer stands; unset: hidden tokens"
+    )
+    labels: tuple[str, ...] | None = Field(None, description="bert: the names of the labels, in order")
     relative_attention_num_buckets: int | None = Field(None, gt=1, description="t5: distances told apart; 32")
     relative_attention_max_distance: int | None = Field(None, gt=1, description="t5: from here on they are one; 128")
     scale_embedding: bool | None = Field(None, description="marian: embeddings times the root of D; true")
@@ -140,7 +144,7 @@ class ModelConfig(Table):
                 )
         if kind in WITHOUT_ANGLES and K != H:
             raise ConfigError(f"model.num_key_value_heads ({K}) must be num_attention_heads ({H}) in {kind}")
-        if kind == "bert" and not self.tie_word_embeddings:
+        if kind == "bert" and not self.tie_word_embeddings and self.head is None:
             raise ConfigError("model.tie_word_embeddings = false: bert has one table for both; leave it out")
         if kind in _ACTIVATIONS and self.hidden_act not in (None, *_ACTIVATIONS[kind]):
             raise ConfigError(f"model.hidden_act = {self.hidden_act}: {kind} has {' or '.join(_ACTIVATIONS[kind])}")
@@ -163,6 +167,10 @@ class ModelConfig(Table):
             found["hidden_act"] = self.hidden_act or _ACTIVATIONS[kind][0]
         if kind == "bert":
             found["type_vocab_size"] = self.type_vocab_size or 2
+            if (self.head == "labels") != (len(self.labels or ()) > 1):
+                raise ConfigError('model.head = "labels" and model.labels go together; set both, or leave both out')
+            if self.head is not None:
+                found["tie_word_embeddings"] = False  # its product is another than that of the table
         if kind in ENCODER_DECODERS:
             found["num_decoder_layers"] = self.num_decoder_layers or layers
         if kind == "marian":
@@ -203,7 +211,7 @@ WITHOUT_ANGLES = ("gpt2", *ENCODERS)
 _ACTIVATIONS = {"bert": ("gelu",), "marian": ("relu", "gelu", "silu"), "t5": ("relu", "gated-gelu")}
 # What not every family has, by those that have it.
 _OF_FAMILIES = {
-    "bert": {"hidden_act", "type_vocab_size"},
+    "bert": {"hidden_act", "type_vocab_size", "head", "labels"},
     "gemma3_text": {
         *("layer_types", "query_pre_attn_scalar", "rope_local_base_freq", "rope_scaling", "sliding_window"),
     },

@@ -41,7 +41,7 @@ _MEMBER = "member-"
 # Settings that came later: left out of the fingerprint where they are off, so that older folders keep theirs.
 _LATER = (
     *("languages", "quality", "near_duplicates", "decontaminate", "personal_data", "source_key", "target_key"),
-    *("format", "chat_template", "chat_system", "chat_bos", "chat_eos"),
+    *("format", "chat_template", "chat_system", "chat_bos", "chat_eos", "labels", "stride"),
 )
 # What stands in a prepared folder, and what a file manager leaves in any.
 _OURS = re.compile(
@@ -219,6 +219,9 @@ def render_funnel(result: dict[str, Any]) -> str:
         lines.append(f"  - {result['quarantined']:,} quarantined (reasons in {result['out']}/index.json)")
     if result["hidden"]:
         lines.append(f"  {result['hidden']:,} hidden files not read")
+    for what, reason in (("inexact", "cut where no token ends"), ("lost", "left out: no token is theirs")):
+        if count := (result.get("task") or {}).get(what):
+            lines.append(f"  - {count:,} answers {reason}")
     tokens = ", ".join(f"{split} {count:,}" for split, count in result["tokens"].items())
     lines.append(f"  {result['documents_out']:,} kept, {result['bytes_out'] / 1e6:,.1f} MB; tokens: {tokens}")
     lines.append(f"  vocabulary {result['vocab_size']:,}, {result['bytes_per_token']:.2f} bytes a token")
@@ -302,6 +305,7 @@ def _result(out: Path, index: dict[str, Any], began: float, *, unchanged: bool) 
         "vocab_size": index["tokenizer"]["vocab_size"],
         "bytes_per_token": index["bytes_per_token"],
         "text_xz_bits_per_byte": index["text_xz_bits_per_byte"],
+        **({"task": index["task"]} if "task" in index else {}),
         "unchanged": unchanged,
         "seconds": time.monotonic() - began,
     }

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from foretell.config import DataConfig
+from foretell.data import labelled
 from foretell.data.formats import TEXT_KEYS
 from foretell.data.readers import Entry
 from foretell.data.records import Turns
@@ -68,7 +69,10 @@ def settled(c: DataConfig, entries: Sequence[Entry]) -> DataConfig:
 
 def turns_of(c: DataConfig) -> Turns | None:
     """What the records are, where they are no texts. ConfigError for what does not go with that."""
-    if c.format not in ("chat", "preference"):
+    for key, value, wanted in (("labels", c.labels, "labels"), ("stride", c.stride, "spans")):
+        if value is not None and c.format != wanted:
+            raise ConfigError(f"data.{key} goes with data.format={wanted} alone; set that, or leave it out")
+    if c.format not in ("chat", "preference", *labelled.KINDS):
         return None
     for key in ("text_key", "source_key", "target_key", "languages", "decontaminate"):
         if getattr(c, key) is not None:
@@ -76,12 +80,25 @@ def turns_of(c: DataConfig) -> Turns | None:
     if c.quality or c.split == "tail":
         what = "quality" if c.quality else "split=tail"
         raise ConfigError(f"data.{what} does not go with data.format={c.format}; leave it out")
+    if c.format in labelled.KINDS:
+        return _labelled(c)
     if c.chat_template is None:
         raise ConfigError(
             f"data.format={c.format} needs a chat template: give a model that has one (--base), or data.chat_template, "
             f"one of {', '.join(chat.TEMPLATES)}"
         )
     return Turns(c.format, template(c))
+
+
+def _labelled(c: DataConfig) -> Turns:
+    """Texts with labels, or questions."""
+    kind = str(c.format)
+    if c.personal_data != "keep" or c.chat_template is not None:
+        what = "chat_template" if c.chat_template is not None else f"personal_data={c.personal_data}"
+        raise ConfigError(f"data.{what} does not go with data.format={kind}; leave it out")
+    if c.labels is not None and len(set(c.labels)) < len(c.labels):
+        raise ConfigError("data.labels names a label twice")
+    return Turns(kind, labels=None if c.labels is None else tuple(c.labels))
 
 
 def template(c: DataConfig, end: str = "") -> Template:

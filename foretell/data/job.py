@@ -22,13 +22,13 @@ import numpy as np
 
 from foretell import tokenizer
 from foretell.config import TokenizerConfig
-from foretell.data import clean, conversations, dedup, intake, objectives, splits
+from foretell.data import clean, conversations, dedup, intake, labelled, objectives, splits
 from foretell.data.intake import Chunk, Drops, Funnel
 from foretell.data.records import BETWEEN
 from foretell.data.sample import Chunk as SampleChunk
 from foretell.data.sample import Sample
 from foretell.data.shards import FORMAT_VERSION, SPLITS, SplitWriter, token_dtype
-from foretell.data.tasks import CUT, DROPPED, Tasks, kept_path, pair_of, write_json
+from foretell.data.tasks import CUT, DROPPED, PLACED_BY_PART, Tasks, kept_path, pair_of, write_json
 from foretell.errors import ConfigError, DataError
 from foretell.tokenizer import Tokenizer
 
@@ -87,7 +87,7 @@ class Job:
         rule = splits.Rule("given", (0.0, 0.0)) if self.split_of else tally.rule(kind)
         trained = self.tokenizer_config.path is None and self.tokenizer_config.kind != "bytes"
         sample = Sample(_SAMPLE_BYTES if trained else 3 * _XZ_BYTES)
-        starts, place = [], 0
+        starts, place, labels = [], 0, set(config.labels or ())
         for name, kept in zip(names, fates, strict=True):
             starts.append(place)
             fate = np.full(len(kept), DROPPED, np.int8)
@@ -95,6 +95,8 @@ class Job:
             fate[kept] = self._fates(texts, rule)
             intake.save_arrays(self.work / f"{name}.fates.npz", fates=fate)
             for text in texts:
+                if config.format == "labels" and config.labels is None:
+                    labels.add(labelled.label_of(text.data.decode()))
                 sample.add(text, place)
                 place += len(text.data)
             self.report("survey", funnel, place)
@@ -109,6 +111,8 @@ class Job:
         own.save(self.work)
         (self.work / "sample.txt").write_bytes(_in_order(training, _XZ_BYTES))
         decided = {"chunks": names, "starts": starts, "bytes": tally.bytes, "rule": rule.record()}
+        if config.format == "labels":
+            decided["labels"] = _named(config.labels or sorted(labels), own)
         write_json(self.work / "survey.json", {**decided, "funnel": funnel.record()})
 
     def _without_duplicates(self, names: list[str]) -> tuple[list[np.ndarray], splits.Tally, Funnel]:
@@ -168,7 +172,7 @@ class Job:
 
     def _placing(self, name: str) -> list[bytes]:
         """The digests by which texts go to their splits: of a pair its source's."""
-        by_source = pair_of(self.tasks.config) or self.tasks.config.format == "preference"
+        by_source = pair_of(self.tasks.config) or self.tasks.config.format in PLACED_BY_PART
         return self._digests(name, "sources" if by_source else "digests")
 
     def _texts(self, name: str, kept: np.ndarray) -> list[intake.Text]:
@@ -248,14 +252,22 @@ class Job:
             "text_xz_bits_per_byte": bits.result(),
             **({"dropped": dropped} if dropped else {}),
             **({"pairs": True} if pair_of(config) else {}),
-            **({"conversations": self._chat(own)} if conversations.turns_of(config) else {}),
+            **self._kind(own, survey),
         }
 
-    def _chat(self, own: Tokenizer) -> dict[str, Any]:
-        """What the conversations of the folder are, and how they were written."""
+    def _kind(self, own: Tokenizer, survey: dict[str, Any]) -> dict[str, Any]:
+        """What the records of the folder are, where they are no texts, and how they were written."""
         config = self.tasks.config
+        if not conversations.turns_of(config):
+            return {}
+        if config.format == "labels":
+            return {"task": {"kind": "labels", "labels": survey["labels"]}}
+        if config.format == "spans":
+            accounts = [self.tasks.account(f"encode-{c}") or {} for c in survey["chunks"]]
+            counted = {k: sum(a[k] for a in accounts) for k in ("inexact", "lost")}
+            return {"task": {"kind": "spans", "stride": config.stride, **counted}}
         template = conversations.template(config, conversations.end_mark(own))
-        return {"kind": config.format, **asdict(template)}
+        return {"conversations": {"kind": config.format, **asdict(template)}}
 
     def report_progress(self) -> None:
         """How far all processes together are."""
@@ -300,6 +312,14 @@ def _join_dropped(folder: Path, out: Path, names: list[str]) -> list[str]:
             f.flush()
             os.fsync(f.fileno())
     return made
+
+
+def _named(labels: list[str], own: Tokenizer) -> list[str]:
+    """The labels, of which there must be two, and no more than tokens can name."""
+    most = min(own.vocab_size, 1 << 16)
+    if not 2 <= len(labels) <= most:
+        raise DataError(f"{len(labels):,} labels; there must be at least 2, and at most {most:,} with this tokenizer")
+    return labels
 
 
 def _tokenizer(config: TokenizerConfig, training: list[SampleChunk], text_bytes: int) -> Tokenizer:

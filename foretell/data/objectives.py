@@ -6,6 +6,8 @@
     seq2seq              the target of a pair from its source
     fill_in_the_middle   a middle from what stands around it (Bavarian et al., 2022)
     answers              what the assistant says in a conversation (`answers.py`)
+    labels               the label of a text (`windows.py`)
+    spans                where the answer to a question stands in its context (`windows.py`)
     dpo                  which of two answers is preferred (Rafailov et al., 2023): rows two by two
     prefix               the rest of a row, whose beginning is seen as a whole (Raffel et al., 2020)
 
@@ -20,18 +22,19 @@ from typing import NamedTuple
 
 import numpy as np
 
-from foretell.data import answers, loader
+from foretell.data import answers, loader, windows
 from foretell.data.answers import UNSCORED as UNSCORED
 from foretell.data.loader import Text
 from foretell.data.shards import Data
 from foretell.errors import ConfigError, DataError
+from foretell.plan.rows import MASKED_SHARE, SPAN_TOKENS, masked_count, padded, span_counts
+from foretell.plan.rows import MULTIPLE as MULTIPLE
+from foretell.plan.rows import PARTLY as PARTLY
+from foretell.plan.rows import WITH_SOURCE as WITH_SOURCE
 from foretell.tokenizer import Tokenizer
 
-MASKED_SHARE, SPAN_TOKENS = 0.15, 3.0
 FIM_SHARE = 0.5  # of the documents in a window; of those, half begin with the suffix
 SENTINELS = 100
-MULTIPLE = 8  # sources and targets are padded to a multiple, so that tensor parallelism divides them
-_TRIMMED_TO = 32
 
 # The tokens that an objective puts into a row: what each may be called, the first being what is added.
 MASK = (("[MASK]", "<mask>"),)
@@ -46,17 +49,16 @@ SPECIAL: dict[str, tuple[tuple[str, ...], ...]] = {
     "span_corruption": SPANS,
     "fill_in_the_middle": MIDDLE,
 }
-# Of these a row's tokens are not all scored; these give an encoder-decoder a source.
-PARTLY = frozenset({"masked", "span_corruption", "seq2seq", "prefix", "answers", "dpo"})
 OF_CONVERSATIONS = {"chat": "answers", "preference": "dpo"}
-WITH_SOURCE = frozenset({"span_corruption", "seq2seq"})
+WITH_HEAD = frozenset({"labels", "spans"})  # these want an encoder with the head of that name
 
 
 class Rows(NamedTuple):
     """Rows of a batch. inputs, targets (B, T) int64, targets UNSCORED where nothing is asked.
 
     segments: (B, T) document numbers. prefix: (B,) tokens that all may see. source (B, S) and whether each of its
-    tokens is real (B, S). document: (B,) of preferences, the number of the pair.
+    tokens is real (B, S). document: (B,) of preferences, the number of the pair. marks: (B, T) uint8 beside the tokens
+    of texts with labels, whose targets are (B, 1), and of questions, whose targets are (B, 2) positions (`windows.py`).
     """
 
     inputs: np.ndarray
@@ -66,25 +68,33 @@ class Rows(NamedTuple):
     source: np.ndarray | None = None
     source_real: np.ndarray | None = None
     document: np.ndarray | None = None
+    marks: np.ndarray | None = None
 
-    def part(self, which: slice) -> Rows:
+    def part(self, which: slice | np.ndarray) -> Rows:
         """Some of the rows."""
         return Rows(*(None if a is None else a[which] for a in self))  # type: ignore[arg-type]
 
-    def trimmed(self) -> Rows:
-        """Without the columns in which no row has anything, but for what a common width wants."""
+    def trimmed(self, multiple: int = MULTIPLE) -> Rows:
+        """Without the columns in which no row has anything, but for what makes a width a multiple of that."""
+        if self.marks is not None:
+            T = _width(self.marks > 0, MULTIPLE)
+            return self._replace(inputs=self.inputs[:, :T], marks=self.marks[:, :T])
         if self.source is None or self.source_real is None:
             return self
-        T, S = (_width(real) for real in (self.targets != UNSCORED, self.source_real))
+        T, S = (_width(real, multiple) for real in (self.targets != UNSCORED, self.source_real))
         inputs, targets = self.inputs[:, :T], self.targets[:, :T]
         return self._replace(
             inputs=inputs, targets=targets, source=self.source[:, :S], source_real=self.source_real[:, :S]
         )
 
+    def by_length(self) -> Rows:
+        """The longest first, so that rows of like length are trimmed together; only where rows are padded so much."""
+        return self if self.marks is None else self.part(np.argsort(-(self.marks > 0).sum(1), kind="stable"))
 
-def _width(real: np.ndarray) -> int:
+
+def _width(real: np.ndarray, multiple: int) -> int:
     longest = int(np.flatnonzero(real.any(0))[-1]) + 1
-    return min(real.shape[1], -(-longest // _TRIMMED_TO) * _TRIMMED_TO)
+    return min(real.shape[1], -(-longest // multiple) * multiple)
 
 
 def special_ids(tokenizer: Tokenizer, objective: str) -> list[int]:
@@ -115,6 +125,8 @@ def count(data: Text, split: str, objective: str, context: int) -> int:
     if objective in OF_CONVERSATIONS.values():
         own = _conversations(data, objective)
         return 2 * len(own.document_ends(split)) if objective == "dpo" else len(answers.layout(own, split, context))
+    if objective in WITH_HEAD:
+        return windows.count(_labelled(data, objective), split, context)
     return loader.window_count(len(data.tokens(split)), context, split)
 
 
@@ -138,12 +150,15 @@ def rows(
     own = data.tokenizer
     start = own.eot_id if start is None else start
     if objective == "seq2seq":
-        return _pairs(data, split, seed, [row + step * batch_size for row in chosen], context, start or 0)
+        return _pairs(data, split, seed, step * batch_size, batch_size, chosen, context, start or 0)
     if objective in OF_CONVERSATIONS.values():
         samples = [row + step * batch_size for row in chosen]
         makes = answers.pairs if objective == "dpo" else answers.rows
         found = makes(_conversations(data, objective), split, samples, context, seed)
         return Rows(found.inputs, found.targets, found.segments, document=found.document)
+    if objective in WITH_HEAD:
+        asked = windows.rows(_labelled(data, objective), split, [r + step * batch_size for r in chosen], context, seed)
+        return Rows(asked.inputs, asked.targets, marks=asked.marks)
     where = {"seed": seed, "step": step, "batch_size": batch_size, "context": context, "rows": chosen}
     inputs, targets, segments = loader.batch(data, split, **where)  # type: ignore[arg-type]
     if objective == "next_token":
@@ -170,9 +185,13 @@ def _conversations(data: Text, objective: str) -> Data:
     return data
 
 
-def masked_count(length: int) -> int:
-    """Tokens that are asked for in a row of that length."""
-    return max(1, round(MASKED_SHARE * length))
+def _labelled(data: Text, objective: str) -> Data:
+    if not isinstance(data, Data) or data.task != objective:
+        raise DataError(
+            f"train.objective={objective} wants text prepared with data.format={objective}, and this is not: see "
+            "docs/data.md"
+        )
+    return data
 
 
 def _masked(tokens: np.ndarray, segments: np.ndarray, mask: int, own: Tokenizer, random: np.random.Generator) -> Rows:
@@ -186,12 +205,6 @@ def _masked(tokens: np.ndarray, segments: np.ndarray, mask: int, own: Tokenizer,
     drawn = random.integers(0, own.vocab_size, n)
     inputs[asked] = np.where(kind < 0.8, mask, np.where(kind < 0.9, drawn, tokens[asked]))
     return Rows(inputs, targets, segments)
-
-
-def span_counts(length: int) -> tuple[int, int]:
-    """Tokens cut out of a row of that length, and in how many stretches."""
-    noise = min(max(round(MASKED_SHARE * length), 1), length - 1)
-    return noise, min(max(round(noise / SPAN_TOKENS), 1), length - noise)
 
 
 def check_context(context: int) -> None:
@@ -215,7 +228,7 @@ def _spans(tokens: np.ndarray, sentinels: list[int], end: int, start: int, rando
         source += [*tokens[place : place + whole].tolist(), sentinel]
         target += [sentinel, *tokens[place + whole : place + whole + gone].tolist()]
         place += whole + gone
-    width_s, width_t = (-(-(len(r) + 1) // MULTIPLE) * MULTIPLE for r in (source, target))
+    width_s, width_t = (padded(len(r) + 1) for r in (source, target))
     return _pair([*source, end], [*target, end], width_s, width_t, end, start)
 
 
@@ -243,21 +256,37 @@ def _check_pairs(data: Text) -> None:
         )
 
 
-def _pairs(data: Text, split: str, seed: int, samples: list[int], context: int, start: int) -> Rows:
-    """An epoch takes each pair once, in an order of its own. Longer than `context`, a side keeps its beginning."""
+def _pairs(
+    data: Text, split: str, seed: int, first: int, batch_size: int, chosen: Sequence[int], context: int, start: int
+) -> Rows:
+    """An epoch takes each pair once, in an order of its own. Longer than `context`, a side keeps its beginning.
+
+    The rows of a batch go by length, so that those of a micro-batch are padded to little more than their own.
+    """
     _check_pairs(data)
     tokens, ends, end = data.tokens(split), data.document_ends(split), data.tokenizer.eot_id or 0
-    width = -(-context // MULTIPLE) * MULTIPLE
+    width = padded(context)
+    numbers = _drawn(first, batch_size, len(ends), seed)
+    begins = np.where(numbers, ends[numbers - 1], 0)
+    order = np.argsort(ends[numbers] - begins, kind="stable")
     made: list[Rows] = []
-    for sample in samples:
-        epoch, place = divmod(sample, len(ends))
-        key = loader.key_of(seed, epoch, "pairs")
-        n = int(loader.permuted(np.array([place]), len(ends), key)[0])
-        both = tokens[int(ends[n - 1]) if n else 0 : int(ends[n])].astype(np.int64)
+    for row in chosen:
+        n = order[row]
+        both = tokens[int(begins[n]) : int(ends[numbers[n]])].astype(np.int64)
         at = int(np.flatnonzero(both == end)[0])
         source, target = both[:at][: context - 1].tolist(), both[at + 1 : -1].tolist()
         made.append(_pair([*source, end], [*target, end][:context], width, width, end, start))
     return Rows(*(None if a[0] is None else np.stack(a) for a in zip(*made, strict=True)))  # type: ignore[arg-type]
+
+
+def _drawn(first: int, count: int, of: int, seed: int) -> np.ndarray:
+    """The numbers of `count` pairs out of `of`, the first of which is the `first` that was ever drawn."""
+    epochs, places = np.divmod(np.arange(first, first + count), of)
+    found = np.empty(count, np.int64)
+    for epoch in np.unique(epochs):
+        here = epochs == epoch
+        found[here] = loader.permuted(places[here], of, loader.key_of(seed, int(epoch), "pairs"))
+    return found
 
 
 def _middle(line: np.ndarray, special: list[int], end: int | None, random: np.random.Generator) -> Rows:

@@ -179,7 +179,7 @@ def _by_format(path: Path, source: str, text_key: str | Pair | Turns | None) -> 
         yield Rejected(source, 0, f"pairs are read from .jsonl, .csv and .tsv, not from {suffix or 'this'}")
         return
     if isinstance(text_key, Turns) and suffix in {".csv", ".tsv"}:
-        yield Rejected(source, 0, f"conversations and preferences are read from .jsonl, not from {suffix}")
+        yield Rejected(source, 0, f"{text_key.kind} records are read from .jsonl, not from {suffix}")
         return
     if suffix in {".parquet", ".arrow"}:
         assert not isinstance(text_key, Pair | Turns)

@@ -28,10 +28,14 @@ class Rejected(NamedTuple):
 
 
 class Turns(NamedTuple):
-    """Records are conversations (`chat`) or preferences (`preference`), and no texts; how they will be written."""
+    """Records are conversations (`chat`) or preferences (`preference`), and no texts; how they will be written.
+
+    Or they are texts with `labels`, of which these are the only ones where they are given, or questions with `spans`.
+    """
 
     kind: str
-    template: Template
+    template: Template | None = None
+    labels: tuple[str, ...] | None = None
 
 
 class Damaged(Exception):

@@ -124,9 +124,15 @@ class Data:
         told = self.index.get("conversations")
         return str(told["kind"]) if isinstance(told, dict) else None
 
+    @property
+    def task(self) -> str | None:
+        """`labels` or `spans` where the documents are texts with labels, or questions (`labelled.py`)."""
+        told = self.index.get("task")
+        return str(told["kind"]) if isinstance(told, dict) else None
+
     def answers(self, split: str) -> Tokens:
-        """The bytes beside the tokens of a split of conversations."""
-        if self.conversations is None:
+        """The bytes beside the tokens of a split of conversations, or of questions."""
+        if self.conversations is None and self.task is None:
             raise DataError(f"{self.path} holds texts, not conversations; prepare JSON lines of messages")
         kind = np.dtype(np.uint8)
         names = [s["answers"] for s in self._entry(split)["shards"]]
@@ -174,7 +180,7 @@ def _check_files(path: Path, index: dict[str, Any], check_digests: bool) -> None
     item = np.dtype(index["dtype"]).itemsize
     for split, entry in index["splits"].items():
         sizes = {s["file"]: s["tokens"] * item for s in entry["shards"]}
-        sizes |= {s["answers"]: s["tokens"] for s in entry["shards"] if index.get("conversations")}
+        sizes |= {s["answers"]: s["tokens"] for s in entry["shards"] if "answers" in s}
         sizes |= {f"{split}.{what}": entry["documents"] * _END.itemsize for what in ("ends", "bytes")}
         for name, expected in sizes.items():
             if name != Path(name).name:

@@ -21,9 +21,10 @@ import numpy as np
 
 from foretell import tokenizer
 from foretell.config import DataConfig
-from foretell.data import clean, conversations, dedup, intake, splits
+from foretell.data import clean, conversations, dedup, intake, labelled, splits
 from foretell.data.claims import Claims, Held, appearing
 from foretell.data.intake import Chunk, Drops, Funnel
+from foretell.data.labelled import Encoded
 from foretell.data.readers import Entry
 from foretell.data.records import BETWEEN, Pair
 from foretell.data.shards import token_dtype
@@ -34,6 +35,7 @@ GROUP_BYTES = 1 << 24  # inputs of one task of reading
 CHUNK_BYTES = 1 << 25  # text of one task of cleaning and of encoding
 DROPPED = -1  # the fate of a document that is not kept; else the number of its split, or
 CUT = 3  # it is divided where the rule `tail` says
+PLACED_BY_PART = ("preference", *labelled.KINDS)  # to their split: by a prompt, a text, a context
 _ENCODED_AT_ONCE = 1 << 21  # bytes: the tokenizer's own objects take many times their text
 
 
@@ -138,8 +140,8 @@ class Tasks:
         if pair_of(self.config):  # by its source a pair goes to its split, or one source would stand in two of them
             sources = [t.partition(BETWEEN.encode())[0] for t in chunk.texts]
             arrays["sources"] = np.frombuffer(b"".join(map(dedup.digest, sources)), np.uint8)
-        if self.config.format == "preference":  # by its prompt, for the same reason
-            sources = [json.dumps(json.loads(t)["prompt"]).encode() for t in chunk.texts]
+        if self.config.format in PLACED_BY_PART:  # by a part of it, for the same reason
+            sources = [_placing(t, self.config.format) for t in chunk.texts]
             arrays["sources"] = np.frombuffer(b"".join(map(dedup.digest, sources)), np.uint8)
         if self.config.near_duplicates is not None:
             from foretell.data import near
@@ -158,13 +160,15 @@ class Tasks:
         end, dtype = np.uint32(self._tokenizer.eot_id or 0), token_dtype(self._tokenizer.vocab_size)
         flats, lengths, done = [np.zeros(0, dtype)], [np.zeros(0, np.int64)], 0
         answers: list[np.ndarray] = []
+        told = {"inexact": 0, "lost": 0}
         for part in _in_parts(texts):
             decoded = [t.decode() for t in part]
             if conversations.turns_of(self.config):
-                flat, length, marks = self._conversations(decoded)
-                flats.append(flat.astype(dtype))
-                lengths.append(length)
-                answers.append(marks)
+                made = self._with_marks(decoded)
+                flats.append(made.tokens.astype(dtype))
+                lengths.append(made.lengths)
+                answers.append(made.beside)
+                told = {k: told[k] + getattr(made, k) for k in told}
                 done += sum(map(len, part))
                 held.note(done)
                 continue
@@ -184,12 +188,17 @@ class Tasks:
             lengths=np.concatenate(lengths),
             **({"answers": np.concatenate(answers)} if answers else {}),
         )
-        self._leave(f"encode-{name}", {"bytes": sum(map(len, texts))})
+        self._leave(f"encode-{name}", {"bytes": sum(map(len, texts)), **told})
 
-    def _conversations(self, texts: list[str]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Tokens of conversations, each with its end, their lengths, and the byte beside each token."""
-        own = self._tokenizer
+    def _with_marks(self, texts: list[str]) -> Encoded:
+        """Tokens of conversations, each with its end, or of what is labelled, and the byte beside each token."""
+        own, survey = self._tokenizer, self.survey()
         assert own is not None
+        assert survey is not None
+        if self.config.format == "labels":
+            return labelled.encoded_labels(own, texts, survey["labels"])
+        if self.config.format == "spans":
+            return labelled.encoded_spans(own, texts)
         template = conversations.template(self.config, conversations.end_mark(own))
         tokens, marks, lengths = [np.zeros(0, np.uint32)], [np.zeros(0, np.uint8)], []
         for text in texts:
@@ -197,7 +206,7 @@ class Tasks:
             tokens.append(np.append(ids, np.uint32(own.eot_id or 0)))
             marks.append(np.append(beside, np.uint8(0)))
             lengths.append(len(ids) + 1)
-        return np.concatenate(tokens), np.array(lengths, np.int64), np.concatenate(marks)
+        return Encoded(np.concatenate(tokens), np.array(lengths, np.int64), np.concatenate(marks))
 
     def _leave(self, name: str, account: dict[str, Any]) -> None:
         write_json(self.work / f"{name}.json", account)
@@ -213,6 +222,12 @@ def pair_of(config: DataConfig) -> Pair | None:
         what = "data.text_key" if config.text_key is not None else "data.split=tail"
         raise ConfigError(f"{what} does not go with pairs (data.source_key, data.target_key); leave it out")
     return Pair(config.source_key, config.target_key)
+
+
+def _placing(text: bytes, kind: str | None) -> bytes:
+    if kind == "preference":
+        return json.dumps(json.loads(text)["prompt"]).encode()
+    return labelled.splitting(text.decode(), str(kind)).encode()
 
 
 def _in_parts(texts: list[bytes]) -> Iterator[list[bytes]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from foretell.data import labelled
 from foretell.data.records import Turns
 from foretell.tokenizer import chat
 
@@ -17,6 +18,8 @@ def canonical(value: Any, turns: Turns) -> str:
     """The document of a record. Raises ValueError or ConfigError, which says what is wrong."""
     if not isinstance(value, dict):
         raise ValueError(f"a record is {type(value).__name__}, not an object")
+    if turns.template is None:
+        return labelled.canonical(value, turns)
     if turns.kind == "preference":
         found = _preference(value)
         chat.render(turns.template, [*found["prompt"], _message("assistant", found["chosen"])])

@@ -30,20 +30,31 @@ def positions(context: int, rank: int, ranks: int, method: str) -> Tensor:
     return torch.cat([pieces[rank], pieces[2 * ranks - 1 - rank]])
 
 
-def mask(context: int, rank: int, ranks: int, method: str, segments: Tensor | None) -> Tensor | None:
+def mask(
+    context: int,
+    rank: int,
+    ranks: int,
+    method: str,
+    segments: Tensor | None,
+    prefix: Tensor | None = None,
+    causal: bool = True,
+) -> Tensor | None:
     """What `attending` wants for a mask; segments: (B, T) document numbers of the whole sequence, or None.
 
-    ulysses: (B, 1, T, T), or None for causal. gather: (B or 1, 1, T / ranks, T) with keys in the order of the ranks.
-    ring: as gather, or None for causal.
+    prefix: (B,) tokens from the first on that every token sees, or None. causal: whether a token sees only what stands
+    before it. ulysses: (B, 1, T, T), or None where the model's own rule says all. gather: (B or 1, 1, T / ranks, T)
+    with keys in the order of the ranks, or None where all see all. ring: as gather, or None as ulysses.
     """
-    if method != "gather" and segments is None:
+    if segments is None and prefix is None and (method != "gather" or not causal):
         return None
     own = torch.arange(context) if method == "ulysses" else positions(context, rank, ranks, method)
     keys = torch.cat([positions(context, r, ranks, method) for r in range(ranks)])
-    seen = own[:, None] >= keys[None, :]
-    if segments is None:
-        return seen[None, None]
-    return (seen & (segments[:, own, None] == segments[:, None, keys])).unsqueeze(1)
+    seen = ((own[:, None] >= keys[None, :]) | (not causal))[None]
+    if prefix is not None:
+        seen = seen | (keys < prefix[:, None])[:, None, :]
+    if segments is not None:
+        seen = seen & (segments[:, own, None] == segments[:, None, keys])
+    return seen.unsqueeze(1)
 
 
 def nearing(context: int, rank: int, ranks: int, method: str, device: torch.device) -> Callable[..., Tensor | None]:
@@ -86,7 +97,7 @@ def attending(group: dist.ProcessGroup, method: str) -> Callable[..., Tensor]:
         causal: bool = True,
         scale: float | None = None,
     ) -> Tensor:
-        return ring_attention(q if scale is None else q * (scale * q.shape[-1] ** 0.5), k, v, mask, group)
+        return ring_attention(q if scale is None else q * (scale * q.shape[-1] ** 0.5), k, v, mask, group, causal)
 
     return {"ulysses": ulysses, "gather": gather, "ring": ring}[method]
 

@@ -25,6 +25,7 @@ from torch.distributed.tensor import DTensor
 from foretell import runtime
 from foretell.config import ModelConfig
 from foretell.distributed.mesh import Mesh
+from foretell.distributed.stages import is_again
 from foretell.models import initial
 from foretell.models.decoder import Decoder
 from foretell.models.model import Model, layers
@@ -46,7 +47,7 @@ class Part:
     offset: tuple[int, ...]
     shape: tuple[int, ...]  # of the whole
     split: Split
-    is_copy: bool = False  # of a tied table, on the last stage of a pipeline; the first one's is saved and counted
+    is_copy: bool = False  # of what an earlier stage of a pipeline has, too: that one's is saved and counted
 
     def gradient(self) -> Tensor | None:
         """This part's gradient as a plain tensor."""
@@ -71,7 +72,7 @@ def narrow(model: Model, mesh: Mesh) -> dict[str, tuple[int, ...]]:
         if p not in made:
             shapes[path] = tuple(p.shape)
             _, size = before_fsdp(path, shapes[path], mesh.degrees, mesh.place)
-            made[p] = nn.Parameter(torch.empty(size, device=runtime.device()))
+            made[p] = nn.Parameter(torch.empty(size, device=runtime.device()), requires_grad=p.requires_grad)
         setattr(model.get_submodule(place), leaf, made[p])
     return shapes
 
@@ -131,13 +132,15 @@ def shard(model: Model, mesh: Mesh, dtype: torch.dtype, reshard: bool, offload: 
 
 
 def parts(model: Model, mesh: Mesh, shapes: dict[str, tuple[int, ...]]) -> Iterator[Part]:
-    """Every parameter of the model as a part; a tied table once."""
+    """Every parameter of the model that learns as a part; a tied table once."""
     tied = model.config.tie_word_embeddings
     for name, p in model.named_parameters():
+        if not p.requires_grad:
+            continue
         tensor = p.data
         local = tensor.to_local() if isinstance(tensor, DTensor) else tensor
         offset, size = box(name, shapes[name], mesh.degrees, mesh.place)
         if tuple(local.shape) != size:
             raise RuntimeError(f"{name}: FSDP2 holds {tuple(local.shape)} here, plan/layout.py says {size}")
         known = whole_name(name, tied)
-        yield Part(known, p, nn.Parameter(local), offset, shapes[name], layout.split(name), known != name)
+        yield Part(known, p, nn.Parameter(local), offset, shapes[name], layout.split(name), is_again(model, name))

@@ -7,7 +7,8 @@ of another order of additions.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from pathlib import Path
@@ -22,15 +23,17 @@ from torch.utils.checkpoint import checkpoint
 from foretell import runtime
 from foretell.checkpoint import Piece
 from foretell.config import ModelConfig, ParallelConfig
-from foretell.distributed import context, experts, parts, pipeline, record, tensor
+from foretell.distributed import context, experts, parts, record, stages, tensor
 from foretell.distributed.copies import Meeting, Strict, Summing
 from foretell.distributed.mesh import Mesh
 from foretell.distributed.parts import Part
 from foretell.distributed.pipeline import Pipeline
 from foretell.distributed.whole import WholeMatrices
 from foretell.models.decoder import Decoder
-from foretell.models.model import Given, Model, features, head, layers, made, masked
+from foretell.models.encoder import Encoder
+from foretell.models.model import Given, Model, features, head, layers, made
 from foretell.models.moe import MoE
+from foretell.models.seq2seq import Seq2Seq
 from foretell.plan import layout
 from foretell.plan.layout import Box
 from foretell.vectors.embedding import Start
@@ -41,7 +44,8 @@ class Placed:
 
     config must be resolved, and `layout.check` must have passed it. An initialised process group is needed.
     mesh: of that group, where it has been made already. drawn: whether weights get initial values. start: what the
-    embedding table begins from. weights: where all weights come from, if not from the seed.
+    embedding table begins from. weights: where all weights come from, if not from the seed. adapt: freezes and adds
+    parameters, given the model on the meta device; not with a pipeline.
     """
 
     def __init__(
@@ -58,6 +62,7 @@ class Placed:
         drawn: bool = True,
         start: Start | None = None,
         weights: parts.Weights | None = None,
+        adapt: Callable[[Model], object] | None = None,
     ) -> None:
         self.degrees = layout.degrees(parallel, dist.get_world_size())
         self.mesh, self.length = mesh or Mesh(self.degrees), length
@@ -70,21 +75,21 @@ class Placed:
         self.positions = context.positions(length, cp_rank, self.degrees.cp, self.exchange)
         self.copies = self._copies(parallel, seed)
         self.parts: list[Part] = []
-        stages = [self.mesh.place["pp"] + n * parallel.pp for n in range(layout.stages_of_a_process(parallel))]
+        own = [self.mesh.place["pp"] + n * parallel.pp for n in range(layout.stages_of_a_process(parallel))]
         chunks, whole = [], []
-        for stage in stages:
+        for stage in own:
             with torch.device("meta"):
                 chunk = made(config, dropout, kernel)
+                if adapt is not None:
+                    adapt(chunk)
             if parallel.pp > 1:
-                pipeline.prune(_decoder(chunk), stage, parallel.pp * len(stages))
+                stages.prune(chunk, stage, parallel.pp * len(own))
             whole.append(parts.narrow(chunk, self.mesh))
             parts.fill(chunk, config, self.mesh, whole[-1], seed if drawn else None, start, weights)
             self._connect(chunk, parallel)
             chunks.append(chunk)
-        self.pipeline = (
-            Pipeline(self, [_decoder(c) for c in chunks], stages, parallel.schedule) if parallel.pp > 1 else None
-        )
-        for stage, chunk, shapes in zip(stages, chunks, whole, strict=True):
+        self.pipeline = Pipeline(self, chunks, own, parallel.schedule) if parallel.pp > 1 else None
+        for stage, chunk, shapes in zip(own, chunks, whole, strict=True):
             parts.shard(chunk, self.mesh, dtype, reshard=self.pipeline is None, offload=parallel.offload)
             self.copies.attach(chunk, stage)
             self.parts += parts.parts(chunk, self.mesh, shapes)
@@ -107,10 +112,9 @@ class Placed:
         if self.degrees.tp > 1:
             tensor.connect(chunk, self.mesh.group("tp"))
         if self.degrees.cp > 1:
-            cp_rank = self.mesh.place["cp"]
-            _decoder(chunk).model.near = context.nearing(
-                self.length, cp_rank, self.degrees.cp, self.exchange, runtime.device()
-            )
+            where = (self.length, self.mesh.place["cp"], self.degrees.cp, self.exchange)
+            if isinstance(chunk, Decoder):
+                chunk.model.near = context.nearing(*where, runtime.device())
         for layer in layers(chunk):
             if self.degrees.cp > 1:
                 layer.self_attn.attend = context.attending(self.mesh.group("cp"), self.exchange)
@@ -137,22 +141,24 @@ class Placed:
     def hidden(self, inputs: Tensor, segments: Tensor | None, given: Given | None = None) -> Tensor:
         """What the head takes (B, T / cp, D), of this rank's positions of inputs (B, T), whole along D and tp."""
         model = self.model
-        if not isinstance(model, Decoder):
+        if isinstance(model, Seq2Seq) or (given is not None and given.marks is not None):
             return self.whole(features(model, inputs, segments, given))
-        if given is not None:  # a prefix; never with parts of a sequence
-            mask = masked(segments, given.prefix, inputs.shape[1], True, inputs.device)
-        else:
-            mask = self.mask(segments, inputs.device)
-        return self.whole(model.hidden(self.own(inputs), self.places(len(inputs)), mask))
+        mask = self.mask(segments, inputs.device, None if given is None else given.prefix)
+        found, places = model.features if isinstance(model, Encoder) else model.hidden, self.places(len(inputs))
+        return self.whole(found(self.own(inputs), mask=mask, positions=places))
 
     def whole(self, hidden: Tensor) -> Tensor:
         """Hidden states as the head wants them: sequence parallelism undone."""
         return tensor.gather(hidden, self.mesh.group("tp")) if self.degrees.tp > 1 else hidden
 
-    def mask(self, segments: Tensor | None, device: torch.device) -> Tensor | None:
-        """The mask of attention over this rank's positions; segments: (B, T) of the whole sequence, or None."""
-        documents = None if segments is None else segments.cpu()
-        mask = context.mask(self.length, self.mesh.place["cp"], self.degrees.cp, self.exchange, documents)
+    def mask(self, segments: Tensor | None, device: torch.device, prefix: Tensor | None = None) -> Tensor | None:
+        """The mask of attention over this rank's positions; segments: (B, T) of the whole sequence, or None.
+
+        prefix: (B,) tokens that all see, or None.
+        """
+        where = (self.length, self.mesh.place["cp"], self.degrees.cp, self.exchange)
+        documents, prefix = (None if x is None else x.cpu() for x in (segments, prefix))
+        mask = context.mask(*where, documents, prefix, isinstance(self.model, Decoder))
         return None if mask is None else mask.to(device)
 
     def places(self, sequences: int) -> Tensor:
@@ -164,15 +170,15 @@ class Placed:
         return x[:, self.positions.to(x.device)] if self.degrees.cp > 1 else x
 
     def share(self, part: int, of: int) -> float:
-        """The share of `of` sequences or tokens that this rank's positions of `part` are."""
+        """The share of `of` tokens that so many of this rank's positions are."""
         alone = self.degrees.dp_replicate if self.copies.copies_differ else 1
-        return alone * part / of / self.degrees.cp
+        return alone * part / of
 
-    def counted(self, number: int) -> int:
-        """The sum over the ranks that see different sequences."""
-        total = torch.tensor(number, device=runtime.device())
+    def totals(self, numbers: Tensor) -> Tensor:
+        """Of each number the sum over the ranks that see different sequences."""
+        total = numbers.to(runtime.device())
         dist.all_reduce(total, group=self.mesh.tokens.get_group())
-        return int(total.item())
+        return total.cpu()
 
     def split_cross_entropy(self, hidden: Tensor, targets: Tensor, chunk: int | None) -> Tensor | None:
         """The mean loss of hidden (N, D) at targets (N,) where the vocabulary is divided, else None."""
@@ -197,10 +203,13 @@ class Placed:
         """After the last backward pass: sum what is partial over tp, give the optimiser's tensors their gradients."""
         for p in self.parts:
             p.local.grad = p.gradient()
-        if self.pipeline is not None and self.model.config.tie_word_embeddings:
+        if self.pipeline is not None:
             self._sum_tied()
+            self._sum_biases()
         if self.degrees.tp > 1:
             partial_sums = [p.local.grad for p in self.parts if p.split.summed and p.local.grad is not None]
+            if not partial_sums:
+                return
             flat = torch.cat([g.flatten() for g in partial_sums])
             dist.all_reduce(flat, group=self.mesh.group("tp"))
             for g, total in zip(partial_sums, flat.split([g.numel() for g in partial_sums]), strict=True):
@@ -209,7 +218,7 @@ class Placed:
     def _sum_tied(self) -> None:
         """Add the gradients of the table on the first stage and of its copy on the last: the same bits on both."""
         group, last = self.mesh.group("pp"), self.degrees.pp - 1
-        if self.mesh.place["pp"] not in (0, last):
+        if not self.model.config.tie_word_embeddings or self.mesh.place["pp"] not in (0, last):
             return
         own = self.by_name["model.embed_tokens.weight"].local.grad
         assert own is not None
@@ -219,6 +228,20 @@ class Placed:
         for work in dist.batch_isend_irecv([sent, received]):
             work.wait()
         own.add_(other)
+
+    def _sum_biases(self) -> None:
+        """Add the gradients of T5's biases by distance over all stages, which hold them or do not."""
+        shapes = layout.biases(self.model.config)
+        if not shapes:
+            return
+        sizes = [layout.box(name, shape, self.degrees, self.mesh.place)[1] for name, shape in shapes]
+        own = [self.by_name[name].local.grad if name in self.by_name else None for name, _ in shapes]
+        filled = [torch.zeros(n, device=runtime.device()) if g is None else g for n, g in zip(sizes, own, strict=True)]
+        flat = torch.cat([g.flatten() for g in filled])
+        dist.all_reduce(flat, group=self.mesh.group("pp"))
+        for g, total in zip(own, flat.split([math.prod(n) for n in sizes]), strict=True):
+            if g is not None:
+                g.copy_(total.view_as(g))
 
     def forget_gradients(self) -> None:
         """After a step."""
@@ -308,7 +331,8 @@ class Placed:
         """Of this rank's scored positions: the row of each, its negative log-likelihood, whether it was likeliest."""
         wanted = self.own(scored)
         with torch.autocast(inputs.device.type, self.dtype, enabled=self.dtype != torch.float32):
-            hidden = self.hidden(inputs, segments, given) if self.pipeline is None else self.pipeline.hidden(inputs)
+            of = self.hidden if self.pipeline is None else self.pipeline.hidden
+            hidden = of(inputs, segments, given)
             if hidden is None:  # the last stage scores
                 return torch.empty(0, dtype=torch.int64), torch.empty(0), torch.empty(0)
             hidden, own = (hidden if self.pipeline is None else self.whole(hidden))[wanted], self.own(targets)[wanted]
@@ -345,9 +369,3 @@ class Placed:
     def box(self, name: str) -> Box:
         """Offset and size of this rank's part of parameter `name`."""
         return self.by_name[name].offset, tuple(self.by_name[name].local.shape)
-
-
-def _decoder(model: Model) -> Decoder:
-    """Of the layouts that only decoders have: `train/objectives.py` has refused others."""
-    assert isinstance(model, Decoder)
-    return model

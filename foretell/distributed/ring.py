@@ -20,17 +20,21 @@ _flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 _flash_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
 
 
-def ring_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, group: dist.ProcessGroup) -> Tensor:
-    """Causal attention of q (B, H, T / n, E) over the keys k, v (B, K, T / n, E) of all n ranks.
+def ring_attention(
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, group: dist.ProcessGroup, causal: bool = True
+) -> Tensor:
+    """Attention of q (B, H, T / n, E) over the keys k, v (B, K, T / n, E) of all n ranks.
 
-    mask: (B, 1, T / n, T) with keys in the order of the ranks instead, or None.
+    mask: (B, 1, T / n, T) with keys in the order of the ranks, or None: causal, or all see all.
     """
-    return _Ring.apply(q.to(v.dtype), k.to(v.dtype), v, mask, group)
+    return _Ring.apply(q.to(v.dtype), k.to(v.dtype), v, mask, group, causal)
 
 
 class _Ring(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, group: dist.ProcessGroup) -> Tensor:
+    def forward(
+        ctx: Any, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, group: dist.ProcessGroup, causal: bool
+    ) -> Tensor:
         ranks, rank = dist.get_world_size(group), dist.get_rank(group)
         out = torch.zeros(q.shape, dtype=torch.float32, device=q.device)
         lse = torch.full(q.shape[:3], -torch.inf, device=q.device)
@@ -38,8 +42,8 @@ class _Ring(torch.autograd.Function):
         for turn in range(ranks):
             arriving = _Passing(block, group) if turn < ranks - 1 else None
             source = (rank - turn) % ranks
-            queries, keys, causal, seen = _part(q.shape[2], rank, source, mask)
-            of_block, of_lse = _attention(q[:, :, queries], *_spread(block[:, :, :, keys], q), causal, seen)
+            queries, keys, before_only, seen = _part(q.shape[2], rank, source, mask, causal)
+            of_block, of_lse = _attention(q[:, :, queries], *_spread(block[:, :, :, keys], q), before_only, seen)
             before = lse[:, :, queries]
             after = torch.logaddexp(before, of_lse)
             shrink, grow = (torch.exp(x - after).nan_to_num_(0.0).unsqueeze(-1) for x in (before, of_lse))
@@ -49,11 +53,11 @@ class _Ring(torch.autograd.Function):
                 block = arriving.wait()
         result = out.to(q.dtype)
         ctx.save_for_backward(q, k, v, mask, result, lse)
-        ctx.group = group
+        ctx.group, ctx.causal = group, causal
         return result
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None, None]:
         q, k, v, mask, out, lse = ctx.saved_tensors
         ranks, rank = dist.get_world_size(ctx.group), dist.get_rank(ctx.group)
         grad_q = torch.zeros(q.shape, dtype=torch.float32, device=q.device)
@@ -62,18 +66,18 @@ class _Ring(torch.autograd.Function):
         for turn in range(ranks):
             arriving = _Passing(block, ctx.group) if turn < ranks - 1 else None
             source = (rank - turn) % ranks
-            queries, keys, causal, seen = _part(q.shape[2], rank, source, mask)
+            queries, keys, before_only, seen = _part(q.shape[2], rank, source, mask, ctx.causal)
             parts = (t[:, :, queries] for t in (grads[0], q, out, lse))
             grad_out, q_part, out_part, lse_part = (t.contiguous() for t in parts)
             of_q, of_k, of_v = _attention_backward(
-                grad_out, q_part, *_spread(block[:, :, :, keys], q), out_part, lse_part, causal, seen
+                grad_out, q_part, *_spread(block[:, :, :, keys], q), out_part, lse_part, before_only, seen
             )
             grad_q[:, :, queries] += of_q
             grad_block[:, :, :, keys] += torch.stack([_gathered(g, k) for g in (of_k, of_v)])
             grad_block = _Passing(grad_block, ctx.group).wait()  # after the last turn it is back at its owner
             if arriving is not None:
                 block = arriving.wait()
-        return grad_q.to(q.dtype), grad_block[0].to(k.dtype), grad_block[1].to(v.dtype), None, None
+        return grad_q.to(q.dtype), grad_block[0].to(k.dtype), grad_block[1].to(v.dtype), None, None, None
 
 
 class _Passing:
@@ -93,13 +97,15 @@ class _Passing:
         return self._received
 
 
-def _part(length: int, rank: int, source: int, mask: Tensor | None) -> tuple[slice, slice, bool, Tensor | None]:
+def _part(
+    length: int, rank: int, source: int, mask: Tensor | None, causal: bool
+) -> tuple[slice, slice, bool, Tensor | None]:
     """Which queries see which keys of `source`'s block, whether causally, and the mask where there is one."""
     everything, half = slice(0, length), length // 2
     if mask is not None:
         return everything, everything, False, mask[..., source * length : (source + 1) * length]
-    if source == rank:
-        return everything, everything, True, None
+    if source == rank or not causal:
+        return everything, everything, causal, None
     if source < rank:
         return everything, slice(0, half), False, None
     return slice(half, length), everything, False, None

@@ -96,7 +96,7 @@ def connect(model: Model, group: dist.ProcessGroup) -> None:
     for rows in _places(model):
         rows.register_forward_hook(lambda module, args, rows: rows.chunk(ranks, -2)[rank])
     if isinstance(model, Seq2Seq):  # every layer of the decoder wants the whole memory
-        model.model.encoder.register_forward_hook(lambda module, args, memory: gather(memory, group))
+        model.model.decoder.register_forward_pre_hook(lambda module, args: (args[0], gather(args[1], group), *args[2:]))
     table = model.model.embed_tokens
     if not isinstance(table, nn.Embedding):  # a stage behind the first
         return
@@ -176,7 +176,8 @@ class _CrossEntropy(torch.autograd.Function):
         N, rows = targets.numel(), weight.shape[0]
         total = torch.zeros((), dtype=torch.float32, device=hidden.device)
         grad_hidden = torch.empty_like(hidden)
-        grad_weight = torch.zeros(weight.shape, dtype=torch.float32, device=weight.device)
+        learns = ctx.needs_input_grad[1]
+        grad_weight = torch.zeros(weight.shape if learns else 0, dtype=torch.float32, device=weight.device)
         first = dist.get_rank(group) * rows
         for i in range(0, N, chunk):
             h, local = hidden[i : i + chunk], targets[i : i + chunk, None] - first
@@ -194,11 +195,12 @@ class _CrossEntropy(torch.autograd.Function):
             total += (norm.log() - of_target).sum()
             grad = exponentials.div_(norm).scatter_add_(1, local, -here.float()).mul_(1.0 / N).to(h.dtype)
             grad_hidden[i : i + chunk] = grad @ weight
-            grad_weight += grad.T @ h
+            if learns:
+                grad_weight += grad.T @ h
         ctx.save_for_backward(grad_hidden, grad_weight.to(weight.dtype))
         return total / N
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor | None, None, None, None]:
         grad_hidden, grad_weight = ctx.saved_tensors
-        return grad_hidden * grads[0], grad_weight * grads[0], None, None, None
+        return grad_hidden * grads[0], grad_weight * grads[0] if ctx.needs_input_grad[1] else None, None, None, None

@@ -3,7 +3,7 @@
 The process group is torch's fake one, whose collectives return at once; tensors have shapes and no data. So what runs
 is `Placed` and the training loop themselves, and what comes out is every collective that one rank issues and its peak
 memory, not a formula's opinion of them. Numbers that the loop reads on the host are made up: a loss and a norm are 1,
-and of the tokens that a mixture routes every rank gets the same share.
+of the tokens that a mixture routes every rank gets the same share, and as many are asked for as `plan/rows.py` says.
 
 The mesh is made before the tensors are fake, because torch computes places on it. Weights stay undrawn. Steps run
 before the one that is traced: in the first, optimisers and FSDP2 make what they keep, and a pipeline agrees on shapes.
@@ -33,7 +33,7 @@ from foretell.distributed.mesh import Mesh
 from foretell.distributed.placed import Placed
 from foretell.distributed.record import Collective, Recording
 from foretell.errors import ConfigError
-from foretell.plan import layout
+from foretell.plan import layout, rows
 from foretell.runtime import dtype
 
 # A step, and the optimisers that take it.
@@ -56,16 +56,19 @@ class Trace:
 class _WithoutData(FakeTensorMode):
     """Fake tensors, of which a number can be read: `routed` where it counts tokens (int64), else 1.
 
-    torch's pipelines vote in int32 whether shapes are known: 1 is yes.
+    torch's pipelines vote in int32 whether shapes are known: 1 is yes. What a mask of a micro-batch's tokens chooses
+    are `asked` of them.
     """
 
-    def __init__(self, routed: int) -> None:
+    def __init__(self, routed: int, asked: int) -> None:
         super().__init__(allow_non_fake_inputs=True)
-        self.routed = routed
+        self.routed, self.asked = routed, asked
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is torch.ops.aten._local_scalar_dense.default:
             return self.routed if args[0].dtype == torch.int64 else 1
+        if func is torch.ops.aten.index.Tensor and args[1][0] is not None and args[1][0].dtype == torch.bool:
+            return args[0].new_empty((self.asked, *args[0].shape[1:]))
         return super().__torch_dispatch__(func, types, args, kwargs)
 
 
@@ -122,9 +125,10 @@ def trace(
     """
     d = layout.degrees(parallel, world_size)
     copies = train.needed("micro_batch_size") * train.context // d.cp * (model.num_experts_per_tok or 1)
+    asked = train.needed("micro_batch_size") * rows.row(train.objective, train.context).scored // d.cp
     steps = max(steps, 1 + memory)  # the first makes what others find
     clock = [time.perf_counter()]
-    with cluster(d, pp_place * (world_size // d.pp)) as mesh, _WithoutData(copies // d.ep):
+    with cluster(d, pp_place * (world_size // d.pp)) as mesh, _WithoutData(copies // d.ep, asked):
         placed = _placed(model, train, parallel, mesh)
         placed.chunks.train()
         step, optimizers = begin(placed)

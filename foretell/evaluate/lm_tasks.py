@@ -1,7 +1,8 @@
 """Tasks of lm-eval on a file of one's own: what is asked is read from the keys of its records.
 
 `continuation` {context, continuation}: is each token of the continuation the likeliest. `choices` {query, choices,
-gold}: which choice is the likeliest. `answer` {context, answer or aliases}: is what the model writes the answer.
+gold}: which choice is the likeliest answer. `endings` {context, choices, gold}: the same, but choices go on with the
+context as it stands. `answer` {context, answer or aliases}: is what the model writes the answer.
 `text` {text}: how likely is a text. Five known sets are the same with their own prompts, in the format of
 mosaicml/llm-foundry (scripts/eval/local_data). Prompts and metrics are those of lm-eval's tasks of these names, but
 `piqa` says "Question: " where the records say it too, as known counts were made (`choices` does not), and `triviaqa`
@@ -92,6 +93,10 @@ TASKS: dict[str, tuple[tuple[str, ...], Record]] = {
         _likely(lambda r: r["context"], lambda r: r["continuation"]),
     ),
     "choices": (("query", "choices", "gold"), _choices("")),
+    "endings": (
+        ("context", "choices", "gold"),
+        {**_choices(""), "doc_to_text": lambda r: r["context"], "target_delimiter": ""},
+    ),
     "answer": (("context", "answer"), _answer(["\n"], 32, _ALIKE)),
     "text": (
         ("text",),
@@ -126,7 +131,7 @@ def configs(names: list[str], data: Path) -> list[Record]:
         if name not in TASKS:
             raise ConfigError(f"lm-eval:{name}: there are {', '.join(TASKS)}; or give a folder with tasks in YAML")
         keys, told = TASKS[name]
-        records = _records(_file(name, data), keys)
+        records = read(_file(name, data), keys)
         found.append({**told, "task": name, "custom_dataset": _dataset(records), "test_split": "test"})
         found[-1] |= {"fewshot_split": "test"} if told["output_type"] != "loglikelihood_rolling" else {}
     return found
@@ -155,7 +160,8 @@ def _file(name: str, data: Path) -> Path:
     return fitting[0]
 
 
-def _records(file: Path, keys: tuple[str, ...]) -> list[Record]:
+def read(file: Path, keys: tuple[str, ...]) -> list[Record]:
+    """The records of a .jsonl or .jsonl.gz file, each with these keys. DataError names the line that does not fit."""
     records: list[Record] = []
     try:
         with gzip.open(file, "rb") if file.suffix == ".gz" else file.open("rb") as lines:

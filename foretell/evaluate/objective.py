@@ -23,8 +23,10 @@ from foretell.data.loader import Text
 from foretell.data.objectives import UNSCORED, Rows
 from foretell.data.records import BETWEEN, Rejected
 from foretell.data.shards import Tokens
+from foretell.data.windows import CHOICE
 from foretell.errors import DataError, ModelError
 from foretell.evaluate.scoring import Crew, Sums, token_scores
+from foretell.models.encoder import span_losses
 from foretell.models.model import Given, Model, features, head
 from foretell.tokenizer import Tokenizer
 
@@ -58,8 +60,10 @@ def evaluate_objective(
     own.eval()
     sums, size = Sums(crew), np.zeros((1, n))
     lengths = np.array([len(data.tokenizer.token_bytes(i)) for i in range(model.config.sizes.V)])
+    if objective in objectives.WITH_HEAD:  # what is asked for is no text
+        lengths = np.zeros(max(context, model.config.sizes.V), np.int64)
     try:
-        for numbers, empty in _dealt(n, batch_size or _BATCH_SIZE, crew):
+        for numbers, empty in dealt(n, batch_size or _BATCH_SIZE, crew):
             found = objectives.rows(
                 objective,
                 data,
@@ -75,7 +79,10 @@ def evaluate_objective(
             if empty:
                 scored[:] = False
             size[0, numbers] += np.where(scored, lengths[found.targets * scored], 0).sum(1)
-            _score(model, found, numbers, scored, within, sums, crew)
+            if objective == "spans":
+                _score_spans(model, found, numbers, empty, sums, crew)
+            else:
+                _score(model, found, numbers, scored, within, sums, crew)
     finally:
         own.train(training)
     if crew is not None:
@@ -83,7 +90,7 @@ def evaluate_objective(
     return _summary(sums.of_documents(n), size[0], {"context": context, "stride": context, "objective": objective})
 
 
-def _dealt(n: int, rows: int, crew: Crew | None) -> Iterator[tuple[list[int], bool]]:
+def dealt(n: int, rows: int, crew: Crew | None) -> Iterator[tuple[list[int], bool]]:
     """This process's batches of the rows 0 to n - 1; where none is left to it, one again that asks nothing."""
     batches = [list(range(i, min(n, i + rows))) for i in range(0, n, rows)]
     dp, rank = (1, 0) if crew is None else (crew.dp, crew.dp_rank)
@@ -95,13 +102,14 @@ def _score(
     model: Model, rows: Rows, numbers: list[int], asked: np.ndarray, within: bool, sums: Sums, crew: Crew | None
 ) -> None:
     device = next(model.parameters()).device
-    inputs, targets, segments, prefix, source, real, scored = (
-        None if a is None else torch.from_numpy(a).to(device) for a in (*rows[:6], asked)
+    inputs, targets, segments, prefix, source, real, _, marks, scored = (
+        None if a is None else torch.from_numpy(a).to(device) for a in (*rows, asked)
     )
     assert inputs is not None
     assert targets is not None
     assert scored is not None
-    given = Given(prefix, source, real) if prefix is not None or source is not None else None
+    plain = prefix is None and source is None and marks is None
+    given = None if plain else Given(prefix, source, real, marks)
     apart = segments if within else None
     if crew is None:
         nll, correct = token_scores(*head(model, features(model, inputs, apart, given)[scored]), targets[scored])
@@ -115,6 +123,22 @@ def _score(
         np.bincount(row_of, minlength=B).tolist(),
         np.bincount(row_of, correct.cpu().numpy(), B).tolist(),
     )
+
+
+def _score_spans(model: Model, rows: Rows, numbers: list[int], empty: bool, sums: Sums, crew: Crew | None) -> None:
+    """Of each question what its answer costs, and whether beginning and end are the likeliest."""
+    device = next(model.parameters()).device
+    inputs, targets, marks = (torch.from_numpy(a).to(device) for a in (rows.inputs, rows.targets, rows.marks))
+    given, choices = Given(marks=marks), marks & CHOICE > 0
+    dtype = torch.float32 if crew is None else crew.dtype
+    with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+        hidden = features(model, inputs, None, given) if crew is None else crew.hidden(inputs, None, given)
+        logits = model.lm_head(hidden).float()
+    likeliest = logits.masked_fill(~choices.unsqueeze(-1), float("-inf")).argmax(1)
+    counts = [0 if empty else 1] * len(numbers)
+    right = (likeliest == targets).all(1).cpu().numpy() * counts
+    nll = span_losses(logits, choices, targets).double().cpu().numpy() * counts
+    sums.add(numbers, nll.tolist(), counts, right.tolist())
 
 
 def _summary(sums: tuple[np.ndarray, np.ndarray, np.ndarray], size: np.ndarray, told: dict[str, Any]) -> dict[str, Any]:

@@ -79,6 +79,7 @@ class Crew(Protocol):
     length: int  # of the windows it takes
     dp: int  # batches at once, and which of them is this process's
     dp_rank: int
+    dtype: torch.dtype  # that it computes in
 
     @property
     def chunks(self) -> nn.Module:
@@ -94,6 +95,10 @@ class Crew(Protocol):
         given: Given | None = None,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Of this process's scored positions: the row of each, what `token_scores` says of it."""
+        ...
+
+    def hidden(self, inputs: Tensor, segments: Tensor | None, given: Given | None = None) -> Tensor:
+        """What the head takes, of inputs (B, T)."""
         ...
 
     def summed(self, sums: np.ndarray) -> np.ndarray:

@@ -16,6 +16,7 @@ import numpy as np
 
 from foretell.checkpoint import files
 from foretell.errors import DataError
+from foretell.evaluate.compared import answers_of, write_answers
 from foretell.evaluate.continuations import evaluate_generation
 from foretell.evaluate.dialogue import Progress, evaluate_dialogue
 from foretell.evaluate.result import scored
@@ -27,7 +28,7 @@ from foretell.tasks.tuned import Answer, Tuned
 if TYPE_CHECKING:
     from rich.table import Table
 
-_AT_ONCE = 64  # examples between two reports of progress
+_AT_ONCE = 32  # examples between two reports of progress
 _SHOWN = 3
 
 
@@ -74,8 +75,11 @@ def _of_answers(asked: Tuned, examples: Sequence[Example], progress: Progress | 
 
 
 def answered(asked: Tuned, examples: Sequence[Example], progress: Progress | None = None) -> list[Answer]:
-    """The answers of a model, in order, some at a time by their length, so that progress can be told."""
-    order = sorted(range(len(examples)), key=lambda n: len(examples[n].source) + len(examples[n].context))
+    """The answers of a model, in order, some at a time by their length, so that progress can be told.
+
+    The longest come first, so that the time that is left is not promised too short.
+    """
+    order = sorted(range(len(examples)), key=lambda n: -len(examples[n].source) - len(examples[n].context))
     found: dict[int, Answer] = {}
     for i in range(0, len(order), _AT_ONCE):
         group = order[i : i + _AT_ONCE]
@@ -112,8 +116,7 @@ def keep(model: Path, result: dict[str, Any]) -> None:
     card = {k: v for k, v in result.items() if k != "answers"}
     told["tasks"] = {**told.get("tasks", {}), kind: card}
     files.write_atomic(file, (json.dumps(told, ensure_ascii=False, indent=1) + "\n").encode())
-    lines = (json.dumps(answer, ensure_ascii=False) for answer in result["answers"])
-    files.write_atomic(model / f"answers-{kind}.jsonl", ("\n".join(lines) + "\n").encode())
+    write_answers(answers_of(model, kind), result["answers"])
 
 
 def render(result: dict[str, Any]) -> Table:

@@ -21,11 +21,13 @@ from torch import Tensor
 
 from foretell.errors import ConfigError
 from foretell.generate.cache import KVCache, SourceCache
+from foretell.models import products
 from foretell.models.decoder import Decoder
 from foretell.models.seq2seq import Seq2Seq
 
 _ROWS = 320  # beams at once
 _CELLS = 1 << 16  # rows x positions at once: keys and values of 64 layers and heads of 64 numbers are 2 GB
+_READ_AT_ONCE = 2048  # tokens of prompts: enough for large products, few enough that rows of like length meet
 _NEVER = float("-inf")
 
 
@@ -116,10 +118,10 @@ def beam_search(
     training = model.training
     model.eval()
     try:
-        for group in _groups(waiting, beams, isinstance(model, Seq2Seq)):
-            _searched(
-                _Reading(model, group, start) if isinstance(model, Seq2Seq) else _Prompts(model, group), group, search
-            )
+        with products.fast():
+            for group in _groups(waiting, beams, isinstance(model, Seq2Seq)):
+                reads = _Reading(model, group, start) if isinstance(model, Seq2Seq) else _Prompts(model, group)
+                _searched(reads, group, search)
     finally:
         model.train(training)
     return [s.finished[0] if s.finished else Hypothesis([], _NEVER) for s in waiting]
@@ -204,15 +206,31 @@ class _Prompts:
         self.ids = ids
 
     def first(self) -> Tensor:
-        """Logits (B, V) of what comes first."""
-        if bool(self.real.all()):
-            return self._logits(self.model.hidden(self.ids, cache=self.cache))
-        place = torch.arange(self.T, device=self.ids.device)
-        # Padding sees itself, because a softmax over nothing is not a number.
-        own = torch.eye(self.T, dtype=torch.bool, device=self.ids.device)
-        mask = (place[:, None] >= place) & self.real[:, None] | own
-        positions = (place - self.padding[:, None]).clamp_min(0)
-        return self._logits(self.model.hidden(self.ids, positions, mask[:, None], self.cache))
+        """Logits (B, V) of what comes first. Prompts are read some at a time, those of like length together."""
+        found, lengths, start = [], self.real.sum(1).tolist(), 0
+        while start < len(lengths):
+            end = start + 1
+            while end < len(lengths) and (end + 1 - start) * max(lengths[start : end + 1]) <= _READ_AT_ONCE:
+                end += 1
+            found.append(self._read(slice(start, end), max(lengths[start:end])))
+            start = end
+        self.cache.length = self.T
+        return torch.cat(found)
+
+    def _read(self, rows: slice, T: int) -> Tensor:
+        """Logits behind the prompts of some rows, of at most T tokens, whose keys and values go into the cache."""
+        ids, real = self.ids[rows, self.T - T :], self.real[rows, self.T - T :]
+        own = KVCache(self.model.config, len(ids), T, self.model.lm_head.weight.dtype, ids.device)
+        if bool(real.all()):
+            logits = self._logits(self.model.hidden(ids, cache=own))
+        else:
+            place = torch.arange(T, device=ids.device)
+            # Padding sees itself, because a softmax over nothing is not a number.
+            mask = (place[:, None] >= place) & real[:, None] | torch.eye(T, dtype=torch.bool, device=ids.device)
+            positions = (place - (~real).sum(1)[:, None]).clamp_min(0)
+            logits = self._logits(self.model.hidden(ids, positions, mask[:, None], own))
+        self.cache.put(rows, own, self.T)
+        return logits
 
     def next(self, tokens: Tensor) -> Tensor:
         """Logits (N, V) behind tokens (N,)."""

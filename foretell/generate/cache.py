@@ -32,6 +32,12 @@ class KVCache:
             self.length = end
         return keys[:, :, :end], values[:, :, :end]
 
+    def put(self, rows: slice, other: KVCache, end: int) -> None:
+        """Take what `other` holds for these rows, so that it stands before `end`; in front of it come zeros."""
+        for own, given in zip([*self._keys, *self._values], [*other._keys, *other._values], strict=True):
+            own[rows, :, : end - other.length] = 0.0
+            own[rows, :, end - other.length : end] = given[:, :, : other.length]
+
     def keep(self, rows: Tensor, start: int = 0) -> None:
         """Keep only these rows, in this order; a row may be there several times.
 

@@ -73,7 +73,12 @@ def compare(
 
 
 def _p(statistics: np.ndarray, observed: float) -> float:
-    """The share of statistics beyond what was observed, counting the observed one: never 0 (as sacreBLEU has it)."""
+    """The share of statistics beyond what was observed, counting the observed one: never 0 (as sacreBLEU has it).
+
+    1 where no difference was observed: any is as large.
+    """
+    if observed <= 1e-12:
+        return 1.0
     # Beyond by more than rounding: a swap that changes nothing is not beyond.
     beyond = statistics > observed + 1e-12 * max(1.0, observed)
     return float((beyond.sum() + 1) / (len(statistics) + 1))

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from foretell.config import ModelConfig
 from foretell.config.model import ENCODER_DECODERS
+from foretell.data.windows import REAL, SECOND
 from foretell.models.core import Layer
 from foretell.models.decoder import Decoder
 from foretell.models.encoder import Encoder
@@ -22,11 +23,15 @@ Model = Decoder | Encoder | Seq2Seq
 
 
 class Given(NamedTuple):
-    """What a row has besides its inputs: how many of them all may see (B,); a source (B, S) and its mask (B, S)."""
+    """What a row has besides its inputs: how many of them all may see (B,); a source (B, S) and its mask (B, S).
+
+    marks: (B, T) uint8, what each token is to an encoder with a head (`data/windows.py`).
+    """
 
     prefix: Tensor | None = None
     source: Tensor | None = None
     source_mask: Tensor | None = None
+    marks: Tensor | None = None
 
 
 def made(config: ModelConfig, dropout: float = 0.0, kernel: str = "sdpa") -> Model:
@@ -52,12 +57,16 @@ def features(model: Model, inputs: Tensor, segments: Tensor | None = None, given
     """What the head's product takes (B, T, D), of inputs (B, T).
 
     segments: (B, T) document numbers, to keep attention inside documents. An encoder-decoder needs a given source, and
-    keeps no documents apart.
+    keeps no documents apart. Of an encoder whose rows have marks they say what is padding, and token types.
     """
     if isinstance(model, Seq2Seq):
         assert given is not None
         assert given.source is not None
         return model.features(given.source, inputs, given.source_mask)
+    if given is not None and given.marks is not None:
+        assert isinstance(model, Encoder)
+        types = (given.marks & SECOND > 0).long() if (model.config.type_vocab_size or 2) > 1 else None
+        return model.features(inputs, types, given.marks & REAL > 0)
     prefix = None if given is None else given.prefix
     causal = isinstance(model, Decoder)
     mask = masked(segments, prefix, inputs.shape[1], causal, inputs.device)

@@ -45,7 +45,7 @@ class Stacks(nn.Module):
 
 
 class Seq2Seq(nn.Module):
-    """Predicts targets of sources. `config` must be resolved. kernel: of the target's attention to itself."""
+    """Predicts targets of sources. `config` must be resolved. kernel: of attention in training."""
 
     def __init__(self, config: ModelConfig, dropout: float = 0.0, kernel: str = "sdpa") -> None:
         super().__init__()

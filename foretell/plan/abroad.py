@@ -332,7 +332,7 @@ def _by_size(c: RunConfig, a: Architecture, d: Degrees) -> Iterator[Collective]:
     """Weights and gradients by layers, activations of tensor parallelism and of the pipeline, by their sizes."""
     t, item = c.train, 2 if c.train.dtype == "bfloat16" else 4
     p = ranks.place(c.parallel, t, d)
-    layers, _, _ = next(ranks.stages(a, d.pp, d.pp * layout.stages_of_a_process(c.parallel)))
+    layers, _ = next(ranks.stages(a, d.pp, d.pp * layout.stages_of_a_process(c.parallel)))
     if d.fsdp > 1:
         gathers = 1 if d.pp > 1 else 2 * p.batches
         for n, y in layers:

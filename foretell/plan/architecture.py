@@ -60,6 +60,7 @@ class Attention:
     """Heads of queries over keys and values: `qk` numbers a head in a query, `v` in a value.
 
     causal: a token sees those before it. memory: keys and values are the encoder's. window: how far it sees at most.
+    biased: a number that is learned is added to each product.
     """
 
     heads: int
@@ -69,6 +70,7 @@ class Attention:
     causal: bool = True
     memory: bool = False
     window: int | None = None
+    biased: bool = False
 
     def keys(self, context: int, memory: int = 0) -> float:
         """Keys that a token meets on average among `context` tokens, or in a memory of so many."""
@@ -87,7 +89,8 @@ class Layer:
     inner: the width of the feed-forward part that every token passes, 0 if none; gated: it multiplies two products
     (SwiGLU). norms: of the model's width, where a token passes; rms: without mean and bias; behind: some stand behind a
     branch's last product. norms_of_heads: on queries and keys. rotary: queries and keys are rotated. latents: widths
-    that latent attention narrows tokens to. normalised: the weights of a token's experts sum to one.
+    that latent attention narrows tokens to. normalised: the weights of a token's experts sum to one. relu: what the
+    feed-forward part activates by. of_source: the tokens that pass are those of a source, which another stack reads.
     """
 
     matrices: tuple[Matrix, ...]
@@ -103,6 +106,8 @@ class Layer:
     rotary: bool = True
     latents: tuple[int, ...] = ()
     normalised: bool = True
+    relu: bool = False
+    of_source: bool = False
 
     @cached_property
     def parameters(self) -> int:
@@ -143,7 +148,8 @@ class Architecture:
     """A whole model. tables: (name, rows, width) of what is looked up; of a tied head the first is the weight, too.
 
     head: the products between the last layer and the logits, the last of which gives them. angles: tables of rotary
-    angles.
+    angles. told: what the head says, and of what: the next or a hidden token at each place, the label of a text at its
+    first place alone, or of each place how an answer begins and ends there; the last two have no norm before it.
     """
 
     name: str
@@ -157,6 +163,16 @@ class Architecture:
     tied: bool
     vectors: tuple[Vector, ...] = ()
     angles: int = 0
+    told: Literal["tokens", "labels", "spans"] = "tokens"
+
+    @property
+    def outputs(self) -> int:
+        """Logits of a place: V, or as many as there are labels, or two."""
+        return self.head[-1].rows
+
+    def asked(self, sequences: int, tokens: int) -> int:
+        """Places at which the head works, of so many sequences of so many tokens in all."""
+        return sequences if self.told == "labels" else tokens
 
     @property
     def layers(self) -> int:
@@ -205,7 +221,7 @@ class Architecture:
                     each = 2.0 * n * own * a.heads * (a.qk + a.v)
                     found["attention_full"] += each * (source if a.memory else own)
                     found["attention_causal"] += each * a.keys(own, source)
-        found["head"] = 2.0 * context * sum(m.rows * m.columns for m in self.head)
+        found["head"] = 2.0 * self.asked(1, context) * sum(m.rows * m.columns for m in self.head)
         return found
 
     def flops_per_token(self, context: int, source: int = 0) -> dict[str, float]:

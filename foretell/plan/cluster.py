@@ -151,7 +151,7 @@ def _exchanges(
 def head_pass(shape: Shape, job: Job, hardware: Hardware, c: Constants) -> Pass:
     """Seconds of the output head and the cross-entropy of one micro-batch."""
     d, device = job.degrees, kernels.device(hardware, c, "bfloat16" if job.dtype == "float8" else job.dtype)
-    tokens, vocab = job.micro_batch * job.context // d.cp, max(1, shape.vocab // d.tp)
+    tokens, vocab = job.micro_batch * job.context // d.cp, max(1, shape.outputs // d.tp)
     # In float32: cast, largest value, differences, exponentials, sum, quotients; backward: copied, scaled, cast.
     ahead, back = (tokens * vocab * each / device.bytes_per_second for each in (38.0, 22.0))
     forward = kernels.product_seconds(tokens, shape.hidden, vocab, device) + ahead
@@ -191,7 +191,7 @@ def _recomputed_flops(shape: Shape, job: Job) -> float:
     """FLOPs of a token that are done a second time."""
     if job.recompute == "selective":
         return sum(2.0 * n * x.attention.width * job.context for n, x in shape.layers if not x.attention.fused)
-    layers = shape.flops_per_token(job.context, causal=False) - 6.0 * shape.vocab * shape.hidden
+    layers = shape.flops_per_token(job.context, causal=False) - 6.0 * shape.outputs * shape.hidden
     return layers / 3 if job.recompute == "full" else 0.0
 
 

@@ -44,7 +44,7 @@ def collectives(
         *exchanges.context_parallel(r),
         *exchanges.experts(r),
         *exchanges.between_stages(r),
-        *sharing.tied_table(r),
+        *sharing.common_weights(r),
         *sharing.partial_gradients(r),
         *sharing.totals(r),
         *sharing.whole_matrices(r),

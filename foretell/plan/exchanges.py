@@ -12,6 +12,7 @@ from collections.abc import Iterator
 
 from foretell.plan import layout
 from foretell.plan.collective import FLOAT, LONG, Collective, Rank
+from foretell.plan.rows import PARTLY
 
 
 def tensor_parallel(r: Rank) -> Iterator[Collective]:
@@ -24,33 +25,47 @@ def tensor_parallel(r: Rank) -> Iterator[Collective]:
         return
     D, n = r.model.sizes.D, r.micro_batches
 
-    def row(purpose: str, kind: str, calls: int, item: int) -> Collective:
-        return Collective(purpose, kind, "tp", r.d.tp, calls * n, r.positions * D, item)
+    def row(purpose: str, kind: str, calls: int, item: int, positions: int = r.positions) -> Collective:
+        return Collective(purpose, kind, "tp", r.d.tp, calls * n, positions * D, item, routed=r.drawn)
 
-    runs = r.forward_runs()
-    again = (runs - r.layers) * (2 if r.train.dropout or r.a.kinds[0][1].behind else 1)
-    yield row("sequence", "all_gather", 2 * runs, FLOAT)
-    yield row("sequence", "reduce_scatter", 2 * r.layers + again, r.item)
-    yield row("sequence, backward", "reduce_scatter", 2 * r.layers, FLOAT)
-    yield row("sequence, backward", "all_gather", 2 * r.layers, r.item)
+    for g in r.groups:
+        parts, runs = g.parts, g.layers * r.runs()
+        again = (runs - g.layers) * (parts if r.train.dropout or g.layer.behind else parts - 1)
+        yield row("sequence", "all_gather", parts * runs, FLOAT, g.positions)
+        yield row("sequence", "reduce_scatter", parts * g.layers + again, r.item, g.positions)
+        entered = left = parts * g.layers
+        if r.part is not None and len(r.a.stacks) == 1:  # two stacks are counted as if all learned
+            entered = r.backward(lambda own: own.into_attention) + r.backward(lambda own: own.into_feed_forward)
+            left = r.backward(lambda own: own.attends) + r.backward(lambda own: own.hands_on)
+        yield row("sequence, backward", "reduce_scatter", entered, FLOAT, g.positions)
+        yield row("sequence, backward", "all_gather", left, r.item, g.positions)
+        if any(a.memory for a in g.layer.attentions):
+            yield row("memory", "all_gather", g.chunks, FLOAT, r.source_positions)
+            yield row("memory, backward", "reduce_scatter", g.chunks, FLOAT, r.source_positions)
     if r.has_embedding:
-        yield row("embedding", "reduce_scatter", 1, FLOAT)
-        yield row("embedding, backward", "all_gather", 1, FLOAT)
+        for positions in r.handed:
+            yield row("embedding", "reduce_scatter", 1, FLOAT, positions)
+            backward = 1 if r.part is None or r.part.table else 0
+            yield row("embedding, backward", "all_gather", backward, FLOAT, positions)
     if r.has_head:
-        yield row("head", "all_gather", 1, FLOAT)
-        yield row("head, backward", "reduce_scatter", 1, FLOAT)
+        # A head of several products ends with a norm of what a product gave.
+        item = r.item if len(r.a.head) > 1 else FLOAT
+        yield row("head", "all_gather", 1, item)
+        yield row("head, backward", "reduce_scatter", 1, item)
         yield from _vocabulary_parallel(r)
 
 
 def _vocabulary_parallel(r: Rank) -> Iterator[Collective]:
-    """Of every token the largest logit, then two sums; chunk by chunk."""
-    chunk = min(r.train.loss_chunk_tokens or r.positions, r.positions)
-    whole, rest = divmod(r.positions, chunk)
+    """Of every token that is asked for the largest logit, then two sums; chunk by chunk."""
+    scored = r.sequences * r.row.scored // r.d.cp
+    known = r.row.exact and (r.d.cp == 1 or r.train.objective not in PARTLY)
+    chunk = min(r.train.loss_chunk_tokens or scored, scored)
+    whole, rest = divmod(scored, chunk)
     for tokens, times in ((chunk, whole), (rest, 1)):
         if tokens:
             calls = times * r.micro_batches
-            yield Collective("largest logits", "all_reduce", "tp", r.d.tp, calls, tokens, FLOAT)
-            yield Collective("sums of logits", "all_reduce", "tp", r.d.tp, calls, 2 * tokens, FLOAT)
+            for purpose, numbers in (("largest logits", tokens), ("sums of logits", 2 * tokens)):
+                yield Collective(purpose, "all_reduce", "tp", r.d.tp, calls, numbers, FLOAT, routed=not known)
 
 
 def context_parallel(r: Rank) -> Iterator[Collective]:
@@ -59,15 +74,17 @@ def context_parallel(r: Rank) -> Iterator[Collective]:
         return
     _, _, H, K, E, _, _ = r.model.sizes
     q, kv = (r.positions * heads // r.d.tp * E for heads in (H, K))
-    calls, forward = r.layers * r.micro_batches, r.forward_runs() * r.micro_batches
-    how = layout.exchange(r.parallel, r.model)
+    calls, forward = r.backward(lambda own: own.attends) * r.micro_batches, r.forward_runs() * r.micro_batches
+    how, layer = layout.exchange(r.parallel, r.model), r.a.kinds[0][1]
+    # Queries and keys that come straight from a product are of its type.
+    own = FLOAT if layer.rotary or layer.norms_of_heads else r.item
     if how == "ulysses":
-        for what, numbers, item in (("q", q, FLOAT), ("k", kv, FLOAT), ("v", kv, r.item), ("output", q, r.item)):
+        for what, numbers, item in (("q", q, own), ("k", kv, own), ("v", kv, r.item), ("output", q, r.item)):
             yield Collective(f"heads: {what}", "all_to_all", "cp", r.d.cp, forward + calls, numbers, item)
     elif how == "gather":
         numbers = 2 * kv * r.d.cp
-        yield Collective("keys and values", "all_gather", "cp", r.d.cp, forward, numbers, FLOAT)
-        yield Collective("keys and values, backward", "reduce_scatter", "cp", r.d.cp, calls, numbers, FLOAT)
+        yield Collective("keys and values", "all_gather", "cp", r.d.cp, forward, numbers, own)
+        yield Collective("keys and values, backward", "reduce_scatter", "cp", r.d.cp, calls, numbers, own)
     else:
         turns = r.d.cp - 1
         for kind in ("send", "recv"):
@@ -101,12 +118,12 @@ def experts(r: Rank) -> Iterator[Collective]:
 
 
 def between_stages(r: Rank) -> Iterator[Collective]:
-    """Hidden states to the next stage, their gradients to the one before."""
+    """Hidden states to the next stage, their gradients to the one before; of an encoder-decoder of both its rows."""
     if r.d.pp == 1:
         return
-    numbers = r.positions // r.d.tp * r.model.sizes.D
     behind, before = (sum(not end for end in ends) for ends in zip(*((c.last, c.first) for c in r.chunks), strict=True))
     for purpose, sent, received in (("hidden states", behind, before), ("their gradients", before, behind)):
         for kind, stages in (("send", sent), ("recv", received)):
-            if stages:
+            for positions in r.handed if stages else ():
+                numbers = positions // r.d.tp * r.model.sizes.D
                 yield Collective(purpose, kind, "pp", 2, stages * r.micro_batches, numbers, FLOAT)

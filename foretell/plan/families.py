@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Literal
 
 from foretell.plan.architecture import Architecture, Attention, Layer, Matrix, Stack, Vector
 
@@ -144,7 +144,7 @@ def _plain(D: int, F: int, bias: bool) -> tuple[Matrix, ...]:
 
 
 def _bert(c: Mapping[str, Any], name: str) -> Architecture:
-    """BERT (Devlin et al., 2019) with the head for masked words, applied at every position."""
+    """BERT (Devlin et al., 2019) with the head for masked words at every position, or with that which `head` names."""
     D, H, L, V, F = (
         c[k] for k in ("hidden_size", "num_attention_heads", "num_hidden_layers", "vocab_size", "intermediate_size")
     )
@@ -153,14 +153,18 @@ def _bert(c: Mapping[str, Any], name: str) -> Architecture:
     matrices = (*_attention("self_attn", D, H * E, bias=True), *_plain(D, F, bias=True))
     layer = Layer(matrices, own, norms, 0, F, gated=False, rms=False, behind=True, rotary=False)
     tables = (("embed_tokens", V, D), ("embed_positions", T, D), ("embed_types", c.get("type_vocab_size") or 2, D))
-    head = (Matrix("head_dense", D, D, bias=True), Matrix("lm_head", V, D, bias=True))
+    told: Literal["tokens", "labels", "spans"] = c.get("head") or "tokens"
+    outputs = {"tokens": V, "labels": len(c.get("labels") or ()), "spans": 2}[told]
+    head: tuple[Matrix, ...] = (Matrix("lm_head", outputs, D, bias=True),)
+    if told != "spans":
+        head = (Matrix("head_dense", D, D, bias=True), *head)
     stack = Stack(((L, layer),), (), encoder=True)
-    outer = _norms(("embed_norm", "head_norm"), D, bias=True)
-    return Architecture(name, "bert", D, V, T, tables, (stack,), head, True, vectors=outer)
+    outer = _norms(("embed_norm", "head_norm") if told == "tokens" else ("embed_norm",), D, bias=True)
+    return Architecture(name, "bert", D, V, T, tables, (stack,), head, told == "tokens", vectors=outer, told=told)
 
 
 def _halves(
-    L: tuple[int, int], sizes: tuple[int, int, int, int, int], *, bias: bool, gated: bool, behind: bool
+    L: tuple[int, int], sizes: tuple[int, int, int, int, int], *, bias: bool, gated: bool, behind: bool, relu: bool
 ) -> tuple[Stack, Stack]:
     """Encoder and decoder of L layers, of sizes D, H, E, F and buckets of distances, which may be 0."""
     D, H, E, F, buckets = sizes
@@ -168,7 +172,7 @@ def _halves(
     crossed = (_NORMS[0], "cross_attention_layernorm", _NORMS[1])
 
     def layer(decodes: bool) -> Layer:
-        attentions = [Attention(H, H, E, E, causal=decodes)]
+        attentions = [Attention(H, H, E, E, causal=decodes, biased=buckets > 0)]
         matrices = _attention("self_attn", D, H * E, bias)
         if decodes:
             attentions.append(Attention(H, H, E, E, causal=False, memory=True))
@@ -176,7 +180,8 @@ def _halves(
         names = crossed if decodes else _NORMS
         norms = _norms(names, D, bias)
         kept = 2 * H * E if decodes else 0
-        own: dict[str, Any] = {"gated": gated, "rms": not bias, "behind": behind, "rotary": False}
+        own: dict[str, Any] = {"gated": gated, "rms": not bias, "behind": behind, "rotary": False, "relu": relu}
+        own["of_source"] = not decodes
         return Layer((*matrices, *feed), tuple(attentions), norms, kept, F, norms=len(names), **own)
 
     outer: tuple[Vector, ...] = ()
@@ -191,7 +196,7 @@ def _t5(c: Mapping[str, Any], name: str) -> Architecture:
     sizes = (D, H, c["d_kv"], c["d_ff"], c.get("relative_attention_num_buckets") or 32)
     gated = str(c.get("feed_forward_proj", "relu")).startswith("gated")
     depths = (c["num_layers"], c.get("num_decoder_layers") or c["num_layers"])
-    stacks = _halves(depths, sizes, bias=False, gated=gated, behind=False)
+    stacks = _halves(depths, sizes, bias=False, gated=gated, behind=False, relu=not gated)
     head, tied = (Matrix("lm_head", V, D),), bool(c.get("tie_word_embeddings", True))
     return Architecture(name, "t5", D, V, c.get("n_positions", 512), (("embed_tokens", V, D),), stacks, head, tied)
 
@@ -200,7 +205,8 @@ def _marian(c: Mapping[str, Any], name: str) -> Architecture:
     """Marian's Transformer (Vaswani et al., 2017): sinusoids, LayerNorm behind each branch, a bias on the logits."""
     D, H, V = c["d_model"], c["encoder_attention_heads"], c["vocab_size"]
     sizes = (D, H, c.get("head_dim") or D // H, c["encoder_ffn_dim"], 0)
-    stacks = _halves((c["encoder_layers"], c["decoder_layers"]), sizes, bias=True, gated=False, behind=True)
+    relu = (c.get("hidden_act") or c.get("activation_function") or "relu") == "relu"
+    stacks = _halves((c["encoder_layers"], c["decoder_layers"]), sizes, bias=True, gated=False, behind=True, relu=relu)
     head, tied = (Matrix("lm_head", V, D, bias=True),), bool(c.get("tie_word_embeddings", True))
     T, tables = c["max_position_embeddings"], (("embed_tokens", V, D),)
     return Architecture(name, "marian", D, V, T, tables, stacks, head, tied)

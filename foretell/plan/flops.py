@@ -17,7 +17,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from foretell.config import ModelConfig, TrainConfig
-from foretell.plan import models
+from foretell.plan import layout, models
 from foretell.plan.architecture import Architecture, numbers
 
 NEWTON_SCHULZ_STEPS = 5
@@ -74,10 +74,11 @@ def matrices(a: Architecture) -> Iterator[tuple[int, int, int, bool]]:
 
 
 def muon_matrices(a: Architecture) -> Iterator[tuple[int, int, int, bool]]:
-    """All that Muon works on: tables of positions too, not that of tokens, nor the head (`train/optim.py`)."""
+    """All that Muon works on: a table of positions too, not of tokens or types, nor the head (`train/optim.py`)."""
     yield from matrices(a)
-    for _, rows, width in a.tables[1:]:
-        yield 1, rows, width, False
+    for name, rows, width in a.tables:
+        if not layout.is_table(name):
+            yield 1, rows, width, False
     for m in a.head[:-1]:
         yield 1, m.rows, m.columns, False
 

@@ -18,6 +18,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from foretell.config import ModelConfig, ParallelConfig
+from foretell.config.model import ENCODER_DECODERS
 from foretell.errors import ConfigError
 
 # The order of the mesh: neighbours in the last axis are neighbours on the machine, so the busiest axis stands last.
@@ -62,6 +63,10 @@ TABLE: tuple[tuple[str, Split], ...] = (
     (r".*\.mlp\.gate\.weight", WHOLE),
     (r".*\.mlp\.expert_bias", Split(tp=None)),  # every rank sees all tokens that are routed
     (r".*norm\.(weight|bias)", WHOLE),
+    # Adapters: the half that has the divided features of its product is divided with them.
+    (r".*\.([qkv]|gate|up)_proj\.lora_A|.*\.(o|down)_proj\.lora_B", WHOLE),
+    (r".*\.([qkv]|gate|up)_proj\.lora_B", COLUMN),
+    (r".*\.(o|down)_proj\.lora_A", ROW),
 )
 
 
@@ -114,6 +119,14 @@ def split(name: str) -> Split:
     raise KeyError(f"plan/layout.py has no row for the parameter {name}")
 
 
+def is_table(name: str) -> bool:
+    """Whether rows of a parameter are looked up, or it is the head: Muon leaves it to AdamW.
+
+    Positions are not such a table: Muon learned them better (docs/log.md).
+    """
+    return any(table in name for table in ("embed_tokens", "embed_types", "relative_bias", "lm_head"))
+
+
 def degrees(p: ParallelConfig, world_size: int) -> Degrees:
     """The degrees for so many processes. Raises ConfigError where their product is another number."""
     others = p.dp_replicate * p.tp * p.pp * p.cp
@@ -150,10 +163,16 @@ def check(
             "schedule=interleaved, or recompute=none"
         )
     stages, batches = d.pp * stages_of_a_process(p), sequences // d.dp // micro_batch_size
-    if stages > model.sizes.L:
+    if stages > depth(model):
+        both = " + num_decoder_layers" if model.model_type in ENCODER_DECODERS else ""
         raise ConfigError(
-            f"model.num_hidden_layers ({model.sizes.L}) is less than the {stages} stages that parallel.pp ({d.pp}) has "
-            f"with schedule={p.schedule}"
+            f"model.num_hidden_layers{both} ({depth(model)}) is less than the {stages} stages that parallel.pp "
+            f"({d.pp}) has with schedule={p.schedule}"
+        )
+    if biases(model) and stages > d.pp:
+        raise ConfigError(
+            f"parallel.schedule={p.schedule} has two stages a process, and t5 has its biases by distance on each; set "
+            "schedule=1f1b or gpipe"
         )
     if batches < d.pp or (p.schedule in _SEVERAL and batches % d.pp):
         raise ConfigError(
@@ -207,6 +226,19 @@ def exchange(p: ParallelConfig, model: ModelConfig) -> str:
         return p.context_exchange
     shared = p.tp * p.cp
     return "ulysses" if model.sizes.H % shared == 0 and model.sizes.K % shared == 0 else "gather"
+
+
+def depth(model: ModelConfig) -> int:
+    """Layers of a resolved model; of an encoder-decoder those of both halves."""
+    return model.sizes.L + (model.needed("num_decoder_layers") if model.model_type in ENCODER_DECODERS else 0)
+
+
+def biases(model: ModelConfig) -> list[tuple[str, tuple[int, int]]]:
+    """(name, shape) of the weights that all layers of a half have in common: T5's biases by distance."""
+    if model.model_type != "t5":
+        return []
+    shape = (model.relative_attention_num_buckets or 32, model.sizes.H)
+    return [(f"model.{half}.relative_bias.weight", shape) for half in ("encoder", "decoder")]
 
 
 def stages_of_a_process(p: ParallelConfig) -> int:

@@ -21,10 +21,11 @@ a process, is some percent more. Not handled: other devices' allocators, what ke
 from __future__ import annotations
 
 from foretell.config import ModelConfig, TrainConfig
-from foretell.plan import activations, models, moments
+from foretell.plan import activations, learning, models, moments
 from foretell.plan.activations import FLOAT, HALF, MicroBatch, attention_blocks
 from foretell.plan.architecture import Architecture
 from foretell.plan.flops import bias_parameters, matrices, muon_matrices
+from foretell.plan.learning import Part
 from foretell.plan.moments import Held
 
 # Interpreter with torch and this package loaded, where no calibration has measured it.
@@ -113,19 +114,37 @@ def attention_bytes(model: ModelConfig, train: TrainConfig) -> float | None:
 
 def activation_bytes(model: ModelConfig, train: TrainConfig) -> float:
     """Bytes kept for the backward pass of one micro-batch, without the logits."""
-    tokens = micro_batch_tokens(train)
+    tokens, a = micro_batch_tokens(train), models.of_model(model)
+    part = _counted(model, train)
+    if part is not None:
+        kept = learning.kept_bytes(a, part, _micro_batch(train))
+        if part.head(a) and not moments.is_chunked(train):
+            kept += tokens * a.hidden * (HALF if train.dtype == "bfloat16" else FLOAT)
+        return kept + cast_bytes(model, train)
     kept = tokens * saved_bytes_per_token(model, train.dtype, bool(train.dropout)) + probability_bytes(model, train)
+    kept += (train.micro_batch_size or 1) * activations.sequence_bytes(models.of_model(model), _micro_batch(train))
     if moments.is_chunked(train):  # the chunked loss keeps gradients in place of the head's input
         kept -= tokens * model.sizes.D * (HALF if train.dtype == "bfloat16" else FLOAT)
     return kept * (COMPILED_SHARE if train.compile == "on" else 1.0) + cast_bytes(model, train)
+
+
+def _counted(model: ModelConfig, train: TrainConfig) -> Part | None:
+    """What learns where not all does, if what is kept can be told by it; dropout and compilers mix what is kept."""
+    a = models.of_model(model)
+    plain = learning.is_counted(a) and not train.dropout and train.compile != "on"
+    return learning.of(a, train) if plain else None
 
 
 def cast_bytes(model: ModelConfig, train: TrainConfig) -> int:
     """Bytes of the copies of weights that autocast makes for products, kept until their backward pass."""
     if train.dtype != "bfloat16":
         return 0
-    head = 0 if moments.is_chunked(train) else model.sizes.V * model.sizes.D
-    return HALF * (_matrix_numbers(models.of_model(model)) + head)
+    a = models.of_model(model)
+    head = 0 if moments.is_chunked(train) else a.outputs * a.hidden
+    part = _counted(model, train)
+    if part is not None:
+        return HALF * (learning.cast_numbers(part) + head)
+    return HALF * (_matrix_numbers(a) + head)
 
 
 def _matrix_numbers(a: Architecture) -> int:
@@ -140,7 +159,8 @@ def micro_batch_tokens(train: TrainConfig) -> int:
 
 def logit_bytes(model: ModelConfig, train: TrainConfig) -> float:
     """Bytes of the cross-entropy at its peak."""
-    return moments.loss_bytes(models.of_model(model), train)
+    a, part = models.of_model(model), _counted(model, train)
+    return moments.loss_bytes(a, train, part is None or part.head(a))
 
 
 def table_bytes(model: ModelConfig) -> int:
@@ -171,12 +191,14 @@ def workspace_bytes(model: ModelConfig, train: TrainConfig) -> int:
 def live_moments(m: ModelConfig, t: TrainConfig) -> dict[str, float]:
     """Bytes of live tensors over weights, optimiser and tables at each moment that may be a step's peak."""
     a, kept, gradients = models.of_model(m), activation_bytes(m, t), run_state_bytes(m, t)["gradients"]
+    part = _counted(m, t)
     own = FLOAT * a.kinds[0][1].parameters if t.trained_parameters is None else gradients // m.sizes.L
-    held = Held(kept, kept / m.sizes.L, gradients, own, attention_bytes(m, t), workspace_bytes(m, t))
-    found = moments.moments(a, t, held)
-    if t.added_parameters:  # under adapters no table has a gradient
-        del found["table"]
-    return found
+    layers = m.sizes.L
+    if part is not None:  # the first layer that has a backward pass, as one of those that have
+        first, *_ = reached = [y for y in part.layers if y.hands_on]
+        own, layers = FLOAT * first.numbers, len(reached)
+    held = Held(kept, kept / layers, gradients, own, attention_bytes(m, t), workspace_bytes(m, t))
+    return moments.moments(a, t, held, part)
 
 
 def memory_bytes(m: ModelConfig, t: TrainConfig, process_bytes: float | None = None) -> dict[str, float]:
@@ -189,10 +211,10 @@ def memory_bytes(m: ModelConfig, t: TrainConfig, process_bytes: float | None = N
     live = max(live_moments(m, t).values())
     # Gradients and workspace find no room among the activations' holes, so they come on top of a peak they are not in.
     held = HELD_BYTES + HELD_SHARE * live + min(workspace, kept) + (0 if several else states["gradients"])
-    # What is being written while training goes on; the save at the end finds room where activations were.
+    # What is being written while training goes on; the save at the end finds room where activations and holes were.
     saves = t.save_every is None or t.steps is None or t.save_every < t.steps
     copy = saved_bytes(m, t)
-    snapshot, most = (copy, live) if saves else (0, max(live, float(copy)))
+    snapshot, most = (copy, live + held) if saves else (0, max(live + held, copy + HELD_BYTES))
     return {
         "states": sum(states.values()),
         "activations": kept,
@@ -202,5 +224,5 @@ def memory_bytes(m: ModelConfig, t: TrainConfig, process_bytes: float | None = N
         "allocator": held,
         "process": process,
         "live": states["weights"] + states["optimizer"] + table_bytes(m) + live,
-        "peak": process + states["weights"] + states["optimizer"] + table_bytes(m) + most + held + snapshot,
+        "peak": process + states["weights"] + states["optimizer"] + table_bytes(m) + most + snapshot,
     }

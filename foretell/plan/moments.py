@@ -21,9 +21,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from foretell.config import TrainConfig
-from foretell.plan import activations
+from foretell.plan import activations, learning
 from foretell.plan.activations import FLOAT, HALF
 from foretell.plan.architecture import Architecture, Layer
+from foretell.plan.learning import Part
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,8 @@ class Held:
 
 def is_chunked(train: TrainConfig) -> bool:
     """Whether the logits of a micro-batch are formed in chunks."""
+    if train.objective in ("labels", "spans"):
+        return False
     return train.loss_chunk_tokens is not None and train.loss_chunk_tokens < _tokens(train)
 
 
@@ -52,18 +55,23 @@ def _tokens(train: TrainConfig) -> int:
     return (train.micro_batch_size or 1) * train.context
 
 
+def _asked(a: Architecture, train: TrainConfig) -> int:
+    """Places of a micro-batch at which the head works."""
+    return a.asked(train.micro_batch_size or 1, _tokens(train))
+
+
 def several(train: TrainConfig) -> bool:
     """Whether a step has several micro-batches."""
     return _tokens(train) < (train.global_batch_tokens or 0)
 
 
-def loss_bytes(a: Architecture, train: TrainConfig) -> float:
-    """Bytes of the cross-entropy at its peak."""
-    return max(_loss_moments(a, train))
+def loss_bytes(a: Architecture, train: TrainConfig, learns: bool = True) -> float:
+    """Bytes of the cross-entropy at its peak. learns: whether the head's weight does."""
+    return max(_loss_moments(a, train, learns))
 
 
-def _loss_moments(a: Architecture, train: TrainConfig) -> tuple[float, ...]:
-    N, D, V = _tokens(train), a.hidden, a.vocab
+def _loss_moments(a: Architecture, train: TrainConfig, learns: bool) -> tuple[float, ...]:
+    N, D, V = _asked(a, train), a.hidden, a.outputs
     if not is_chunked(train):
         return (3.0 * FLOAT * N * V,)
     chunk = train.loss_chunk_tokens or N
@@ -73,26 +81,31 @@ def _loss_moments(a: Architecture, train: TrainConfig) -> tuple[float, ...]:
     # one's gradient too, and then the product for the head's weight and its cast.
     kept = (FLOAT + HALF if short else FLOAT) * chunk * V
     formed = max(2.0 * FLOAT * chunk * V, kept + 2.0 * FLOAT * min(chunk, N - chunk) * V)
-    if short:
+    if short and learns:
         formed = max(formed, kept + (HALF + FLOAT) * V * D)
     # Hidden states, their copy, their gradient; the head's copy and its gradient.
-    around = FLOAT * N * D + (2 * HALF if short else FLOAT) * N * D + (HALF + FLOAT if short else FLOAT) * V * D
-    handed = 2.0 * item * (N * D + V * D)
-    cast = HALF * N * D + (HALF + FLOAT) * V * D if short else 0.0
+    around = FLOAT * N * D + (2 * HALF if short else FLOAT) * N * D
+    around += (HALF if short else 0) * V * D + (FLOAT * V * D if learns else 0)
+    handed = 2.0 * item * (N * D + (V * D if learns else 0))
+    cast = HALF * N * D + (HALF + FLOAT) * V * D if short and learns else 0.0
     return around + formed, handed, cast
 
 
-def _head_moments(a: Architecture, train: TrainConfig) -> tuple[float, ...]:
+def _head_moments(a: Architecture, train: TrainConfig, learns: bool) -> tuple[float, ...]:
     """After the loss: the head's backward pass, where the logits were formed whole."""
-    N, D, V = _tokens(train), a.hidden, a.vocab
+    N, D, V = _asked(a, train), a.hidden, a.outputs
     if is_chunked(train):
         return (0.0,)
+    if not learns:
+        return (float((HALF if train.dtype == "bfloat16" else FLOAT) * (N * V + N * D)),)
+    # Of the states that no label is asked of, the gradients are there too, and are 0.
+    whole = FLOAT * _tokens(train) * D if a.told == "labels" else 0
     if train.dtype == "bfloat16":
-        return HALF * (N * V + N * D + V * D), HALF * N * D + (HALF + FLOAT) * V * D
-    return (float(FLOAT * (N * V + N * D + V * D)),)
+        return HALF * (N * V + N * D + V * D) + whole, HALF * N * D + (HALF + FLOAT) * V * D + whole
+    return (float(FLOAT * (N * V + N * D + V * D)) + whole,)
 
 
-def _feed_forward_bytes(a: Architecture, train: TrainConfig) -> float:
+def _feed_forward_bytes(a: Architecture, train: TrainConfig, part: Part | None) -> float:
     """What the backward pass of the last layer's feed-forward part has at once beside what was kept for it.
 
     The gradients of the gate's and the other branch, of the last weight, and of what the layer added to. A norm behind
@@ -104,6 +117,8 @@ def _feed_forward_bytes(a: Architecture, train: TrainConfig) -> float:
     item = HALF if train.dtype == "bfloat16" else FLOAT
     gone = activations.norm_bytes(layer, D) if layer.behind else 0
     array, weight = float(item * N * layer.inner), FLOAT * D * layer.inner
+    if part is not None:
+        weight = FLOAT * part.layers[-1].largest_weight
     passed = array + weight
     if layer.gated:  # of several micro-batches, the last weight's is added to what is there before both are formed
         passed = max(passed, 2 * array) if several(train) else 2 * array + weight
@@ -129,25 +144,53 @@ def _attention_bytes(a: Architecture, train: TrainConfig, held: Held) -> float:
     return held.attention + FLOAT * _tokens(train) * a.hidden + formed
 
 
-def moments(a: Architecture, train: TrainConfig, held: Held) -> dict[str, float]:
-    """Bytes over weights, optimiser and tables at each moment; the peak of the step is the largest."""
+def moments(a: Architecture, train: TrainConfig, held: Held, part: Part | None = None) -> dict[str, float]:
+    """Bytes over weights, optimiser and tables at each moment; the peak of the step is the largest.
+
+    part: what learns, where not all does.
+    """
     table, *others = (float(FLOAT * rows * width) for _, rows, width in a.tables)
+    if part is not None:
+        return _partly(a, train, held, part, table)
     tied, again = a.tied, several(train)
     there = held.gradients if again else 0.0
     # The head's gradient: waiting for the embedding's where they are one table, else already in its place.
     waiting = table if tied or not again else 0.0
     item = HALF if train.dtype == "bfloat16" else FLOAT
     # The last norm's and the head's part of the activations is gone by then.
-    gone = _tokens(train) * (activations.norm_bytes(_last(a), a.hidden) + (0 if is_chunked(train) else item * a.hidden))
-    passing = max(_feed_forward_bytes(a, train), _attention_bytes(a, train, held))
+    norm = activations.norm_bytes(_last(a), a.hidden) if a.told == "tokens" else 0
+    gone = _asked(a, train) * (norm + (0 if is_chunked(train) else item * a.hidden))
+    passing = max(_feed_forward_bytes(a, train, None), _attention_bytes(a, train, held))
     looked_up = sum(others) + (0.0 if tied else table)
     at_first = there if again else held.gradients - held.layer_gradients - looked_up
     extra = table * (tied + again)
     return {
         "loss": there + held.activations + loss_bytes(a, train),
-        "head": there + held.activations + max(_head_moments(a, train)),
+        "head": there + held.activations + max(_head_moments(a, train, True)),
         "last layer": there + held.activations - gone + waiting + passing,
         "first layer": at_first + held.layer + (table if tied else 0.0) + passing,
         "table": held.gradients + extra + FLOAT * _tokens(train) * a.hidden,
         "step": held.gradients + held.workspace,
     }
+
+
+def _partly(a: Architecture, train: TrainConfig, held: Held, part: Part, table: float) -> dict[str, float]:
+    """The same where not all learns: a frozen head or table has no gradient, and below some layer nothing has."""
+    again, learns, last = several(train), part.head(a), part.layers[-1]
+    there = held.gradients if again else 0.0
+    item = HALF if train.dtype == "bfloat16" else FLOAT
+    kept = learning.norm_bytes(last.layer, a.hidden, part.norm, last.hands_on)
+    gone = _tokens(train) * (kept + (item * a.hidden if learns and not is_chunked(train) else 0))
+    waiting = table if learns and (a.tied or not again) else 0.0
+    passing = max(_feed_forward_bytes(a, train, part), _attention_bytes(a, train, held))
+    at_first = there if again else held.gradients - held.layer_gradients - (table if part.table else 0.0)
+    found = {
+        "loss": there + held.activations + loss_bytes(a, train, learns),
+        "head": there + held.activations + max(_head_moments(a, train, learns)),
+        "last layer": there + held.activations - gone + waiting + passing,
+        "first layer": at_first + held.layer + (table if learns and a.tied else 0.0) + passing,
+        "step": held.gradients + held.workspace,
+    }
+    if part.table:
+        found["table"] = held.gradients + table * (a.tied + again) + FLOAT * _tokens(train) * a.hidden
+    return found

@@ -87,6 +87,11 @@ class Step(NamedTuple):
         """Of a micro-batch."""
         return self.sequences * self.context
 
+    @property
+    def asked(self) -> int:
+        """Places of a micro-batch at which the head works."""
+        return self.a.asked(self.sequences, self.tokens)
+
 
 class Cost(NamedTuple):
     """What a fit needs of one shape: terms, log2 of sizes, and seconds that are known already."""
@@ -214,7 +219,7 @@ class Parts:
         dropouts = (2 * a.layers + 1) * self.dropout(n * a.hidden, speed) if step.dropout else 0.0
         return {
             "layers": micro * sum(count * layer(step, kind, speed) for count, kind in a.kinds),
-            "head": micro * self.head(dtype, n, a.hidden, a.vocab, step.chunk, speed),
+            "head": micro * self.head(dtype, step.asked, a.hidden, a.outputs, step.chunk, speed),
             "dropout": micro * dropouts,
             # From the second micro-batch on, gradients are added to those that are there.
             "accumulation": (micro - 1) * speed.traffic(12 * numbers, 4 * numbers),
@@ -242,7 +247,7 @@ class Parts:
         """What layers and head of a step take beside products and attention."""
         n, a = step.tokens, step.a
         parts = self.of_step(step, speed)
-        known = self.product(step.dtype, n, a.hidden, a.vocab, speed)
+        known = self.product(step.dtype, step.asked, a.hidden, a.outputs, speed)
         for count, layer in a.kinds:
             products = sum(self.product(step.dtype, n, m.rows, m.columns, speed) for m in layer.matrices)
             attention = self.attention(step.dtype, step.kernel, n, step.context, layer, speed)

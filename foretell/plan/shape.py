@@ -99,7 +99,8 @@ class Layer:
 class Shape:
     """A whole model: (number, layer) in their order, embedding and head.
 
-    positions: learned ones, 0 for rotary. norms: parameters of the last norm.
+    positions: learned ones, 0 for rotary. norms: parameters of the last norm. told: logits of a place, where they are
+    not of the vocabulary.
     """
 
     hidden: int
@@ -108,6 +109,12 @@ class Shape:
     tied: bool = False
     positions: int = 0
     norms: int = 0
+    told: int | None = None
+
+    @property
+    def outputs(self) -> int:
+        """Logits of a place."""
+        return self.vocab if self.told is None else self.told
 
     @property
     def depth(self) -> int:
@@ -122,12 +129,12 @@ class Shape:
     @property
     def parameters(self) -> int:
         """Weights in all: layers, embeddings, head, the last norm."""
-        tables = (1 if self.tied else 2) * self.vocab * self.hidden + self.positions * self.hidden
+        tables = (self.vocab + (0 if self.tied else self.outputs) + self.positions) * self.hidden
         return tables + self.layer_parameters + self.norms
 
     def flops_per_token(self, context: int, causal: bool = True) -> float:
         """Products of a forward and backward pass a token, the head too; no recomputation. causal=False: all T keys."""
-        total = 6.0 * self.vocab * self.hidden
+        total = 6.0 * self.outputs * self.hidden
         for n, layer in self.layers:
             weights = sum((p.top_k if p.experts else 1) * p.inner * p.outer for p in layer.products)
             a = layer.attention
@@ -140,7 +147,8 @@ def of(a: Architecture) -> Shape:
     """The shape of an architecture. A layer with two attentions becomes two, the second without products."""
     positions = sum(rows for _, rows, _ in a.tables[1:])
     norms = sum(architecture.numbers(s.vectors) for s in a.stacks) + architecture.numbers(a.vectors)
-    return Shape(a.hidden, a.vocab, tuple(_layers(a)), a.tied, positions, norms)
+    told = None if a.told == "tokens" else a.outputs
+    return Shape(a.hidden, a.vocab, tuple(_layers(a)), a.tied, positions, norms, told)
 
 
 def _layers(a: Architecture) -> Iterator[tuple[int, Layer]]:

@@ -8,12 +8,14 @@ the ranks: with 2,048 of them a matrix of 6,656 rows travels as 8,192.
 from __future__ import annotations
 
 import math
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator
+from typing import NamedTuple
 
 from foretell.plan import layout
-from foretell.plan.collective import BYTE, DOUBLE, FLOAT, HALF, LONG, Chunk, Collective, Rank
-from foretell.plan.weights import Weight, embedding_weights, head_weights, layer_weights, outer_weights
+from foretell.plan.collective import BYTE, DOUBLE, FLOAT, HALF, LONG, Collective, Rank
+from foretell.plan.rows import PARTLY
+from foretell.plan.weights import Weight, layer_weights, outer_weights, stage_weights
 
 
 def _shape_here(r: Rank, weight: Weight) -> tuple[int, ...]:
@@ -26,27 +28,47 @@ def _held(r: Rank, weight: Weight) -> int:
     return math.prod(layout.box(*weight, r.d, r.place)[1])
 
 
-def layer_of(r: Rank, n: int = 0) -> list[Weight]:
-    """The weights of layer n, by their full names."""
-    return [(f"model.layers.{n}.{name}", shape) for name, shape in layer_weights(r.a.kinds[0][1])]
+class Unit(NamedTuple):
+    """FSDP2 units that are alike: numbers gathered, and of gradients summed. backward: whether they run backward."""
+
+    name: str
+    alike: int
+    gathered: int
+    summed: int
+    item: int
+    axis: str
+    ranks: int
+    backward: bool = True
 
 
-def units(r: Rank) -> Iterator[tuple[str, int, int, int, str, int]]:
-    """FSDP2's units: (name, how many alike, numbers gathered, bytes of a number, axis, ranks)."""
+def units(r: Rank) -> Iterator[Unit]:
+    """FSDP2's units."""
+    n, before = r.d.fsdp, 0
 
     def numbers(weights: list[Weight], ranks: int) -> int:
         return sum(layout.padded(_shape_here(r, w), ranks) for w in weights)
 
-    layer = layer_of(r)
-    apart = [w for w in layer if r.d.experts_apart and ".mlp.experts." in w[0]]
-    together = [w for w in layer if w not in apart]
-    yield "layer", r.layers, numbers(together, r.d.fsdp), r.item, "fsdp", r.d.fsdp
-    if apart:
-        yield "experts", r.layers, numbers(apart, r.d.expert_fsdp), r.item, "expert_fsdp", r.d.expert_fsdp
+    for g in r.groups:
+        layer = [(f"{g.place}layers.0.{name}", shape) for name, shape in layer_weights(g.layer)]
+        apart = [w for w in layer if r.d.experts_apart and ".mlp.experts." in w[0]]
+        whole = numbers([w for w in layer if w not in apart], n)
+        if r.part is None:
+            yield Unit("layer", g.layers, whole, whole, r.item, "fsdp", n)
+        else:
+            for own, times in Counter(r.part.layers[before : before + g.layers]).items():
+                learned = [(f"{g.place}layers.0.{name}", shape) for name, shape in own.weights]
+                more = numbers([w for w in learned if w not in layer], n)
+                summed = numbers([w for w in learned if w not in apart], n)
+                yield Unit("layer", times, whole + more, summed, r.item, "fsdp", n, own.hands_on)
+        before += g.layers
+        if apart:  # frozen experts are counted as if they learned
+            every = numbers(apart, r.d.expert_fsdp)
+            yield Unit("experts", g.layers, every, every, r.item, "expert_fsdp", r.d.expert_fsdp)
     for chunk in r.chunks:
-        outer = outer_weights(r.a, chunk.first, chunk.last)
+        outer = outer_weights(r.a, *chunk)
         if outer:
-            yield "root", 1, numbers(outer, r.d.fsdp), FLOAT, "fsdp", r.d.fsdp
+            learned = outer if r.part is None else list(r.part.outer)
+            yield Unit("root", 1, numbers(outer, n), numbers(learned, n), FLOAT, "fsdp", n)
 
 
 def weights_and_gradients(r: Rank, evaluated: bool) -> Iterator[Collective]:
@@ -56,16 +78,19 @@ def weights_and_gradients(r: Rank, evaluated: bool) -> Iterator[Collective]:
     micro-batch; what is outside the layers is gathered once a micro-batch. A pipeline keeps what it has gathered
     through the step. A validation before the step leaves gathered what is not given back after a forward pass.
     """
-    for unit, alike, numbers, item, axis, ranks in units(r):
-        if ranks > 1:
+    for u in units(r):
+        if u.ranks > 1:
             if r.d.pp > 1:
-                gathers = 0 if evaluated else 1
-            else:
-                gathers = r.micro_batches - evaluated if unit == "root" else 2 * r.micro_batches
-            yield Collective("weights", "all_gather", axis, ranks, alike * gathers, numbers, item)
-            yield Collective("gradients", "reduce_scatter", axis, ranks, alike, numbers, FLOAT)
+                gathers = u.alike * (0 if evaluated else 1)
+            elif u.name == "root":
+                gathers = r.micro_batches - evaluated
+            else:  # the highest of layers without a backward pass is fetched ahead of it all the same
+                gathers = (2 * u.alike if u.backward else u.alike + 1) * r.micro_batches
+            yield Collective("weights", "all_gather", u.axis, u.ranks, gathers, u.gathered, u.item)
+            sums = u.alike if u.summed else 0
+            yield Collective("gradients", "reduce_scatter", u.axis, u.ranks, sums, u.summed, FLOAT)
         if r.parallel.local_steps == 1:
-            yield from over_copies(r, numbers // ranks, alike)
+            yield from over_copies(r, u.summed // u.ranks, u.alike)
 
 
 def over_copies(
@@ -97,7 +122,7 @@ def whole_matrices(r: Rank) -> Iterator[Collective]:
     ranks = r.d.fsdp * r.d.tp
     shapes = defaultdict[tuple[int, ...], list[Weight]](list)
     for weight in _all_weights(r):
-        if len(weight[1]) >= 2 and "embed_tokens" not in weight[0] and "lm_head" not in weight[0]:
+        if len(weight[1]) >= 2 and not layout.is_table(weight[0]):
             shapes[weight[1]].append(weight)
     for members in shapes.values():
         mine = sum(_held(r, w) for w in members)
@@ -116,24 +141,37 @@ def partial_gradients(r: Rank) -> Iterator[Collective]:
 
 
 def _all_weights(r: Rank) -> list[Weight]:
-    """Of all its stages, in the model's order."""
-    return [w for chunk in r.chunks for w in _weights_of(r, chunk)]
+    """Of all its stages, in the model's order; where not all learns, what does."""
+    if r.part is not None:
+        return list(_learned(r))
+    return [w for chunk in r.chunks for w in stage_weights(r.a, *chunk)]
 
 
-def _weights_of(r: Rank, chunk: Chunk) -> Iterator[Weight]:
-    yield from embedding_weights(r.a) if chunk.first else ()
-    for n in chunk.layers:
-        yield from layer_of(r, n)
-    yield from head_weights(r.a, chunk.first) if chunk.last else ()
+def _learned(r: Rank) -> Iterator[Weight]:
+    """Of those that learn, where not all do."""
+    assert r.part is not None
+    tables = [w for w in r.part.outer if ".embed_" in w[0]]
+    yield from tables
+    before = 0
+    for g in r.groups:
+        for n, own in enumerate(r.part.layers[before : before + g.layers]):
+            yield from ((f"{g.place}layers.{n}.{name}", shape) for name, shape in own.weights)
+        before += g.layers
+    yield from (w for w in r.part.outer if w not in tables)
 
 
-def tied_table(r: Rank) -> Iterator[Collective]:
-    """The two ends of a tied table exchange its gradient."""
-    if r.d.pp == 1 or not r.model.tie_word_embeddings or r.pp_place not in (0, r.d.pp - 1):
+def common_weights(r: Rank) -> Iterator[Collective]:
+    """What several stages have: the two ends of a tied table exchange its gradient, all add those of T5's biases."""
+    if r.d.pp == 1:
         return
-    numbers = _held(r, ("lm_head.weight", (r.model.sizes.V, r.model.sizes.D)))
-    for kind in ("send", "recv"):
-        yield Collective("gradient of the tied table", kind, "pp", 2, 1, numbers, FLOAT)
+    if r.model.tie_word_embeddings and r.pp_place in (0, r.d.pp - 1):
+        numbers = _held(r, ("lm_head.weight", (r.model.sizes.V, r.model.sizes.D)))
+        for kind in ("send", "recv"):
+            yield Collective("gradient of the tied table", kind, "pp", 2, 1, numbers, FLOAT)
+    biases = layout.biases(r.model)
+    if biases:
+        numbers = sum(_held(r, w) for w in biases)
+        yield Collective("gradients of biases by distance", "all_reduce", "pp", r.d.pp, 1, numbers, FLOAT)
 
 
 def totals(r: Rank) -> Iterator[Collective]:
@@ -148,6 +186,10 @@ def totals(r: Rank) -> Iterator[Collective]:
         yield Collective("loss and norm", "all_reduce", "one_copy", one, 1, 2, DOUBLE)
         yield Collective("largest norm", "all_reduce", "world", world, 1, 1, DOUBLE)
     yield Collective("loss and norm", "all_reduce", "world", world, 1, 2, DOUBLE)
+    if r.train.objective in PARTLY:
+        yield Collective("targets that count", "all_reduce", "tokens", r.d.dp * r.d.cp, 1, 1, LONG)
+    if r.train.objective == "dpo":
+        yield Collective("margins", "all_reduce", "tokens", r.d.dp * r.d.cp, 1, 3, DOUBLE)
     yield Collective("wish to stop", "all_reduce", "world", world, 1, 1, LONG, outside=True)
 
 

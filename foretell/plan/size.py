@@ -33,6 +33,9 @@ SAVE_SECONDS = 60.0
 EVALUATIONS = 10
 # Validation while training costs about a thirtieth of it: a tenth of its tokens, forward only.
 EVALUATED_SHARE, FEWEST_EVALUATED, MOST_EVALUATED = 0.01, 8_192, 65_536
+# Of a base, whose runs are short and whose tokens are dear: a validation costs less than one small step, so with five
+# steps between two of them at most a sixth of the run.
+FEWEST_EVALUATED_OF_A_BASE, STEPS_BETWEEN_OF_A_BASE = 4_096, 5
 USUAL_VOCABULARY = 4096
 # A small model that reads a small text many times learns it by heart (docs/log.md): (epochs up to which, dropout).
 DROPOUTS = ((3.0, 0.0), (6.0, 0.1), (math.inf, 0.2))
@@ -89,7 +92,8 @@ def completed(config: RunConfig, corpus: dict[str, Any] | None, machine: dict[st
             f"train.global_batch_tokens ({batch:,}) must be a multiple of micro_batch_size {micro} x context "
             f"{t.context:,}{copies} = {unit:,}; nearest: {max(1, round(batch / unit)) * unit:,}"
         )
-    evaluated = min(max(int(EVALUATED_SHARE * steps * batch), FEWEST_EVALUATED), MOST_EVALUATED)
+    fewest = FEWEST_EVALUATED if t.base is None else FEWEST_EVALUATED_OF_A_BASE
+    evaluated = min(max(int(EVALUATED_SHARE * steps * batch), fewest), MOST_EVALUATED)
     train = t.model_copy(
         update={
             "global_batch_tokens": batch,
@@ -97,7 +101,7 @@ def completed(config: RunConfig, corpus: dict[str, Any] | None, machine: dict[st
             "micro_batch_size": micro,
             "loss_chunk_tokens": t.loss_chunk_tokens or _chunk(micro * t.context, model),
             "dropout": dropout(t, steps * batch, corpus) if t.dropout is None else t.dropout,
-            "eval_every": t.eval_every or math.ceil(steps / EVALUATIONS),
+            "eval_every": t.eval_every or _eval_every(steps, t),
             "eval_tokens": t.eval_tokens or evaluated,
         }
     )
@@ -176,10 +180,13 @@ def size_for_budget(
     By the law that ships the optimum is flat: of the forecasts that are `ALIKE` the largest model's is taken. Where
     `train.ladder` names a ladder its own law decides, among models of its shape with batches of its rule. A budget of
     time is not spent on reading a text more than `MOST_EPOCHS` times; one of FLOPs is kept. A config that says how long
-    to train is left as it is, so that a finished run's config repeats the run. Raises PlanError when nothing fits.
+    to train is left as it is, so that a finished run's config repeats the run. Of a base only the batch and the steps
+    are open: small batches, since it learns from the first step on. Raises PlanError when nothing fits.
     """
     if config.train.steps or config.train.tokens:
         return config
+    if config.train.base is not None:
+        return _steps_of_base(budget, machine=machine, corpus=corpus, config=config)
     if config.model.num_experts and not (config.model.hidden_size and config.model.num_hidden_layers):
         raise ConfigError(
             "a budget chooses the size of dense models only; with model.num_experts give model.hidden_size and "
@@ -214,6 +221,28 @@ def size_for_budget(
         model={"hidden_size": model.hidden_size, "num_hidden_layers": model.num_hidden_layers},
         train={"global_batch_tokens": train.global_batch_tokens, "steps": train.steps},
     )
+
+
+def _steps_of_base(
+    budget: Budget, *, machine: dict[str, Any], corpus: dict[str, Any] | None, config: RunConfig
+) -> RunConfig:
+    """The config of a base with a batch, and with as many steps as the budget buys, at least one.
+
+    The batch is halved where it leaves fewer than `LEAST_STEPS`: what AdamW can change grows with the steps.
+    """
+    t = config.train
+    unit = (t.micro_batch_size or 1) * t.context
+    usual = [
+        max(1, round(tokens / unit)) * unit for tokens in (SMALLEST_BATCH, SMALLEST_BATCH // 2, SMALLEST_BATCH // 4)
+    ]
+    for batch in [t.global_batch_tokens] if t.global_batch_tokens else usual:
+        one = completed(run_config.updated(config, train={"global_batch_tokens": batch, "steps": 1}), corpus, machine)
+        steps = max(1, _steps_within(budget, one.model, one.train, machine, None))
+        if steps >= LEAST_STEPS:
+            break
+    if budget.seconds is not None:
+        steps = _at_most(t, steps, batch, corpus)
+    return run_config.updated(config, train={"global_batch_tokens": batch, "steps": steps})
 
 
 def _is_near_the_rule(batch: int, tokens: float, context: int) -> bool:
@@ -287,11 +316,16 @@ def steps_for_budget(
     return config
 
 
+def _eval_every(steps: int, t: TrainConfig) -> int:
+    """Steps between two validations."""
+    return max(math.ceil(steps / EVALUATIONS), 1 if t.base is None else STEPS_BETWEEN_OF_A_BASE)
+
+
 def _with_steps(config: RunConfig, steps: int, machine: dict[str, Any], trial: dict[str, Any] | None) -> RunConfig:
     t = config.train
     changes: dict[str, Any] = {"steps": steps}
-    if t.eval_every == math.ceil((t.steps or 1) / EVALUATIONS):
-        changes["eval_every"] = math.ceil(steps / EVALUATIONS)
+    if t.eval_every == _eval_every(t.steps or 1, t):
+        changes["eval_every"] = _eval_every(steps, t)
     after = t.model_copy(update=changes)
     if t.save_every in {save_every(config.model, t, machine, tried) for tried in (None, trial)}:
         changes["save_every"] = save_every(config.model, after, machine, trial)

@@ -121,7 +121,7 @@ def steps_by_parts(m: ModelConfig, t: TrainConfig, machine: dict[str, Any]) -> l
     return [
         Step(
             *(models.of_model(dense), t.context, micro, pieces, dtype, kernel, t.optimizer),
-            chunk=t.loss_chunk_tokens,
+            chunk=t.loss_chunk_tokens if m.head is None else None,
             dropout=bool(t.dropout),
             experts=experts,
         )

@@ -19,7 +19,7 @@ from typing import Any
 
 from foretell import __version__
 from foretell.errors import DataError
-from foretell.report import applications, curves, facts, outlook, rungs, sections, wordmap
+from foretell.report import applications, curves, facts, graded, outlook, rungs, sections, wordmap
 from foretell.report.checks import Check, checks
 from foretell.report.run import Run, at, read
 from foretell.report.sections import section
@@ -98,6 +98,7 @@ def ladder_page(found: rungs.Ladder) -> str:
         f'<header class="top"><p class="over">{say("ladder.over")} <b>{escape(found.name)}</b></p>'
         f"<h1>{rungs.headline(found)}</h1>{rungs.status(found)}</header>"
         + "".join(section("ladder", rungs.target(found, t, i), i) for i, t in enumerate(found.targets))
+        + section("graded", graded.section(found.tasks), 0)
         + section("rungs", rungs.listed(found, fitted), 0)
         + section("repeat", f'<ul class="commands">{listed}</ul>', 0)
     )

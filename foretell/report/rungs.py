@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from foretell.plan import law
+from foretell.report import graded, numbers, sections
 from foretell.report import ladder as plot
-from foretell.report import numbers, sections
 from foretell.report.checks import Check
 from foretell.report.run import interval, number, positive, rows, table
 from foretell.report.words import escape, html, say, stress, text
@@ -58,6 +58,7 @@ class Ladder:
     digest: str
     targets: list[Target]
     damaged: tuple[str, ...]
+    tasks: list[graded.Task]
 
 
 def is_ladder(folder: Path) -> bool:
@@ -88,7 +89,9 @@ def read(folder: Path, only: str | None = None) -> Ladder:
             damaged.append(f"targets/{name}/forecast.json")
     runs, digest = _rungs(folder / "rungs.csv", damaged)
     planned = len(rows(_object(folder / "ladder.json", damaged).get("rungs"))) or None
-    return Ladder(folder.resolve().name, folder, runs, planned, digest, targets, tuple(dict.fromkeys(damaged)))
+    tasks = graded.read(folder, damaged)
+    damaged = list(dict.fromkeys(damaged))
+    return Ladder(folder.resolve().name, folder, runs, planned, digest, targets, tuple(damaged), tasks)
 
 
 def _object(path: Path, damaged: list[str]) -> dict[str, Any]:

@@ -49,6 +49,8 @@ def headline(found: list[Check]) -> tuple[str, dict[str, Both | str]]:
         "got_bits": shown(bits, "measured"),
     }
     of_time_alone = ".time" if forecast and (bits is None or bits.predicted is None) else ""
+    if of_time_alone and measured and (bits is None or bits.measured is None):  # bytes say nothing of labels
+        of_time_alone += ".alone"
     return "headline." + key[forecast, measured] + of_time_alone, values
 
 

@@ -2,6 +2,7 @@
 
     left out     records without an example (examples.py); refused where they are more than half
     repeated     the same source and targets again: of training examples the later ones go, others are told of
+    same text    of qa training examples whose passage stands in another split too, with another question: told
     leaked       training examples whose source stands in another split too: they go, or the score would be of memory
     copies       translations and summaries that are their source, letter for letter: told
     languages    references of another language than was said: refused where most are
@@ -39,6 +40,11 @@ def checked(
         if leaked:
             told.append(f"train: {leaked:,} examples whose source stands in another split too are left out")
         kept["train"] = clean
+        passages = {e.context for split, found in kept.items() if split != "train" for e in found} - {""}
+        if shared := sum(e.context in passages for e in clean):
+            told.append(
+                f"train: {shared:,} questions are on passages of another split: a score is of texts that it knows"
+            )
     for split, found in kept.items():
         if not found:
             raise DataError(f"{split}: nothing is left of {len(splits[split].examples):,} examples; {'; '.join(told)}")

@@ -42,6 +42,7 @@ class Example(NamedTuple):
 
     context: of qa the passage; starts: where each answer begins in it, in characters, -1 where that is not told.
     messages: of dialogue all turns, which end with one of the assistant. name: the file and the record, from 1.
+    group: what must not be divided among splits: of qa the article, where it is told, else the passage.
     """
 
     name: str
@@ -50,6 +51,7 @@ class Example(NamedTuple):
     context: str = ""
     starts: tuple[int, ...] = ()
     messages: tuple[Message, ...] = ()
+    group: str = ""
 
 
 @dataclass
@@ -193,14 +195,22 @@ def _json(file: Path) -> Iterator[tuple[str, Any]]:
         yield from _lines(file)
         return
     if isinstance(value, dict) and isinstance(value.get("data"), list):
-        value = value["data"]
-        passages = [p for a in value if isinstance(a, dict) for p in a.get("paragraphs", [a])]
+        passages = [p for n, a in enumerate(value["data"], 1) if isinstance(a, dict) for p in _passages(a, n)]
         yield from ((f"{file.name}:{n}", p) for n, p in enumerate(passages, 1))
     elif isinstance(value, dict) and value and all(isinstance(v, dict) and "messages" in v for v in value.values()):
         yield from ((f"{file.name}:{key}", v) for key, v in value.items())
     else:
         several = value if isinstance(value, list) else [value]
         yield from ((f"{file.name}:{n}", v) for n, v in enumerate(several, 1))
+
+
+def _passages(article: dict[str, Any], n: int) -> Iterator[Any]:
+    """The passages of SQuAD's `n`th article, each with what it belongs to."""
+    if "paragraphs" not in article:
+        yield article
+        return
+    named = {"title": str(article.get("title") or n)}
+    yield from (named | p if isinstance(p, dict) else p for p in article["paragraphs"])
 
 
 def _yaml(file: Path) -> list[Any]:
@@ -285,6 +295,7 @@ def _questions(value: Any, place: str) -> Iterator[Example | str]:
         yield "without a passage (`context`)"
         return
     context = str(value["context"])
+    group = _text(value.get("title")) or context
     for n, asked in enumerate(value.get("qas", [value]), 1):
         where = f"{place}#{asked.get('id', n)}" if "qas" in value else place
         question = _text(asked.get("question"))
@@ -304,7 +315,7 @@ def _questions(value: Any, place: str) -> Iterator[Example | str]:
         yield (
             "with an answer that does not stand at its answer_start"
             if astray
-            else Example(where, question, texts, context, starts)
+            else Example(where, question, texts, context, starts, group=group)
         )
 
 

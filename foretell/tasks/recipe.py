@@ -17,14 +17,17 @@ from foretell.tokenizer.chat import Template
 
 _FAMILIES = {"translation": "marian", "summarization": "marian", "qa": "bert", "classification": "bert"}
 _SIZES: dict[str, dict[str, Any]] = {
-    "marian": {"hidden_size": 256, "num_hidden_layers": 3, "intermediate_size": 1024, "num_attention_heads": 8},
+    "marian": {"hidden_size": 192, "num_hidden_layers": 4, "intermediate_size": 512, "num_attention_heads": 4},
     "bert": {"hidden_size": 256, "num_hidden_layers": 4, "intermediate_size": 1024, "num_attention_heads": 4},
     "qwen3": {"hidden_size": 256, "num_hidden_layers": 4},
 }
+# Rates and targets from nothing where a family wants others than usual: Marian's table is scaled (docs/log.md).
+_LEARNING: dict[str, dict[str, Any]] = {"marian": {"embedding_lr": 0.01, "label_smoothing": 0.1}}
 _CONTEXTS = {"translation": 128, "summarization": 384, "qa": 384, "dialogue": 512, "generation": 256}
 _CONTEXTS |= {"classification": 64}
 _OBJECTIVES = {"pairs": "seq2seq", "labels": "labels", "spans": "spans", "chat": "answers", "text": "next_token"}
 _EPOCHS_OF_BASE, _EPOCHS = 3.0, 20.0
+_LOOKED_AT = 8_192  # tokens of validation examples whose loss a base has at the end
 
 
 def family(c: RunConfig) -> str:
@@ -60,10 +63,14 @@ def settled(
         marks = {"chat_bos": template.bos, "chat_eos": template.eos, "chat_system": template.system}
         data |= {"chat_template": template.name} | {k: v for k, v in marks.items() if v and getattr(c.data, k) is None}
     changes: dict[str, dict[str, Any]] = {"train": train, "data": data}
+    if based and c.evaluate.max_tokens is None:
+        changes["evaluate"] = {"max_tokens": _LOOKED_AT}  # the score is that of the answers
     if not based:
         sizes = _SIZES.get(family, {}) if c.model.hidden_size is None else {}
         asked = {k: getattr(c.model, k) for k in c.model.model_fields_set}
         changes["model"] = {"model_type": family, **sizes, **asked}
+        learning = _LEARNING.get(family, {}) if c.parallel.tp == 1 else {}
+        train |= {k: v for k, v in learning.items() if k not in t.model_fields_set}
         if family == "bert" and not c.tokenizer.model_fields_set:
             changes["tokenizer"] = {"kind": "wordpiece"}
     return run_config.updated(c, **changes)

@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 from foretell.config import TaskConfig
 from foretell.config.model import ENCODER_DECODERS
 from foretell.errors import ConfigError, DataError
-from foretell.tasks import checks, examples, prompts
+from foretell.tasks import checks, examples, prompts, scores
 from foretell.tasks.examples import Example, Keys
 from foretell.tokenizer import Tokenizer
 from foretell.tokenizer.chat import Template
@@ -52,23 +52,38 @@ def form(model_type: str, kind: str) -> str:
 
 
 class Made(NamedTuple):
-    """A folder of files, the examples of each split, and what is to be told."""
+    """A folder of files, the examples of each split, what is to be told, and the task with the language it is in."""
 
     folder: Path
     counts: dict[str, int]
     told: list[str]
+    task: TaskConfig
+
+
+class Cut(dict[str, Any]):
+    """A record whose text, or passage, lost its end."""
 
 
 def made(
-    paths: dict[str, str | None], keys: Keys, task: TaskConfig, form: str, reader: Reader | None, out: Path
+    paths: dict[str, str | None],
+    keys: Keys,
+    task: TaskConfig,
+    form: str,
+    reader: Reader | None,
+    out: Path,
+    test_share: float | None = None,
 ) -> Made:
-    """Read the files of the splits (train at least), check them, divide what is not given, and write all in `out`."""
+    """Read the files of the splits (train at least), check them, divide what is not given, and write all in `out`.
+
+    test_share: of the examples that become the test ones; `SHARE`, at most `MOST` of them, unless given.
+    """
     kind = task.kind or ""
     read = {split: examples.read(path, kind, keys) for split, path in paths.items() if path is not None}
+    task = scores.spoken(task, read["train"].examples)
     good, told = checks.checked(read, kind, task.target_language)
     wanted = [split for split in ("valid", "test") if split not in good]
     if wanted:
-        good |= divided(good["train"], wanted)
+        good |= divided(good["train"], wanted, {} if test_share is None else {"test": test_share})
         if "test" in wanted and kind in ("translation", "summarization"):
             good["test"] = _joined(good["test"])
     facts = [task.model_dump(), form, reader and [reader.template.name, reader.tokenizer.digest, reader.context]]
@@ -79,23 +94,28 @@ def made(
             key.update(repr(e).encode("utf-8", "surrogatepass"))
     folder = out / f"{kind}-{key.hexdigest()[:10]}"
     told += write(good, task, form, reader, folder)
-    return Made(folder, {split: len(found) for split, found in good.items()}, told)
+    return Made(folder, {split: len(found) for split, found in good.items()}, told, task)
 
 
-def divided(whole: Sequence[Example], wanted: Sequence[str]) -> dict[str, list[Example]]:
+def divided(
+    whole: Sequence[Example], wanted: Sequence[str], shares: dict[str, float] | None = None
+) -> dict[str, list[Example]]:
     """The examples as train and those of valid and test that are wanted, at least one in each.
 
-    Raises DataError where they ask fewer different things than there are splits.
+    What is of one group, or asks the same, stays together. shares: of splits that are not to have the usual one.
+    Raises DataError where there are fewer groups than splits.
     """
     alike: dict[bytes, list[Example]] = {}
     for e in whole:
         alike.setdefault(_digest(e), []).append(e)
     if len(alike) <= len(wanted):
-        raise DataError(f"{len(alike):,} different examples are too few for {1 + len(wanted)} splits; give more")
+        told = "articles" if whole[0].group else "examples"
+        raise DataError(f"{len(alike):,} different {told} are too few for {1 + len(wanted)} splits; give more")
     groups = [alike[digest] for digest in sorted(alike)]
-    count = max(1, min(MOST, round(SHARE * len(whole))))
     found: dict[str, list[Example]] = {}
     for n, split in enumerate(wanted):
+        share = (shares or {}).get(split)
+        count = max(1, min(MOST, round(SHARE * len(whole))) if share is None else round(share * len(whole)))
         found[split] = groups.pop(0)
         spare = len(wanted) - n  # what the later splits and train need at least
         while len(groups) > spare and len(found[split]) + len(groups[0]) <= count:
@@ -115,6 +135,8 @@ def _joined(whole: Sequence[Example]) -> list[Example]:
 
 
 def _digest(e: Example) -> bytes:
+    if e.group:
+        return hashlib.sha256(e.group.encode()).digest()
     asked = "\x1e".join(m["content"] for m in e.messages[:-1]) if e.messages else f"{e.source}\x1e{e.context}"
     return hashlib.sha256(asked.encode()).digest()
 
@@ -155,10 +177,11 @@ def _conversations(example: Example, task: TaskConfig, reader: Reader | None) ->
         return
     room = context - len(tokenizer.encode(wanted)) - 4  # with the marks behind an answer
     fitting = prompts.fitted(example, task, own, tokenizer, max(room, context // 2))
-    if task.kind == "qa" and example.targets and wanted not in fitting.context:
+    if task.kind == "qa" and wanted in example.context and wanted not in fitting.context:
         yield "whose answer stands behind what fits"
         return
-    yield {"messages": [*prompts.asked(fitting, task), {"role": "assistant", "content": wanted}]}
+    made = {"messages": [*prompts.asked(fitting, task), {"role": "assistant", "content": wanted}]}
+    yield made if fitting == example else Cut(made)
 
 
 def kept(example: Example, kind: str) -> dict[str, Any]:
@@ -173,6 +196,14 @@ def kept(example: Example, kind: str) -> dict[str, Any]:
     return {"source": example.source, "target": list(example.targets)}
 
 
+def _keep(partial: Path, file: Path) -> None:
+    """Let a file take its place; one that says the same stays, with its time, so that what was prepared of it holds."""
+    if file.is_file() and file.read_bytes() == partial.read_bytes():
+        partial.unlink()
+    else:
+        partial.replace(file)
+
+
 def write(
     splits: dict[str, list[Example]], task: TaskConfig, kind: str, reader: Reader | None, folder: Path
 ) -> list[str]:
@@ -181,7 +212,7 @@ def write(
     folder.mkdir(parents=True, exist_ok=True)
     for split, found in splits.items():
         lost: Counter[str] = Counter()
-        lines = 0
+        lines = cut = 0
         partial = folder / f".{split}.partial"
         with partial.open("w", encoding="utf-8") as f:
             for example in found:
@@ -190,10 +221,13 @@ def write(
                     if isinstance(record, str):
                         lost[record] += 1
                     else:
+                        cut += isinstance(record, Cut)
                         f.write(json.dumps(record, ensure_ascii=False) + "\n")
                         lines += 1
         if not lines:
             raise DataError(f"{split}: of {len(found):,} examples none fits: {dict(lost)}; raise train.context")
-        partial.replace(folder / f"{split}.jsonl")
+        _keep(partial, folder / f"{split}.jsonl")
         told += [f"{split}: {n:,} examples {reason} are left out" for reason, n in lost.items()]
+        if cut:
+            told.append(f"{split}: {cut:,} texts lose their ends, to fit train.context (raise it to keep them)")
     return told

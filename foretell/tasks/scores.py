@@ -33,6 +33,13 @@ def language_of(examples: Sequence[Example], task: TaskConfig) -> str:
     return "zh" if sum("\u4e00" <= c <= "\u9fff" for c in letters) > len(letters) / 2 else "en"
 
 
+def spoken(task: TaskConfig, examples: Sequence[Example]) -> TaskConfig:
+    """The task, with Chinese as its language where nobody says one and its targets are Chinese."""
+    if task.kind == "translation" or language_of(examples, task) != "zh":
+        return task
+    return task.model_copy(update={"target_language": "zh"})
+
+
 def measures(answers: Sequence[str], examples: Sequence[Example], task: TaskConfig) -> dict[str, Measure]:
     """The metrics of a task by name. ConfigError for a task whose score is not of answers alone."""
     language, targets = language_of(examples, task), [list(e.targets) for e in examples]

@@ -22,7 +22,9 @@ from foretell.models.encoder import Encoder
 from foretell.models.model import Model
 from foretell.models.seq2seq import Seq2Seq
 from foretell.tasks import card, prompts
+from foretell.tasks.classification import label_logits
 from foretell.tasks.examples import Example, Message
+from foretell.tasks.extractive import spans
 from foretell.tokenizer import Tokenizer, chat
 from foretell.tokenizer.chat import Template
 
@@ -117,6 +119,8 @@ def _end(tokenizer: Tokenizer, template: Template) -> int | None:
 
 def answers(tuned: Tuned, examples: Sequence[Example]) -> list[Answer]:
     """What the model says to each example, in order."""
+    if isinstance(tuned.model, Encoder):
+        return _of_encoder(tuned, examples)
     ids, cut = zip(*(_ids(tuned, e) for e in examples), strict=True)
     beams = tuned.task.beams or (_BEAMS if isinstance(tuned.model, Seq2Seq) else 1)
     assert isinstance(tuned.model, Seq2Seq | Decoder)
@@ -129,6 +133,17 @@ def answers(tuned: Tuned, examples: Sequence[Example]) -> list[Answer]:
         eos=tuned.end,
     )
     return [Answer(_said(tuned, tuned.tokenizer.decode(h.ids)), len(h.ids), c) for h, c in zip(found, cut, strict=True)]
+
+
+def _of_encoder(tuned: Tuned, examples: Sequence[Example]) -> list[Answer]:
+    """The likeliest labels, or answers out of passages: nothing where that there is none scores more."""
+    if tuned.task.kind == "classification":
+        labels = tuned.model.config.labels or ()
+        logits = label_logits(tuned.model, tuned.tokenizer, [e.source for e in examples])
+        return [Answer(labels[n], 1) for n in logits.argmax(1)]
+    found = spans(tuned.model, tuned.tokenizer, [(e.source, e.context) for e in examples])
+    said = [f.text if f.score >= f.null else "" for f in found]
+    return [Answer(text, len(tuned.tokenizer.encode(text))) for text in said]
 
 
 def _ids(tuned: Tuned, example: Example) -> tuple[list[int], bool]:

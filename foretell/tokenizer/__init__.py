@@ -103,6 +103,17 @@ class Tokenizer:
         lengths = np.bincount(owners, np.concatenate(counts), len(texts)).astype(np.int64)
         return np.concatenate(parts), lengths
 
+    def located(self, text: str) -> tuple[np.ndarray, np.ndarray]:
+        """(T,) uint32 ids of `text`, and (T, 2) int64: the characters from which on, and up to which, each stands."""
+        check_encodable(text)
+        ready = words.segment(text) if self._finds_words else text
+        found = self.inner.encode(ready, add_special_tokens=False)
+        places = np.array(found.offsets, np.int64).reshape(-1, 2)
+        if ready != text:  # every sign that was put between words takes one place
+            put = np.cumsum([0, *(c == words.CUT for c in ready)])
+            places = places - put[places]
+        return np.array(found.ids, np.uint32), places
+
     def _made_ready(self, text: str) -> list[str]:
         if self.kind == "bpe":
             return _pieces(text)

@@ -73,11 +73,11 @@ class Team(Protocol):
         ...
 
     def share(self, part: int, of: int) -> float:
-        """What the mean loss of this process's part of so many sequences or tokens counts in the mean of `of`."""
+        """What the mean loss of so many of this process's positions counts in the mean of `of`."""
         ...
 
-    def counted(self, number: int) -> int:
-        """The sum of what processes with different sequences count."""
+    def totals(self, numbers: Tensor) -> Tensor:
+        """Of each number the sum over the processes that have different sequences."""
         ...
 
     def before_micro_batch(self, step: int, n: int, of: int) -> None:
@@ -170,8 +170,8 @@ class Alone:
     def share(self, part: int, of: int) -> float:
         return part / of
 
-    def counted(self, number: int) -> int:
-        return number
+    def totals(self, numbers: Tensor) -> Tensor:
+        return numbers
 
     def before_micro_batch(self, step: int, n: int, of: int) -> None:
         pass

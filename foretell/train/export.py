@@ -3,21 +3,28 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
+
+import torch
+from torch import Tensor
 
 from foretell import checkpoint
 from foretell.checkpoint import files
+from foretell.checkpoint.load import Opened
 from foretell.config import RunConfig
 from foretell.data import Data
 from foretell.errors import CheckpointError
-from foretell.models import adapters, hf
+from foretell.models import adapters, hf, initial
 from foretell.models.hf import Chat
+from foretell.models.model import made
 from foretell.models.source import Source
 from foretell.tasks import card
 from foretell.tasks.card import Card
 from foretell.tokenizer import chat
 from foretell.train import lora, tune
 from foretell.train.alone import Alone, Team
+from foretell.vectors import embedding
 
 
 def model(run: Path, config: RunConfig, data: Data, team: Team) -> None:
@@ -39,16 +46,40 @@ def model(run: Path, config: RunConfig, data: Data, team: Team) -> None:
 def _folder(run: Path, config: RunConfig, data: Data, team: Team, base: Source | None) -> None:
     brought = _brought(base, data)
     if isinstance(team, Alone):
-        hf.save(team.model, data.tokenizer, run / "model", dict(lora.merged(team.model, config)), brought)
-        if config.lora.rank is not None and base is not None:
-            alpha = lora.scale(config.lora) * config.lora.rank
-            facts = (base.rules, str(base.path.absolute()), config.lora.rank, alpha, config.lora.dropout)
-            adapters.write(run / "adapter", *facts, lora.of(team.model))
-        return
-    last = checkpoint.open_latest(run / "checkpoints", "model.")
-    if last is None:
-        raise CheckpointError(f"{run / 'checkpoints'}: no checkpoint to export; resume the run")
-    hf.write(config.model, last.tensors("model."), data.tokenizer, run / "model", brought=brought)
+        learned = dict(lora.of(team.model))
+        whole = dict(lora.merged(team.model.state_dict().items(), learned, config.lora))
+        hf.save(team.model, data.tokenizer, run / "model", whole, brought)
+    else:
+        last = checkpoint.open_latest(run / "checkpoints", "model.")
+        if last is None:
+            raise CheckpointError(f"{run / 'checkpoints'}: no checkpoint to export; resume the run")
+        learned = {n: t for n, t in last.tensors("model.") if n.endswith(lora.HALVES)} if config.lora.rank else {}
+        parts = lora.merged(_whole(last, config, data), learned, config.lora)
+        hf.write(config.model, parts, data.tokenizer, run / "model", brought=brought)
+    if config.lora.rank is not None and base is not None:
+        alpha = lora.scale(config.lora) * config.lora.rank
+        facts = (base.rules, str(base.path.absolute()), config.lora.rank, alpha, config.lora.dropout)
+        adapters.write(run / "adapter", *facts, learned.items())
+
+
+def _whole(last: Opened, config: RunConfig, data: Data) -> Iterator[tuple[str, Tensor]]:
+    """Every weight, one at a time: what has learned from the checkpoint, the rest from where the run had it."""
+    begun, seed = tune.initial(config), config.train.seed
+    start = embedding.start(config.train.init_embedding, data.tokenizer, config.model)
+    with torch.device("meta"):
+        model = made(config.model)
+    names = [(n, tuple(p.shape)) for n, p in model.named_parameters()]
+    for name, shape in names:
+        if f"model.{name}" in last.catalogue:
+            yield name, last.tensor(f"model.{name}")
+        elif begun is not None:
+            yield name, begun(name, shape)
+        else:
+            drawn, here = torch.empty(shape), (0,) * len(shape)
+            initial.fill(drawn, name, here, shape, initial.beginning(model, name, shape, config.model), seed)
+            if start is not None and name == embedding.EMBEDDING:
+                start.fill(drawn, here)
+            yield name, drawn
 
 
 def _brought(base: Source | None, data: Data) -> Chat | None:

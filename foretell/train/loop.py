@@ -27,6 +27,7 @@ from foretell import evaluate, runtime
 from foretell.checkpoint import Saver
 from foretell.config import TrainConfig
 from foretell.data import Data, objectives, place
+from foretell.data.objectives import UNSCORED
 from foretell.errors import ForetellError, Interrupted
 from foretell.models.decoder import Decoder
 from foretell.models.model import Given
@@ -35,7 +36,7 @@ from foretell.train import optim, preference, saved
 from foretell.train.alone import Team, random_state, set_random_state
 from foretell.train.cause import cause
 from foretell.train.guard import MOST_IN_A_ROW
-from foretell.train.loss import head_loss, next_token_loss
+from foretell.train.loss import head_loss, next_token_loss, span_loss
 from foretell.train.objectives import Batch, tensors
 from foretell.train.saved import State
 from foretell.train.schedule import lr_factor
@@ -61,6 +62,7 @@ class Job:
     limit_seconds: float | None = None
     session: str = ""  # the same on all processes, and new for each start of several
     reference: preference.Reference | None = None  # of preferences, what the base says of them
+    multiple: int = 1  # of which the width of a micro-batch is one: what a sequence is divided into
     start: int | None = None  # what a target of an encoder-decoder begins with; None: the end of a text
 
     @property
@@ -93,27 +95,31 @@ def autocast(dtype: torch.dtype) -> AbstractContextManager[Any]:
     return nullcontext() if dtype == torch.float32 else torch.autocast(runtime.device().type, dtype)
 
 
-def micro_batches(job: Job, step: int, rows: list[int]) -> Iterator[Batch]:
-    """Some rows of the global batch of `step`, cut into micro-batches."""
+def micro_batches(job: Job, step: int, rows: list[int], alike: bool = False) -> Iterator[Batch]:
+    """Some rows of the global batch of `step`, cut into micro-batches. alike: all of one shape, as a pipeline wants."""
     c = job.config
     where = {"seed": c.seed, "step": step, "batch_size": job.sequences, "context": c.context, "rows": rows}
     found = objectives.rows(c.objective, job.data, "train", start=job.start, **where)  # type: ignore[arg-type]
+    found = found.by_length()
     for i in range(0, len(rows), job.micro_batch_size):
         part = found.part(slice(i, i + job.micro_batch_size))
-        part = part if job.compiled else part.trimmed()  # a compiler wants one shape
+        part = part if job.compiled or alike else part.trimmed(job.multiple)  # a compiler wants one shape
         made = tensors(part, runtime.device(), job.packing == "within", job.partly)
-        yield made._replace(scored=len(part.inputs)) if c.objective == "dpo" else made  # pairs count alike
+        whole = c.objective in ("dpo", "spans")  # pairs and questions count alike
+        yield made._replace(scored=len(part.inputs)) if whole else made
 
 
 def loss_function(job: Job, team: Team) -> LossOf:
     """Mean loss of this process's part of a micro-batch, compiled where the run's execution path says so."""
-    chunk, partly = job.config.loss_chunk_tokens, job.partly
+    chunk, partly, smoothing = job.config.loss_chunk_tokens, job.partly, job.config.label_smoothing
     if job.config.objective == "dpo":
         base = job.reference["train"] if job.reference is not None else None
         return preference.Loss(team, job.config.dpo_beta, chunk, base)
+    if job.config.objective == "spans":
+        return partial(span_loss, team)
 
     def loss(inputs: Tensor, targets: Tensor, segments: Tensor | None, given: Given | None) -> Tensor:
-        return next_token_loss(team, inputs, targets, segments, chunk, given, partly)
+        return next_token_loss(team, inputs, targets, segments, chunk, given, partly, smoothing)
 
     made = torch.compile(loss, dynamic=False) if job.compiled else loss
     return lambda batch: made(*batch[:4])
@@ -123,25 +129,35 @@ def gradient(job: Job, team: Team, loss_of: LossOf, step: int) -> tuple[float, f
     """Loss and gradient norm of the batch of `step`. The gradients are where the optimiser looks for them, clipped."""
     c = job.config
     rows = team.rows(job.sequences, job.micro_batch_size)
-    batches: Iterable[Batch] = micro_batches(job, step, rows)
+    batches: Iterable[Batch] = micro_batches(job, step, rows, alike=team.pipeline is not None)
     total = job.batch_tokens
     if job.partly:
         batches = list(batches)
-        total = team.counted(sum(b.scored for b in batches))
+        total = int(team.totals(torch.tensor(sum(_scored(team, job, b) for b in batches))))
     losses: list[float] = []
     if team.pipeline is None:
         for n, batch in enumerate(batches):
             team.before_micro_batch(step, n, len(rows) // job.micro_batch_size)
             with autocast(job.dtype):
-                micro_loss = loss_of(batch) * team.share(batch.scored, total)
+                micro_loss = loss_of(batch) * team.share(_scored(team, job, batch), total)
             micro_loss.backward()
             losses.append(micro_loss.item())
     else:
         with autocast(job.dtype):
-            loss_of_hidden = partial(head_loss, team, chunk_tokens=c.loss_chunk_tokens)
-            share = team.share(job.micro_batch_size, job.sequences)
-            losses = [team.pipeline.step((b[:3] for b in batches), loss_of_hidden, share)]
+            chunk, smoothing = c.loss_chunk_tokens, c.label_smoothing
+            loss_of_hidden = partial(head_loss, team, chunk_tokens=chunk, partly=job.partly, smoothing=smoothing)
+            batches = list(batches)
+            shares = [team.share(_scored(team, job, b), total) for b in batches]
+            losses = [team.pipeline.step([b[:4] for b in batches], loss_of_hidden, shares)]
     return team.finish(losses, c.grad_clip or math.inf)
+
+
+def _scored(team: Team, job: Job, batch: Batch) -> int:
+    """How many of this process's positions of a micro-batch count."""
+    own = team.own(batch.targets)
+    if own is batch.targets:
+        return batch.scored
+    return int((own != UNSCORED).sum()) if job.partly else own.numel()
 
 
 def take_step(
@@ -189,11 +205,13 @@ def _cause(job: Job, team: Team, step: int) -> str:
     def loss(n: int) -> Tensor:
         inputs, targets, segments, given = one_by_one[n][:4]
         with autocast(job.dtype):
+            if c.objective == "spans":
+                return span_loss(team, one_by_one[n])
             return next_token_loss(team, inputs, targets, segments, c.loss_chunk_tokens, given, job.partly)
 
     def where(row: int) -> str:
         drawn: dict[str, Any] = {"seed": c.seed, "step": step, "batch_size": job.sequences, "context": c.context}
-        if c.objective in objectives.OF_CONVERSATIONS.values():
+        if c.objective in objectives.OF_CONVERSATIONS.values() or c.objective in objectives.WITH_HEAD:
             own = objectives.rows(c.objective, job.data, "train", rows=[row], **drawn).inputs[0]
             return f"row {row} of the batch ({' '.join(job.data.tokenizer.decode(own.tolist()).split())[:60]!r})"
         if c.objective == "seq2seq":
@@ -325,17 +343,23 @@ def _begun(team: Team, job: Job, resume: bool, show: Display) -> tuple[_Session,
 
 
 def _validate(team: Team, job: Job, state: State) -> dict[str, Any]:
-    """The validation event of this step. Random state and training mode are left as they were."""
-    scores = scored(team, job, "valid", job.config.eval_tokens)
+    """The validation event of this step. Random state and training mode are left as they were.
+
+    Of a base it is computed as the training is, in bfloat16 several times as fast; the run's score is in float32.
+    """
+    like_steps = job.config.base is not None and job.reference is None
+    with autocast(job.dtype if like_steps else torch.float32):
+        scores = scored(team, job, "valid", job.config.eval_tokens)
     team.chunks.train()
     return {
         "event": "eval",
         "step": state.step,
         "loss": scores["loss"],
-        "bits_per_byte": scores["bits_per_byte"],
+        "bits_per_byte": scores.get("bits_per_byte"),
         "tokens": state.tokens,
         "seconds": state.seconds,
         **{k: v for k, v in scores.items() if k.startswith("reward_")},
+        **({"accuracy": scores["accuracy"]} if job.config.objective in objectives.WITH_HEAD else {}),
     }
 
 
@@ -348,7 +372,7 @@ def scored(team: Team, job: Job, split: str, max_tokens: int | None, **window: A
     known: dict[str, Any] = {"max_tokens": max_tokens, "batch_size": job.micro_batch_size, "crew": team.crew}
     if job.reference is not None:
         how = {"beta": c.dpo_beta, "context": c.context, "micro": job.micro_batch_size, "most": max_tokens}
-        return preference.scores(model, job.data, split, job.reference, **how)  # type: ignore[arg-type]
+        return preference.scores(team, job.data, split, job.reference, **how)  # type: ignore[arg-type]
     if not job.partly:
         assert isinstance(model, Decoder)
         return evaluate.evaluate_split(model, job.data, split, **{"context": c.context, **window}, **known)

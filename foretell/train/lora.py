@@ -2,15 +2,15 @@
 
 Put on a built model from outside: two parameters on each nn.Linear, and a hook that adds what they give. B begins as
 zeros, so an adapted model begins as its base. s is alpha / rank. Adapters are float32 whatever the run computes in. The
-format on disk is peft's (`models/adapters.py`). Not handled: experts, which are stacks and no nn.Linear; several
-processes.
+format on disk is peft's (`models/adapters.py`). On several processes an adapter is divided with its product
+(`plan/layout.py`). Not handled: experts, which are stacks and no nn.Linear; stages of a pipeline.
 """
 
 from __future__ import annotations
 
 import difflib
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import partial
 from typing import Any
 
@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from foretell.config import LoraConfig, RunConfig
+from foretell.config import LoraConfig
 from foretell.errors import ConfigError
 
 HALVES = ("lora_A", "lora_B")
@@ -35,7 +35,7 @@ def adapt(model: nn.Module, c: LoraConfig, seed: int) -> None:
         device = linear.weight.device
         a = nn.Parameter(torch.empty(rank, linear.in_features, device=device))
         if device.type != "meta":
-            a.data.copy_(_drawn(f"{seed} {name}", rank, linear.in_features))
+            a.data.copy_(initial(f"{name}.lora_A", (rank, linear.in_features), seed))
         linear.register_parameter("lora_A", a)
         linear.register_parameter("lora_B", nn.Parameter(torch.zeros(linear.out_features, rank, device=device)))
         linear.register_forward_hook(partial(_added, scale=scale(c), dropout=c.dropout))
@@ -64,18 +64,23 @@ def targets(model: nn.Module, names: list[str] | None) -> list[tuple[str, nn.Lin
     return [(n, m) for n, m in inside if names is None or n.rpartition(".")[2] in names]
 
 
-def _drawn(key: str, rank: int, columns: int) -> Tensor:
-    """Uniform in +-1 / sqrt(columns), as peft and nn.Linear begin."""
-    digest = hashlib.blake2b(key.encode(), digest_size=8).digest()
+def initial(name: str, shape: tuple[int, ...], seed: int) -> Tensor:
+    """What the adapter of that name begins as, whole: B zeros, A uniform in +-1 / sqrt(columns), as nn.Linear's."""
+    product, _, half = name.rpartition(".")
+    if half == "lora_B":
+        return torch.zeros(shape)
+    digest = hashlib.blake2b(f"{seed} {product}".encode(), digest_size=8).digest()
     generator = torch.Generator().manual_seed(int.from_bytes(digest, "little") >> 1)
-    return torch.empty(rank, columns).uniform_(-(columns**-0.5), columns**-0.5, generator=generator)
+    bound = shape[1] ** -0.5
+    return torch.empty(shape).uniform_(-bound, bound, generator=generator)
 
 
 def _added(linear: Any, inputs: tuple[Tensor, ...], output: Tensor, *, scale: float, dropout: float) -> Tensor:
     """The hook of a product: its output (..., out) and what its adapter makes of its input (..., in)."""
     # Dropout of nothing would make a copy of its input for each product, and keep it.
     x = F.dropout(inputs[0], dropout, linear.training) if dropout else inputs[0]
-    return output + scale * F.linear(F.linear(x, linear.lora_A), linear.lora_B)
+    narrow = F.linear(x, linear.lora_A).flatten(0, -2)
+    return torch.addmm(output.flatten(0, -2), narrow, linear.lora_B.T, alpha=scale).view_as(output)
 
 
 def of(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
@@ -84,15 +89,15 @@ def of(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
 
 
 @torch.no_grad()
-def merged(model: nn.Module, config: RunConfig) -> Iterator[tuple[str, Tensor]]:
-    """The weights of a model by name, adapters added to their products. One product more than the model is held."""
-    adapters = dict(of(model))
-    for name, tensor in model.state_dict().items():
+def merged(
+    weights: Iterable[tuple[str, Tensor]], adapters: dict[str, Tensor], c: LoraConfig
+) -> Iterator[tuple[str, Tensor]]:
+    """Weights by name, adapters (as `of` gives them) added to their products, one product at a time."""
+    for name, tensor in weights:
         product = name.removesuffix(".weight")
         if name.endswith(HALVES):
             continue
         if f"{product}.lora_A" in adapters:
-            delta = adapters[f"{product}.lora_B"] @ adapters[f"{product}.lora_A"]
-            yield name, tensor + scale(config.lora) * delta
+            yield name, tensor + scale(c) * (adapters[f"{product}.lora_B"] @ adapters[f"{product}.lora_A"])
         else:
             yield name, tensor

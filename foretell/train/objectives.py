@@ -11,15 +11,15 @@ import torch
 from torch import Tensor
 
 from foretell import config as run_config
-from foretell.config import ParallelConfig, RunConfig
+from foretell.config import RunConfig
 from foretell.config.model import ENCODER_DECODERS
 from foretell.data import Data, objectives
-from foretell.data.objectives import OF_CONVERSATIONS, PARTLY, UNSCORED, WITH_SOURCE, Rows
+from foretell.data.objectives import OF_CONVERSATIONS, UNSCORED, WITH_HEAD, WITH_SOURCE, Rows
 from foretell.errors import ConfigError
 from foretell.models.model import Given
 
 _OF_KINDS = {
-    "encoder": ("masked",),
+    "encoder": ("masked", "labels", "spans"),
     "encoder-decoder": ("span_corruption", "seq2seq"),
     "decoder": ("next_token", "fill_in_the_middle", "prefix", "answers", "dpo"),
 }
@@ -42,10 +42,11 @@ class Batch(NamedTuple):
 def tensors(rows: Rows, device: torch.device, within: bool, partly: bool) -> Batch:
     """Rows as tensors. within: whether attention stays inside documents. partly: whether some targets do not count."""
     there = [None if a is None else torch.from_numpy(a).to(device) for a in rows]
-    inputs, targets, segments, prefix, source, real, document = there
+    inputs, targets, segments, prefix, source, real, document, marks = there
     assert inputs is not None
     assert targets is not None
-    given = Given(prefix, source, real) if prefix is not None or source is not None else None
+    plain = prefix is None and source is None and marks is None
+    given = None if plain else Given(prefix, source, real, marks)
     scored = int((rows.targets != UNSCORED).sum()) if partly else rows.targets.size
     return Batch(inputs, targets, segments if within else None, given, scored, document)
 
@@ -56,6 +57,8 @@ def fitting(config: RunConfig, data: Data) -> RunConfig:
     Raises ConfigError where another objective was chosen for conversations, or attention across them.
     """
     kind = data.conversations
+    if data.task is not None:
+        return _with_head(config, data, data.task)
     if kind is None:
         return config
     wanted, t = OF_CONVERSATIONS[kind], config.train
@@ -76,6 +79,27 @@ def fitting(config: RunConfig, data: Data) -> RunConfig:
     return run_config.updated(config, train=changes, data={"packing": "within"})
 
 
+def _with_head(config: RunConfig, data: Data, task: str) -> RunConfig:
+    """The config of an encoder with the head that the data is for. ConfigError where it wants another."""
+    t = config.train
+    if "objective" in t.model_fields_set and t.objective != task:
+        raise ConfigError(
+            f"train.objective={t.objective} is nothing for data.format={task}: leave it out, or set {task}"
+        )
+    if "packing" in config.data.model_fields_set:
+        raise ConfigError(
+            f"data.packing has no effect with data.format={task}, where a row is one record; leave it out"
+        )
+    if t.compile == "on":
+        raise ConfigError(f"train.compile=on does not go with train.objective={task}, whose rows differ in length")
+    model: dict[str, object] = {"head": task}
+    if task == "labels":
+        model["labels"] = tuple(data.index["task"]["labels"])
+    if t.base is None and "model_type" not in config.model.model_fields_set:
+        model["model_type"] = "bert"
+    return run_config.updated(config, model=model, train={"objective": task, "compile": "off"})
+
+
 def lasting(config: RunConfig, data: Data) -> RunConfig:
     """The config with the tokens that its epochs come to. ConfigError where it says another length as well."""
     t = config.train
@@ -92,10 +116,6 @@ def lasting(config: RunConfig, data: Data) -> RunConfig:
     return run_config.updated(config, train={"tokens": tokens})
 
 
-def _several(p: ParallelConfig) -> bool:
-    return p.dp_replicate * (p.dp_shard or 1) * p.tp * p.pp * p.cp > 1
-
-
 def check(config: RunConfig, data: Data) -> None:
     """Raises ConfigError or DataError where this model cannot learn this from this text on this layout."""
     kind, objective, p = config.model.model_type, config.train.objective, config.parallel
@@ -103,19 +123,25 @@ def check(config: RunConfig, data: Data) -> None:
     if objective not in _OF_KINDS[of]:
         fitting = " or ".join(_OF_KINDS[of])
         raise ConfigError(f"train.objective={objective} is nothing for {kind}, a kind of {of}: set {fitting}")
-    if objective == "dpo" and (config.train.needed("micro_batch_size") % 2 or _several(p)):
+    if objective == "dpo" and config.train.needed("micro_batch_size") % 2:
         micro = config.train.micro_batch_size
-        raise ConfigError(f"train.objective=dpo wants one process and an even train.micro_batch_size, which is {micro}")
+        raise ConfigError(f"train.objective=dpo wants an even train.micro_batch_size, which is {micro}")
+    for axis in ("tp", "pp", "cp") if objective == "dpo" or objective in WITH_HEAD else ():
+        if (degree := getattr(p, axis)) > 1:
+            raise ConfigError(
+                f"parallel.{axis} ({degree}) cannot be had with train.objective={objective} yet; divide by dp_shard or "
+                "dp_replicate"
+            )
+    if config.train.label_smoothing and (p.tp > 1 or objective == "dpo"):
+        what = f"parallel.tp ({p.tp})" if p.tp > 1 else "train.objective=dpo"
+        raise ConfigError(f"train.label_smoothing ({config.train.label_smoothing}) cannot be had with {what}; set it 0")
     objectives.special_ids(data.tokenizer, objective)
     objectives.count(data, "train", objective, config.train.context)
     if objective == "span_corruption":
         objectives.check_context(config.train.context)
     if config.data.packing == "within" and objective in WITH_SOURCE:
         raise ConfigError(f"data.packing=within does not go with train.objective={objective}; leave it out")
-    for axis in ("cp", "pp"):
-        if getattr(p, axis) > 1 and (of != "decoder" or objective in PARTLY):
-            what = kind if of != "decoder" else f"train.objective={objective}"
-            raise ConfigError(
-                f"parallel.{axis} ({getattr(p, axis)}) cannot be had with {what} yet; divide by dp_shard, dp_replicate "
-                "or tp"
-            )
+    if p.cp > 1 and of == "encoder-decoder":
+        raise ConfigError(
+            f"parallel.cp ({p.cp}) cannot be had with {kind} yet; divide by dp_shard, dp_replicate, tp or pp"
+        )

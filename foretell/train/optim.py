@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from foretell.config import TrainConfig
+from foretell.plan.layout import is_table
 
 Named = Iterable[tuple[str, nn.Parameter]]
 
@@ -147,8 +148,8 @@ def build(
     takes_part = matrices is not None and c.optimizer == "muon"
     named = [(n, p) for n, p in every if p.numel()]
     inner = every if takes_part else named
-    weights = [p for n, p in inner if p.ndim >= 2 and not _is_table(n)]
-    tables = [p for n, p in named if p.ndim == 2 and _is_table(n)]
+    weights = [p for n, p in inner if p.ndim >= 2 and not is_table(n)]
+    tables = [p for n, p in named if p.ndim == 2 and is_table(n)]
     biases = [p for n, p in named if n.endswith("expert_bias")]
     vectors = [p for n, p in named if p.ndim < 2 and not n.endswith("expert_bias")]
     lr = c.lr or DEFAULT_LR[c.optimizer]
@@ -171,11 +172,6 @@ def build(
         for group in optimizer.param_groups:
             group["peak_lr"] = group["lr"]
     return built
-
-
-def _is_table(name: str) -> bool:
-    """Rows of it are looked up, or it is the head. Positions are not: Muon learned them better (docs/log.md)."""
-    return any(table in name for table in ("embed_tokens", "embed_types", "relative_bias", "lm_head"))
 
 
 def _decayed(matrices: list[nn.Parameter], vectors: list[nn.Parameter], weight_decay: float) -> list[dict[str, object]]:

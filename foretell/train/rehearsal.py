@@ -13,7 +13,8 @@ import tokenizers
 
 from foretell import runtime
 from foretell.config import RunConfig
-from foretell.data import Data
+from foretell.data import Data, objectives
+from foretell.data.conversations import ANSWER
 from foretell.data.shards import Tokens
 from foretell.distributed import trace
 from foretell.distributed.placed import Placed
@@ -25,11 +26,18 @@ from foretell.train.saved import State
 
 
 class _Blank(Data):
-    """One window of token 0, over and over."""
+    """A document that says nothing: enough for a row of `context` tokens, a pair or a conversation."""
 
     def tokens(self, split: str) -> Tokens:
-        context = self.index["context"]
-        return Tokens([np.zeros(context, np.uint16)], np.dtype(np.uint16))
+        document = np.ones(self.index["context"] + 1, np.uint16)
+        document[-1] = 0  # the end of a text
+        return Tokens([np.tile(document, 2 if self.has_pairs else 1)], np.dtype(np.uint16))
+
+    def answers(self, split: str) -> Tokens:
+        return Tokens([np.full(self.index["context"] + 1, ANSWER, np.uint8)], np.dtype(np.uint8))
+
+    def document_ends(self, split: str) -> np.ndarray:
+        return np.array([len(self.tokens(split))])
 
 
 def rehearse(config: RunConfig, world_size: int, *, pp_place: int = 0, steps: int = 2, memory: bool = False) -> Trace:
@@ -57,8 +65,13 @@ def rehearse(config: RunConfig, world_size: int, *, pp_place: int = 0, steps: in
 def _begun(config: RunConfig, placed: Placed) -> Begun:
     """A step as `loop.run` takes it, with its question behind it."""
     c = config.train
-    tokenizer = Tokenizer(tokenizers.Tokenizer(tokenizers.models.BPE()), "other", 0, None)
-    blank = _Blank(Path(), {"context": c.context}, tokenizer)
+    plain = tokenizers.Tokenizer(tokenizers.models.BPE())
+    plain.add_special_tokens(["", *(names[0] for names in objectives.SPECIAL.get(c.objective, ()))])
+    index = {"context": c.context, "fingerprint": str(c.context), "pairs": c.objective == "seq2seq"}
+    kind = next((k for k, objective in objectives.OF_CONVERSATIONS.items() if objective == c.objective), None)
+    blank = _Blank(
+        Path(), {**index, "conversations": {"kind": kind} if kind else None}, Tokenizer(plain, "other", 0, None)
+    )
     dtype = runtime.dtype(c.dtype)
     job = loop.Job(
         c, blank, Path(), config.data.packing, dtype, compiled=False, flops_per_token=0.0, peak_flops_per_second=1.0

@@ -12,6 +12,7 @@ import json
 import secrets
 from dataclasses import replace
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -113,7 +114,7 @@ def go_on(run: Path, data: Data, *, resume: bool, display: Display | None = None
     job = _job(config, data, run, machine, forecast, team.told(secrets.token_hex(8)))
     if config.train.objective == "dpo":
         show({"event": "evaluating", "split": "train"})
-        job = replace(job, reference=preference.reference(team.model, config, data, run))
+        job = replace(job, reference=preference.reference(team, config, data, run))
     runtime.reset_peak_memory()
     outcome = loop.run(team, job, resume=resume, display=show)
     peak = int(team.maxima(torch.tensor([runtime.peak_memory_bytes()]))[0])
@@ -166,7 +167,6 @@ def _team(config: RunConfig, start: embedding.Start | None) -> Team:
             drawn = trial.built(config.model, c.dropout or 0.0, c.seed, c.attention, start)
             model = tune.adapted(drawn, config)
         return Alone(model)
-    base = tune.base(config)
     return Placed(
         config.model,
         config.parallel,
@@ -176,7 +176,8 @@ def _team(config: RunConfig, start: embedding.Start | None) -> Team:
         kernel=c.attention,
         dtype=runtime.dtype(c.dtype),
         start=start,
-        weights=None if base is None else base.weight,
+        weights=tune.initial(config),
+        adapt=partial(tune.adapted, config=config),
     )
 
 
@@ -299,7 +300,7 @@ def _write_folder(run: Path, config: RunConfig, forecast: dict[str, Any], data: 
     _write_json(run / "plan.json", {"format_version": run_config.FORMAT_VERSION, **forecast})
     _write_json(run / "machine.json", machine)
     keys = ("fingerprint", "tokenizer", "splits", "funnel", "text_xz_bits_per_byte", "bytes_per_token", "unique_tokens")
-    found = {k: data.index[k] for k in keys} | {"conversations": data.index.get("conversations")}
+    found = {k: data.index[k] for k in keys} | {k: data.index.get(k) for k in ("conversations", "task")}
     _write_json(run / "data.json", found | {"corpus": data.corpus, "prepared": str(data.path)})
     files.write_atomic(run / "config.toml", run_config.dumps(config).encode())
 
@@ -329,6 +330,7 @@ def _job(
         peak_flops_per_second=plan.peak_flops_per_second(machine),
         limit_seconds=limit,
         session=session,
+        multiple=config.parallel.tp,
         start=config.model.decoder_start_token_id,
     )
 
@@ -378,7 +380,7 @@ def _measured(
         "parameters": {"total": plan.parameters(config.model)["total"]},
         "loss": scores["loss"],
         "perplexity": scores["perplexity"],
-        "bits_per_byte": scores["bits_per_byte"],
+        "bits_per_byte": scores.get("bits_per_byte"),
         "train_loss": sum(last) / len(last) if last else None,
         "skipped_steps": sum("skipped" in e for e in steps),
         "recomputed_steps": sum("recomputed" in e for e in steps),

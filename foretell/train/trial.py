@@ -39,6 +39,9 @@ PROBE_TRAIN = TrainConfig(
 PROBE_EVAL_TOKENS = 131_072
 # Seconds that compiling costs, and a margin; the first compiled step took 25 to 36 s on two cores (docs/log.md).
 COMPILE_SECONDS = 40.0
+LAYERS_OF_THAT = 8  # deeper models take longer in proportion
+# Where a base is wide and bfloat16 so many times as fast, float32 is not tried: its steps alone would take a minute.
+SURELY_FASTER, WIDE = 2.5, 512
 # A shared machine is uneven over a second or two; steps are timed over longer than that.
 TRIAL_SECONDS = 6.0
 ATTENTION_ROUNDS = 6
@@ -90,9 +93,13 @@ def paths(config: RunConfig, machine: dict[str, Any], run_seconds: float) -> lis
         k: v.get("peak", 0.0) if isinstance(v, dict) else v for k, v in machine.get("flops_per_second", {}).items()
     }
     dtypes = ["float32", "bfloat16"] if t.dtype == "auto" else [t.dtype]
-    if t.dtype == "auto" and rates.get("bfloat16", 0.0) < 1.2 * rates.get("float32", 1.0):
+    times = rates.get("bfloat16", 0.0) / rates.get("float32", 1.0)
+    if t.dtype == "auto" and times < 1.2:
         dtypes = ["float32"]
-    worth = runtime.has_compiler() and run_seconds > 8 * COMPILE_SECONDS
+    elif t.dtype == "auto" and t.base is not None and config.model.sizes.D >= WIDE and times > SURELY_FASTER:
+        dtypes = ["bfloat16"]
+    compiling = COMPILE_SECONDS * max(1.0, config.model.sizes.L / LAYERS_OF_THAT)
+    worth = runtime.has_compiler() and run_seconds > 8 * compiling
     compiled = {"on": [True], "off": [False], "auto": [False, True] if worth else [False]}[t.compile]
     return [(d, c) for d in dtypes for c in compiled]
 
@@ -142,7 +149,7 @@ def trial(config: RunConfig, data: Data, dtype: str, compiled: bool, steps: int 
             if not compiled:
                 raise
             return {**path, "error": f"{type(e).__name__}: {str(e)[:200]}"}
-    timed = sorted(seconds[2:])
+    timed = sorted(seconds[2:] or seconds[1:])
     return {
         **path,
         "step_seconds": statistics.median(timed),
@@ -168,13 +175,18 @@ def choose_path(
 
 
 def _timed_steps(job: Job, model: Model, steps: int, least_seconds: float = 0.0) -> list[float]:
-    """Wall seconds of each of the first `steps` steps, and of more until `least_seconds` after the first are over."""
+    """Wall seconds of each of the first `steps` steps, and of more until `least_seconds` after the first are over.
+
+    Slow steps are fewer: one after the first is enough where it alone takes twice as long.
+    """
     team = Alone(model)
     optimizers = optim.build(team.named(), job.config, job.dtype)
     loss_of = loss_function(job, team)
     state, seconds = State(), list[float]()
     model.train()
     while len(seconds) < steps or sum(seconds[1:]) < least_seconds:
+        if sum(seconds[1:]) > 2 * least_seconds > 0:
+            break
         started = time.perf_counter()
         take_step(job, team, loss_of, optimizers, state)
         seconds.append(time.perf_counter() - started)

@@ -10,10 +10,11 @@ from __future__ import annotations
 
 import difflib
 import fnmatch
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from foretell import config as run_config
 from foretell import runtime
@@ -21,6 +22,7 @@ from foretell.config import RunConfig
 from foretell.data import Data
 from foretell.errors import ConfigError
 from foretell.models import source
+from foretell.models.encoder import Encoder, headed
 from foretell.models.model import Model, made
 from foretell.models.source import Source
 from foretell.train import lora
@@ -45,14 +47,13 @@ def settled(config: RunConfig) -> RunConfig:
         if config.lora.rank is not None:
             raise ConfigError("lora.rank is set, but there is no train.base that could be adapted; give --base MODEL")
         return config
-    for key in sorted(config.model.model_fields_set):
+    _check_head(config, found)
+    for key in sorted(config.model.model_fields_set - {"head", "labels"}):
         own, given = getattr(found.config, key), getattr(config.model, key)
         if given is not None and given != own:
             raise ConfigError(
                 f"model.{key} is {given}, but the base {config.train.base} has {own}; leave model.{key} out"
             )
-    if found.bare:
-        raise ConfigError(f"the base {config.train.base} has no head, so nothing can be predicted with it")
     t = config.train
     changes: dict[str, object] = {"base_digest": found.digest}
     if "optimizer" not in t.model_fields_set:
@@ -65,7 +66,31 @@ def settled(config: RunConfig) -> RunConfig:
     if t.dropout is None:
         changes["dropout"] = 0.0
     model = {k: v for k, v in found.config.model_dump().items() if v is not None}
+    model |= {k: v for k in ("head", "labels") if (v := getattr(config.model, k)) is not None}
     return counted(run_config.updated(config, model=model, train=changes))
+
+
+def _check_head(config: RunConfig, base: Source) -> None:
+    """ConfigError where the base has a head that is of no use for what is learned, or none and none is made."""
+    wanted, own = config.model.head, base.config.head
+    if wanted is None and (base.bare or own is not None):
+        has = "no head" if own is None else f"a head for {own}"
+        raise ConfigError(f"the base {config.train.base} has {has}, so no token can be predicted with it")
+    if wanted is not None and base.config.model_type != "bert":
+        raise ConfigError(
+            f"train.objective={wanted} wants an encoder; the base {config.train.base} is {base.config.model_type}"
+        )
+    if wanted == own == "labels" and config.model.labels != base.config.labels:
+        here, there = config.model.labels or (), base.config.labels or ()
+        raise ConfigError(
+            f"the base {config.train.base} has {len(there):,} labels, the data {len(here):,}, or they are in another "
+            "order: set data.labels to those of the base"
+        )
+
+
+def _has_its_head(config: RunConfig, base: Source) -> bool:
+    """Whether the head of the run is that of its base."""
+    return config.model.head is None or config.model.head == base.config.head
 
 
 def counted(config: RunConfig) -> RunConfig:
@@ -73,13 +98,14 @@ def counted(config: RunConfig) -> RunConfig:
     if config.lora.rank is None and not config.train.freeze:
         if config.train.trained_parameters is None:
             return config
-        return run_config.updated(config, train={"trained_parameters": None, "added_parameters": None})
+        return run_config.updated(config, train=dict.fromkeys(("trained_parameters", "added_parameters", "adapted")))
     with torch.device("meta"):
         model = adapted(made(config.model), config)
     learning = [(n, p.numel()) for n, p in model.named_parameters() if p.requires_grad]
     added = sum(size for n, size in learning if n.endswith(lora.HALVES))
+    names = sorted({n.rsplit(".", 2)[1] for n, _ in learning if n.endswith(lora.HALVES)})
     numbers = {"trained_parameters": sum(size for _, size in learning), "added_parameters": added or None}
-    return run_config.updated(config, train=numbers)
+    return run_config.updated(config, train={**numbers, "adapted": names or None})
 
 
 def adapted(model: Model, config: RunConfig) -> Model:
@@ -99,19 +125,41 @@ def begun(config: RunConfig) -> Model | None:
     found = base(config)
     if found is None:
         return None
-    model = found.model(config.train.dropout or 0.0, config.train.attention)
+    dropout = config.train.dropout or 0.0
+    model = found.model(dropout, config.train.attention)
+    if not _has_its_head(config, found) and isinstance(model, Encoder):
+        model = headed(model, config.model, dropout, config.train.seed)
     runtime.seed_all(config.train.seed)
     return adapted(model.to(runtime.device()), config)
 
 
-def check(config: RunConfig, data: Data, processes: int) -> None:
-    """Refuse data of another tokenizer than the base's, a base that has changed, and what one process alone can do."""
-    if processes > 1 and (config.lora.rank or config.train.freeze):
+def initial(config: RunConfig) -> Callable[[str, tuple[int, ...]], Tensor] | None:
+    """Where a process that holds a part of the model reads each whole weight; None: weights are drawn."""
+    found = base(config)
+    if found is None:
+        return None
+
+    def weight(name: str, shape: tuple[int, ...]) -> Tensor:
+        adapter = name.endswith(lora.HALVES)
+        return lora.initial(name, shape, config.train.seed) if adapter else found.weight(name, shape)
+
+    return weight
+
+
+def check(config: RunConfig, data: Data, processes: int = 1) -> None:
+    """Refuse data of another tokenizer than the base's, a base that has changed, and adapters in a pipeline."""
+    if config.parallel.pp > 1 and (config.lora.rank or config.train.freeze):
         what = "lora.rank" if config.lora.rank else "train.freeze"
-        raise ConfigError(f"{what} is for one process so far, and there are {processes}; leave --nproc out")
+        raise ConfigError(
+            f"parallel.pp ({config.parallel.pp}) cannot be had with {what} yet; divide by dp_shard, dp_replicate or tp"
+        )
     found = base(config)
     if found is None:
         return
+    if processes > 1 and not _has_its_head(config, found):
+        raise ConfigError(
+            f"a new head on a base is for one process so far, and there are {processes}; leave --nproc out"
+        )
     if found.digest != config.train.base_digest:
         then, now = (config.train.base_digest or "")[:12], found.digest[:12]
         raise ConfigError(f"the base {config.train.base} is not what the run began with ({then} then, {now} now)")

@@ -43,6 +43,7 @@ _SPARE = ("rotary_emb.inv_freq", ".attn.bias", ".attn.masked_bias")
 _NUMBERS = ("embeddings.position_ids",)  # the numbers 0, 1, 2, ... as integers
 # Weights that say nothing more, or that serve none of what is done here: a tied table again, a table of sines, BERT's
 # head for whether two sentences follow each other, and what leads to it.
+_HEAD_NAMES = ("cls.predictions.", "classifier.", "qa_outputs.")
 _ALSO = {
     "bert": ("pooler.", "bert.pooler.", "cls.seq_relationship.", "cls.predictions.decoder."),
     "marian": (*("model.encoder.embed_", "model.decoder.embed_", "lm_head."),),
@@ -118,7 +119,9 @@ def _checked(folder: Path, config: ModelConfig, own: Tokenizer) -> Opened:
         )
     if config.model_type == "t5" and "lm_head.weight" in place and not _is_twice(place, "lm_head.weight"):
         config = config.model_copy(update={"tie_word_embeddings": False})
-    bare = config.model_type == "bert" and not any(n.startswith("cls.predictions.") for n in place)
+    bare = config.model_type == "bert" and not any(n.startswith(_HEAD_NAMES) for n in place)
+    if bare:  # of a head that config.json names there is nothing
+        config = config.model_copy(update={"head": None, "labels": None, "tie_word_embeddings": True})
     try:
         model = _unmade(config, bare)
     except (RuntimeError, OverflowError) as e:  # sides whose product overflows
@@ -153,7 +156,7 @@ def built(
     path: named in the ModelError where a weight is of another shape.
     """
     with torch.device("meta"):
-        model = Encoder(config, has_head=False) if bare else made(config, dropout, kernel)
+        model = Encoder(config, dropout, kernel, has_head=False) if bare else made(config, dropout, kernel)
     model.load_state_dict(weights(rules, dict(model.named_parameters()), stored, path), strict=False, assign=True)
     if config.tie_word_embeddings and not bare:
         model.lm_head.weight = model.model.embed_tokens.weight

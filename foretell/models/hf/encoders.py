@@ -110,6 +110,7 @@ KINDS: dict[str, Kind] = {
     ),
 }
 _NUMBERS = ("rms_norm_eps", "initializer_range")
+_HEADS = {"BertForSequenceClassification": "labels", "BertForQuestionAnswering": "spans"}
 
 
 def table(raw: Raw, path: str) -> ModelConfig:
@@ -140,7 +141,24 @@ def table(raw: Raw, path: str) -> ModelConfig:
         start = raw.get("decoder_start_token_id")
         start = {"marian": 58_100, "t5": raw.get("pad_token_id", 0)}[name] if start is None else start
         found["decoder_start_token_id"] = None if start is None else checked_count(start + 1, "its start", path) - 1
-    return valid({"model_type": name, **found}, path)
+    return valid({"model_type": name, **found, **_head(raw, path)}, path)
+
+
+def _head(raw: Raw, path: str) -> dict[str, Any]:
+    """What a config.json says of a head that names no tokens, if it has one."""
+    said = raw.get("architectures")
+    head = next((_HEADS[a] for a in said if a in _HEADS), None) if isinstance(said, list) else None
+    if head is None:
+        return {}
+    found: dict[str, Any] = {"head": head, "tie_word_embeddings": False}
+    if head == "labels":
+        if raw.get("problem_type") not in (None, "single_label_classification"):
+            raise ModelError(f"{path}: problem_type = {json.dumps(raw['problem_type'])[:100]} is not supported")
+        names = raw.get("id2label") or {"0": "LABEL_0", "1": "LABEL_1"}  # as transformers has it unless told
+        if not isinstance(names, dict) or set(names) != {str(n) for n in range(len(names))} or len(names) < 2:
+            raise ModelError(f"{path}: id2label does not name labels 0, 1, ...; there must be at least two")
+        found["labels"] = tuple(str(names[str(n)]) for n in range(len(names)))
+    return found
 
 
 def _refuse_what_differs(raw: Raw, name: str, kind: Kind, path: str) -> None:
@@ -159,17 +177,21 @@ def described(c: ModelConfig, bare: bool = False) -> dict[str, Any]:
     """config.json of a resolved `[model]` table, without the tokenizer's ids. bare: of an encoder without its head."""
     kind = KINDS[c.model_type]
     act = next(theirs for theirs, ours in kind.acts.items() if ours == c.hidden_act)
+    heads = {ours: theirs for theirs, ours in _HEADS.items()}
     config = {
-        "architectures": ["BertModel" if bare else kind.architecture],
+        "architectures": ["BertModel" if bare else heads[c.head] if c.head else kind.architecture],
         "model_type": c.model_type,
         **{theirs: getattr(c, ours) for ours, (theirs, _) in kind.keys.items()},
         kind.act: act,
-        "tie_word_embeddings": c.tie_word_embeddings,
+        "tie_word_embeddings": c.tie_word_embeddings or c.head is not None,  # of BERT it is said whatever the head
         "torch_dtype": "float32",
         "use_cache": True,
     }
     config |= {key: config[other] for key, other in kind.alike.items()}
     if c.model_type == "bert":
+        if c.labels is not None:
+            config["id2label"] = {str(n): label for n, label in enumerate(c.labels)}
+            config["label2id"] = {label: n for n, label in enumerate(c.labels)}
         return {**config, "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
     config |= {"is_encoder_decoder": True, "decoder_start_token_id": c.decoder_start_token_id}
     if c.model_type == "marian":

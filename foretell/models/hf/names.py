@@ -37,8 +37,8 @@ def _both(ours: tuple[str, ...], theirs: str, transposed: bool = False) -> tuple
 _LAYER, _BLOCK = "model.layers.*", "transformer.h.*"
 
 
-def _bert(prefix: str) -> tuple[Rule, ...]:
-    """prefix: of all but the head; a bare model has none."""
+def _bert(prefix: str, head: str | None = None) -> tuple[Rule, ...]:
+    """prefix: of all but the head; a bare model has none. head: as in a config."""
     layer = f"{prefix}encoder.layer.*"
     rules: list[Rule] = []
     for ours, theirs in (
@@ -52,10 +52,13 @@ def _bert(prefix: str) -> tuple[Rule, ...]:
         rules += _both((f"{_LAYER}.{ours}",), f"{layer}.{theirs}")
     kinds = (("tokens", "word"), ("positions", "position"), ("types", "token_type"))
     tables = (Rule((f"model.embed_{o}.weight",), f"{prefix}embeddings.{t}_embeddings.weight") for o, t in kinds)
+    rules += [*tables, *_both(("model.embed_norm",), f"{prefix}embeddings.LayerNorm")]
+    if head == "labels":
+        return (*rules, *_both(("head_dense",), f"{prefix}pooler.dense"), *_both(("lm_head",), "classifier"))
+    if head == "spans":
+        return (*rules, *_both(("lm_head",), "qa_outputs"))
     return (
         *rules,
-        *tables,
-        *_both(("model.embed_norm",), f"{prefix}embeddings.LayerNorm"),
         *_both(("head_dense",), "cls.predictions.transform.dense"),
         *_both(("head_norm",), "cls.predictions.transform.LayerNorm"),
         Rule(("lm_head.weight",), "cls.predictions.decoder.weight"),
@@ -118,6 +121,8 @@ RULES: dict[str, tuple[Rule, ...]] = {
     ),
     "bert": _bert("bert."),
     "bare bert": _bert(""),
+    "labels bert": _bert("bert.", "labels"),
+    "spans bert": _bert("bert.", "spans"),
     "marian": _marian(),
     "t5": _t5(),
     "gated t5": _gated(_t5()),
@@ -128,7 +133,7 @@ def dialect(c: ModelConfig, bare: bool = False) -> str:
     """The key of the config's rules. bare: of an encoder without its head."""
     if c.model_type == "t5" and c.hidden_act == "gated-gelu":
         return "gated t5"
-    return "bare bert" if bare else c.model_type
+    return "bare bert" if bare else f"{c.head} {c.model_type}" if c.head else c.model_type
 
 
 _NUMBER = re.compile(r"(?<=\.)\d+(?=\.)")
