@@ -52,7 +52,7 @@ def finetune(
     from foretell import config
     from foretell.cli.display import Display
     from foretell.cli.steps import label, train_and_report
-    from foretell.tasks.examples import Keys
+    from foretell.tasks.examples import KINDS, Keys
 
     if not source:
         raise errors.ConfigError("no examples: give --data FILE")
@@ -63,7 +63,7 @@ def finetune(
     if test_share is not None and not (0 < test_share < 0.9 and test is None):
         raise errors.ConfigError("--test-share is more than 0 and less than 0.9, and has no effect with --test")
     if c.task.kind is None:
-        raise errors.ConfigError("which task? give --task translation, summarization, qa, dialogue, generation, ...")
+        raise errors.ConfigError(f"which task? give --task, one of {', '.join(KINDS)}")
     named = name or f"{c.task.kind}-{label([source.partition('+')[0]])}"
     with Display(console(), quiet) as display:
         paths = {"train": source, "valid": valid, "test": test}
@@ -111,11 +111,10 @@ def _files(
 
 def _scored(run: Path, file: Path, c: RunConfig, most: int, display: Display) -> dict[str, Any]:
     """The score of a finished run on the test examples, or the first `most` of them; it goes into eval.json."""
+    from foretell import report
     from foretell.cli.asking import scored
 
     display.say(f"  [dim]scoring {file.name} …[/]")
-    from foretell import report
-
     result = scored(run, c.task.kind or "", str(file), {}, most, display)
     report.write([run])
     display.say(result["table"])
