@@ -118,9 +118,9 @@ def poisoned_rows(injected: Injected) -> None:
     """The first three of this rank's sequences are noise."""
     made = loop.micro_batches
 
-    def micro_batches(job: loop.Job, step: int, rows: list[int]) -> Iterator[Any]:
+    def micro_batches(job: loop.Job, step: int, rows: list[int], **alike: bool) -> Iterator[Any]:
         done = 0
-        for batch in made(job, step, rows):
+        for batch in made(job, step, rows, **alike):
             if step == injected.at and injected.here:
                 noise = torch.Generator().manual_seed(step)
                 for n in range(max(0, min(3 - done, len(batch.inputs)))):

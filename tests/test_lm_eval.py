@@ -268,9 +268,9 @@ def test_the_verb_keeps_the_scores_with_the_run(sets: Path, tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        (["--task", "chess"], "there is lm-eval:TASK"),
+        (["--task", "chess"], "and lm-eval:TASK"),
         (["--task", "lm-eval:piqa", "--data", "two"], "wants one --data"),
-        (["--limit", "3"], "want a --task"),
+        (["--limit", "3"], "--limit has no effect without --task"),
         (["--task", "lm-eval:piqa", "--stride", "3"], "--stride has no effect with --task"),
     ],
 )

@@ -209,6 +209,7 @@ def test_datasets_folder(tmp_path: Path) -> None:
 def test_hugging_face_without_the_library_or_network(monkeypatch: pytest.MonkeyPatch) -> None:
     import sys
 
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
     monkeypatch.setitem(sys.modules, "datasets", None)
     with pytest.raises(MissingExtra, match="foretell\\[data\\]"):
         list(readers.documents("hf://someone/something"))

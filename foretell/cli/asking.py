@@ -183,7 +183,7 @@ def evaluate(
     from foretell.tasks.examples import KINDS, Keys
 
     if kind not in KINDS:
-        raise errors.ConfigError(f"--task {kind}: there are {', '.join(KINDS)}")
+        raise errors.ConfigError(f"--task {kind}: there are {', '.join(KINDS)}, and lm-eval:TASK")
     if len(data) != 1:
         raise errors.ConfigError(
             f"--task wants one --data, not {len(data)}: a file, a folder, a pattern in quotes, or SOURCE+TARGET"

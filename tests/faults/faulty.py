@@ -85,8 +85,8 @@ class Injector:
         micro_batches, all_reduce = loop.micro_batches, dist.all_reduce
         tensors, rename = saved.tensors, files.rename
 
-        def forward(job: loop.Job, step: int, rows: list[int]) -> Iterator[Any]:
-            for part in micro_batches(job, step, rows):
+        def forward(job: loop.Job, step: int, rows: list[int], **alike: bool) -> Iterator[Any]:
+            for part in micro_batches(job, step, rows, **alike):
                 self.step = step + 1
                 self.at("forward")
                 yield part
