@@ -253,7 +253,7 @@ def test_even_pipelines_take_what_a_simulation_takes(p: int, more: int, f: float
 def test_uneven_pipelines_are_near_a_simulation(lengths: list[float], ratio: float, more: int) -> None:
     m, back = len(lengths) + more, [ratio * x for x in lengths]
     span, slowest = pipeline.span_seconds(lengths, back, [0.0] * len(lengths), m, "1f1b")
-    assert lengths[slowest] == max(lengths)
+    assert lengths[slowest] == pytest.approx(max(lengths))  # of products that round alike, either
     assert span == pytest.approx(simulate(lengths, back, m, one_f_one_b), rel=0.12)
     span, _ = pipeline.span_seconds(lengths, back, [0.0] * len(lengths), m, "gpipe")
     assert span == pytest.approx(simulate(lengths, back, m, gpipe))
