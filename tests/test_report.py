@@ -174,6 +174,17 @@ EVAL = {
         "bits_per_byte": [1.618, 1.683],
         "accuracy": [0.362, 0.38],
     },
+    "tasks": {
+        "qa": {
+            "f1": 46.8,
+            "ci": {"f1": [41.0, 52.5]},
+            "how": {"f1": "rules:squad"},
+            "rules": {"nearest sentence": {"f1": 16.6}},
+            "items": 200,
+            "items_given": 296,
+            "samples": [{"source": "谁？", "answer": "<b>猫</b>", "wanted": ["猫"], "f1": 100.0}],
+        }
+    },
 }
 SAMPLES = {
     "samples": [
@@ -402,6 +413,9 @@ PLACES = [
     "measured.memory_bytes",
     "eval.ci",
     "eval.loss",
+    "eval.tasks",
+    "eval.tasks.qa",
+    *(f"eval.tasks.qa.{key}" for key in ("f1", "ci", "how", "rules", "samples", "items", "items_given")),
     "data.funnel",
     "data.splits",
     "samples.samples",
@@ -418,9 +432,13 @@ PLACES = [
 def test_any_value_may_stand_anywhere(tmp_path_factory: pytest.TempPathFactory, place: str, value: object) -> None:
     folder = tmp_path_factory.mktemp("fuzz") / "run"
     make_run(folder, steps=20)
-    name, _, key = place.partition(".")
+    name, *path = place.split(".")
     content = json.loads((folder / f"{name}.json").read_text(encoding="utf-8"))
-    _put_escaped(folder, name, {**content, key: value})
+    within = content
+    for key in path[:-1]:
+        within = within[key]
+    within[path[-1]] = value
+    _put_escaped(folder, name, content)
     checked(report.write([folder]))
 
 

@@ -44,11 +44,15 @@ def _row(metric: str, told: dict, rules: dict[str, dict]) -> str:
     shown = "[{}, {}]".format(*(numbers.significant(v) for v in pair)) if pair else ""
     cells = [number(said.get(metric)) for said in rules.values()]
     others = "".join(f'<td class="n">{numbers.significant(v) if v is not None else ""}</td>' for v in cells)
-    signature = escape(at(told, f"how.{metric}"))
+    signature = escape(_shown(at(told, f"how.{metric}")))
     return (
         f'<tr><th scope="row" title="{signature}">{escape(metric.replace("_", " "))}</th>'
         f'<td class="n">{numbers.significant(value)}</td><td>{shown}</td>{others}</tr>'
     )
+
+
+def _shown(text: object) -> str:
+    return text if isinstance(text, str) and text else "–"
 
 
 def _samples(found: list[dict], metric: list[str]) -> str:
@@ -57,10 +61,10 @@ def _samples(found: list[dict], metric: list[str]) -> str:
     for r in found:
         value = number(r.get(metric[0])) if metric else None
         wanted = r.get("wanted")
-        wanted = " / ".join(map(str, wanted)) if isinstance(wanted, list) else str(wanted or "")
+        wanted = " / ".join(map(_shown, wanted)) if isinstance(wanted, list) else _shown(wanted)
         lines = (("applications.given", r.get("source")), ("applications.said", r.get("answer")))
         body = "".join(
-            f'<span class="small">{say(key)}</span> {escape(str(said or "")[:_MOST_CHARACTERS])}\n'
+            f'<span class="small">{say(key)}</span> {escape(_shown(said)[:_MOST_CHARACTERS])}\n'
             for key, said in (*lines, ("applications.wanted", wanted))
         )
         worth = f"{escape(metric[0])} {numbers.significant(value)}" if value is not None and metric else ""

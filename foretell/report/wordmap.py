@@ -57,7 +57,7 @@ def taken(raw: Any) -> Map | None:
     if groups is None or len(groups) != n or len(close) != n or None in close or None in shown.values():
         return None
     return Map(
-        name=str(found.get("name", "")),
+        name=name if isinstance(name := found.get("name"), str) else "?",
         kind=_KINDS.get(str(found.get("kind")), ""),
         of=int(positive(found.get("of")) or n),
         dim=int(positive(found.get("dim")) or 0),
