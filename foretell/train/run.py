@@ -28,6 +28,7 @@ from foretell.distributed.mesh import join_alone
 from foretell.distributed.placed import Placed
 from foretell.errors import ConfigError
 from foretell.plan import layout
+from foretell.plan.rows import MULTIPLE
 from foretell.train import export, loop, objectives, preference, trial, tune
 from foretell.train import log as run_log
 from foretell.train.alone import Alone, Team
@@ -330,7 +331,7 @@ def _job(
         peak_flops_per_second=plan.peak_flops_per_second(machine),
         limit_seconds=limit,
         session=session,
-        multiple=config.parallel.tp,
+        multiple=MULTIPLE if config.parallel.tp > 1 else 1,  # as the forecast of what ranks send has it
         start=config.model.decoder_start_token_id,
     )
 
