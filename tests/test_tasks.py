@@ -280,7 +280,8 @@ def test_a_run_goes_on_with_the_same_command(tmp_path: Path) -> None:
         *SMALL,
     ]
     first = run(*words, "--test-items", "0")[0]
-    again = run(*words, "--test-items", "0", "--resume")[0]
+    (tmp_path / "runs" / "t" / "measured.json").unlink()  # as if it had been ended before the last line
+    again = run(*words, "--test-items", "0", "--resume")[0]  # refused where the same examples were other data
     assert again["loss"] == first["loss"]
 
 

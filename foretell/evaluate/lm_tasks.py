@@ -11,12 +11,12 @@ waits for 32 tokens of an answer, not for 256.
 
 from __future__ import annotations
 
-import gzip
 import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from foretell.data import plain
 from foretell.errors import ConfigError, DataError
 
 Record = dict[str, Any]
@@ -164,18 +164,17 @@ def read(file: Path, keys: tuple[str, ...]) -> list[Record]:
     """The records of a .jsonl or .jsonl.gz file, each with these keys. DataError names the line that does not fit."""
     records: list[Record] = []
     try:
-        with gzip.open(file, "rb") if file.suffix == ".gz" else file.open("rb") as lines:
-            for number, line in enumerate(lines, 1):
-                if line.strip():
-                    records.append(_checked(line, keys, f"{file}, line {number:,}"))
-    except (OSError, EOFError) as e:
+        for number, line in enumerate(plain.text(file).split("\n"), 1):
+            if line.strip():
+                records.append(_checked(line, keys, f"{file}, line {number:,}"))
+    except OSError as e:
         raise DataError(f"{file}: cannot be read: {e}") from None
     if not records:
         raise DataError(f"{file}: no records")
     return records
 
 
-def _checked(line: bytes, keys: tuple[str, ...], where: str) -> Record:
+def _checked(line: str, keys: tuple[str, ...], where: str) -> Record:
     """The record, of which only what a task may ask for is kept. DataError where something is not what it must be."""
     try:
         record = json.loads(line)

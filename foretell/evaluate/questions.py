@@ -13,7 +13,6 @@ them into the records).
 
 from __future__ import annotations
 
-import gzip
 import hashlib
 import itertools
 import json
@@ -24,6 +23,7 @@ from typing import Any
 
 import numpy as np
 
+from foretell.data import plain
 from foretell.errors import DataError
 from foretell.evaluate import lm_tasks
 from foretell.evaluate.likelihood import loglikelihoods
@@ -75,10 +75,8 @@ def read(file: Path, limit: int | None = None) -> Questions:
 def _first(file: Path) -> dict[str, Any]:
     """The first record, whose keys tell the kind."""
     try:
-        with gzip.open(file, "rb") if file.suffix == ".gz" else file.open("rb") as lines:
-            line = next((text for text in lines if text.strip()), b"{}")
-        found = json.loads(line)
-    except (OSError, EOFError, ValueError) as e:
+        found = json.loads(next((line for line in plain.text(file).split("\n") if line.strip()), "{}"))
+    except (OSError, ValueError) as e:
         raise DataError(f"{file}: cannot be read as JSON lines: {e}") from None
     return found if isinstance(found, dict) else {}
 

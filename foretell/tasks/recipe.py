@@ -1,8 +1,8 @@
 """What a task decides of a run where nobody says otherwise: family, sizes, objective, data, length.
 
 A model that is given brings its family. From nothing translation and summarization begin as an encoder-decoder,
-classification and question answering as an encoder, dialogue and generation as a decoder. The sizes are those of a
-model that a laptop trains on some ten thousand examples in an hour (docs/translation.md): a beginning, not a tuning.
+classification and question answering as an encoder, dialogue and generation as a decoder. The sizes are a
+beginning, not a tuning; docs/translation.md has what one of them took and reached.
 """
 
 from __future__ import annotations
