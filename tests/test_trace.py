@@ -218,25 +218,29 @@ def _in_a_group(work: Callable[[], object]) -> None:
 
 
 def peak_on_a_rank(c: RunConfig) -> dict[str, int]:
-    """The peak and its parts of a second step with real tensors, as `trace` takes them without."""
+    """The peak and its parts of a later step with real tensors, as `trace` takes them without.
+
+    Of eight steps the least: gloo's threads let go of a tensor when they come to it, late on a busy machine.
+    """
     from foretell.train import rehearsal
 
     placed = Placed(c.model, c.parallel, c.train.context, seed=0, dtype=getattr(torch, c.train.dtype))
     step, optimizers = rehearsal._begun(c, placed)
+    peaks: list[tuple[int, int]] = []
     with Live(of_model(placed.chunks, optimizers)) as live:
         step()
-        live.restart()
+        for _ in range(8):
+            live.restart()
+            step()
+            peaks.append((live.peak, live.at))
+        live.restart(lambda: of_model(placed.chunks, optimizers), min(peaks)[1])
         step()
-        peak, at = live.peak, live.at
-        live.restart(lambda: of_model(placed.chunks, optimizers), at)
-        step()
-    return {"peak": peak, **live.found}
+    return {"peak": min(peaks)[0], **live.found}
 
 
 @pytest.mark.parametrize(
     ("ranks", "c", "within"),
     [
-        # Equal to the byte, often: gloo's threads let go of a tensor when they come to it.
         (2, config(4, dp_shard=2), 0.01),
         pytest.param(4, config(4, *HALF, dp_shard=2, tp=2), 0.01, marks=pytest.mark.slow),
         pytest.param(2, config(4, pp=2), 0.01, marks=pytest.mark.slow),
