@@ -85,28 +85,15 @@ def _files(
     """The examples checked, divided and written beside the runs, as their model reads them; the config of its run."""
     from rich.markup import escape
 
-    from foretell.models import source as stored
-    from foretell.tasks import recipe, records
-    from foretell.tasks.tuned import own_template
-    from foretell.tokenizer import chat
+    from foretell.tasks import records
+    from foretell.tasks.recipe import recipe
 
-    kind = c.task.kind or ""
-    opened = stored.open(Path(c.train.base)) if c.train.base is not None else None
-    family = opened.config.model_type if opened is not None else recipe.family(c)
-    longest = opened.config.needed("max_position_embeddings") if opened is not None else None
-    form, template, reader = records.form(family, kind), None, None
-    if form == "chat":
-        named = c.data.chat_template
-        brought = own_template(opened) if opened is not None and named is None else None
-        template = brought or chat.named(named or "plain")
-        if opened is not None:
-            reader = records.Reader(template, opened.tokenizer, recipe.context(c, longest))
-    made = records.made(paths, keys, c.task, form, reader, out / "data", test_share)
+    found = recipe(c)
+    made = records.made(paths, keys, c.task, found.form, found.reader, out / "data", test_share)
     for line in made.told:
         display.say(f"  [yellow]{escape(line)}[/]")
     display.say(f"  examples: {', '.join(f'{split} {n:,}' for split, n in made.counts.items())}")
-    c = c.model_copy(update={"task": made.task})
-    return recipe.settled(c, family, form, longest, template, made.folder), made.folder
+    return found.settled(made.task, made.folder), made.folder
 
 
 def _scored(run: Path, file: Path, c: RunConfig, most: int, display: Display) -> dict[str, Any]:

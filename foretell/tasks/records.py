@@ -20,8 +20,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from foretell.config import TaskConfig
-from foretell.config.model import ENCODER_DECODERS
-from foretell.errors import ConfigError, DataError
+from foretell.errors import DataError
 from foretell.tasks import checks, examples, prompts, scores
 from foretell.tasks.examples import Example, Keys
 from foretell.tokenizer import Tokenizer
@@ -36,19 +35,6 @@ class Reader(NamedTuple):
     template: Template
     tokenizer: Tokenizer
     context: int
-
-
-def form(model_type: str, kind: str) -> str:
-    """pairs, labels, spans, chat or text. ConfigError where that kind of model is nothing for the task."""
-    if model_type == "bert":
-        if kind not in ("classification", "qa"):
-            raise ConfigError(f"{kind} is nothing for an encoder (bert): it writes no text; choose another --base")
-        return "labels" if kind == "classification" else "spans"
-    if model_type in ENCODER_DECODERS:
-        if kind not in ("translation", "summarization"):
-            raise ConfigError(f"{kind} with an encoder-decoder ({model_type}) is not handled; choose another --base")
-        return "pairs"
-    return "text" if kind == "generation" else "chat"
 
 
 class Made(NamedTuple):
