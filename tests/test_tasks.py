@@ -265,23 +265,28 @@ def test_a_translator_learns_both_ways_and_answers_alike_in_every_company(transl
     assert set(back[0]) == {"source", "answer", "cut"}
 
 
+def of_numbers(folder: Path, *more: str) -> list[str]:
+    """A finetune command over 60 pairs, without a score."""
+    file = lines(folder / "a.jsonl", *({"source": f"number {n}", "target": f"nombre {n}"} for n in range(60)))
+    words = ["finetune", "--task", "translation", "--data", file, "--out", str(folder / "runs"), "--test-items", "0"]
+    return [*words, *SMALL, *more]
+
+
+@pytest.mark.slow
+def test_two_processes_learn_the_same(tmp_path: Path) -> None:
+    alone = run(*of_numbers(tmp_path, "--name", "alone"))[0]
+    both = run(*of_numbers(tmp_path, "--name", "both", "--nproc", "2"))[0]
+    assert both["loss"] == pytest.approx(alone["loss"], rel=1e-5)
+
+
 def test_a_run_goes_on_with_the_same_command(tmp_path: Path) -> None:
-    file = lines(tmp_path / "a.jsonl", *({"source": f"number {n}", "target": f"nombre {n}"} for n in range(60)))
-    words = [
-        "finetune",
-        "--task",
-        "translation",
-        "--data",
-        file,
-        "--out",
-        str(tmp_path / "runs"),
-        "--name",
-        "t",
-        *SMALL,
-    ]
-    first = run(*words, "--test-items", "0")[0]
+    words = of_numbers(tmp_path, "--name", "t")
+    begun = run(*words, "--begin-only")[0]
+    assert (Path(begun["run"]) / "plan.json").exists()
+    assert not (Path(begun["run"]) / "measured.json").exists()
+    first = run(*words, "--resume")[0]
     (tmp_path / "runs" / "t" / "measured.json").unlink()  # as if it had been ended before the last line
-    again = run(*words, "--test-items", "0", "--resume")[0]  # refused where the same examples were other data
+    again = run(*words, "--resume")[0]  # refused where the same examples were other data
     assert again["loss"] == first["loss"]
 
 

@@ -45,13 +45,17 @@ def finetune(
     out: Out = Path("runs"),
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run of that name.")] = False,
     allow_drift: Annotated[bool, typer.Option("--allow-drift", help="Resume on another execution path.")] = False,
+    processes: Annotated[int, typer.Option("--nproc", min=1, help="Processes, divided as [parallel] says.")] = 1,
+    begin_only: Annotated[
+        bool, typer.Option("--begin-only", help="Check, forecast, write the run folder, train nothing.")
+    ] = False,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
     """Learn a task from examples: check them, forecast, train, score. lora.rank=8 learns adapters alone."""
     from foretell import config
     from foretell.cli.display import Display
-    from foretell.cli.steps import label, train_and_report
+    from foretell.cli.steps import Processes, label, train_and_report
     from foretell.tasks.examples import KINDS, Keys
 
     if not source:
@@ -68,8 +72,9 @@ def finetune(
     with Display(console(), quiet) as display:
         paths = {"train": source, "valid": valid, "test": test}
         c, folder = _files(c, paths, Keys(source_key, target_key), out, display, test_share)
-        result = train_and_report(c, out, named, resume, allow_drift, display)
-        if test_items and (folder / "test.jsonl").exists():
+        where = Processes(processes, begin_only=begin_only)
+        result = train_and_report(c, out, named, resume, allow_drift, display, where)
+        if test_items and not begin_only and (folder / "test.jsonl").exists():
             result["scores"] = _scored(Path(result["run"]), folder / "test.jsonl", c, test_items, display)
     emit(result, as_json, lambda r: r["closing"])
 

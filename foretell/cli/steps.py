@@ -221,7 +221,7 @@ def train_and_report(
     else:
         result = _train_on_many(c, data, run, processes, display, options)
         if processes.begin_only:
-            return {"run": str(run), "closing": f"{run} is ready; train it with `foretell launch`, or --resume"}
+            return {"run": str(run), "closing": f"{run} is ready; train it by --resume, or with `foretell launch`"}
     page = report.write([run])
     return {**result, "report": str(page), "closing": report.closing(run)}
 
