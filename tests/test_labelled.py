@@ -329,6 +329,8 @@ def test_a_base_gets_a_new_head(tmp_path: Path, data: dict[str, Data], wordpiece
     train(more, data["labels"], tmp_path / "more", machine=MACHINE)
     first = json.loads((tmp_path / "more" / "log.jsonl").read_text().splitlines()[0])
     assert first["loss"] == pytest.approx(result["loss"], abs=0.05)  # its own head goes on
+    with pytest.raises(ConfigError, match="a new one would learn nothing"):
+        train(run_config.updated(given, lora={"rank": 4}), data["labels"], tmp_path / "lora", machine=MACHINE)
     if head == "bare":
         text = tmp_path / "text.txt"
         text.write_text("A text of its own. " * 300)
@@ -339,6 +341,32 @@ def test_a_base_gets_a_new_head(tmp_path: Path, data: dict[str, Data], wordpiece
         other = run_config.load(None, [*keys, "train.objective=masked", "train.steps=2"])
         with pytest.raises(ConfigError, match=r"train.objective=masked is nothing for data.format=labels"):
             train(other, data["labels"], tmp_path / "worse", machine=MACHINE)
+
+
+@pytest.mark.parametrize(
+    ("kind", "layout"),
+    [
+        ("labels", "parallel.dp_shard=2"),
+        pytest.param("spans", "parallel.dp_replicate=2", marks=pytest.mark.slow),
+    ],
+)
+def test_a_new_head_is_the_same_in_two_processes(
+    kind: str, layout: str, data: dict[str, Data], wordpiece: Tokenizer, tmp_path: Path
+) -> None:
+    base = Encoder(
+        ModelConfig(model_type="bert", hidden_size=64, num_hidden_layers=2).resolved(wordpiece.vocab_size, 64)
+    )
+    base.initialise(0)
+    hf.save(base, wordpiece, tmp_path / "base")
+    own = data[kind]
+    keys = [k for k in KEYS if not k.startswith("model.")]
+    c = run_config.load(None, [*keys, "train.steps=4", "train.lr=2e-3", f"train.base={tmp_path / 'base'}", layout])
+    c = run_config.updated(c, data={"source": str(own.path)})
+    begin(c, own, tmp_path / "two", 2, machine=MACHINE)
+    told = on(2, trained, tmp_path / "two", own.path, None)
+    one = run_config.updated(c, parallel={"dp_shard": 1, "dp_replicate": 1})
+    alone = train(one, own, tmp_path / "one", machine=MACHINE)
+    assert told[0]["loss"] == pytest.approx(alone["loss"], rel=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -131,11 +131,18 @@ def headed(base: Encoder, config: ModelConfig, dropout: float, seed: int) -> Enc
     for name, p in list(made.named_parameters()):
         if p.is_meta:
             place, _, leaf = name.rpartition(".")
-            weight = nn.Parameter(torch.empty(p.shape))
-            begins = initial.beginning(made, name, tuple(p.shape), config)
-            initial.fill(weight, name, (0,) * p.ndim, tuple(p.shape), begins, seed)
-            setattr(made.get_submodule(place), leaf, weight)
+            setattr(made.get_submodule(place), leaf, nn.Parameter(new_head(config, name, seed)))
     return made
+
+
+def new_head(config: ModelConfig, name: str, seed: int) -> Tensor:
+    """The weight `name` of a head that has learned nothing: a pure function of its arguments."""
+    with torch.device("meta"):
+        made = Encoder(config)
+    shape = tuple(made.get_parameter(name).shape)
+    weight = torch.empty(shape)
+    initial.fill(weight, name, (0,) * len(shape), shape, initial.beginning(made, name, shape, config), seed)
+    return weight
 
 
 def span_losses(logits: Tensor, choices: Tensor, targets: Tensor) -> Tensor:

@@ -86,12 +86,12 @@ def begin(
         return
     if (run / "config.toml").exists():
         config = _stored_config(run, config, data, {**machine, "processes": processes}, allow_drift)
-        tune.check(config, data, processes)
+        tune.check(config, data)
         _check(config, data, processes)
         forecast = json.loads((run / "plan.json").read_text(encoding="utf-8"))
     else:
         config = tune.settled(objectives.lasting(objectives.fitting(config, data), data))
-        tune.check(config, data, processes)
+        tune.check(config, data)
         config, forecast = decide(_divided(config, processes), data, machine, show, processes, trials)
         embedding.start(config.train.init_embedding, data.tokenizer, config.model)  # what is wrong is said here
         if config.train.init_embedding is not None:

@@ -22,7 +22,7 @@ from foretell.config import RunConfig
 from foretell.data import Data
 from foretell.errors import ConfigError
 from foretell.models import source
-from foretell.models.encoder import Encoder, headed
+from foretell.models.encoder import Encoder, headed, new_head
 from foretell.models.model import Model, made
 from foretell.models.source import Source
 from foretell.train import lora
@@ -139,15 +139,20 @@ def initial(config: RunConfig) -> Callable[[str, tuple[int, ...]], Tensor] | Non
     if found is None:
         return None
 
+    new = not _has_its_head(config, found)
+
     def weight(name: str, shape: tuple[int, ...]) -> Tensor:
-        adapter = name.endswith(lora.HALVES)
-        return lora.initial(name, shape, config.train.seed) if adapter else found.weight(name, shape)
+        if name.endswith(lora.HALVES):
+            return lora.initial(name, shape, config.train.seed)
+        if new and not name.startswith("model."):
+            return new_head(config.model, name, config.train.seed)
+        return found.weight(name, shape)
 
     return weight
 
 
-def check(config: RunConfig, data: Data, processes: int = 1) -> None:
-    """Refuse data of another tokenizer than the base's, a base that has changed, and adapters in a pipeline."""
+def check(config: RunConfig, data: Data) -> None:
+    """Refuse data of another tokenizer than the base's, a base that has changed, and adapters where none can be."""
     if config.parallel.pp > 1 and (config.lora.rank or config.train.freeze):
         what = "lora.rank" if config.lora.rank else "train.freeze"
         raise ConfigError(
@@ -156,9 +161,10 @@ def check(config: RunConfig, data: Data, processes: int = 1) -> None:
     found = base(config)
     if found is None:
         return
-    if processes > 1 and not _has_its_head(config, found):
+    if config.lora.rank is not None and not _has_its_head(config, found):
         raise ConfigError(
-            f"a new head on a base is for one process so far, and there are {processes}; leave --nproc out"
+            f"lora.rank freezes all but the adapters, and {config.train.base} brings no such head: a new one would "
+            "learn nothing; leave lora.rank out, or name what is not to learn by train.freeze"
         )
     if found.digest != config.train.base_digest:
         then, now = (config.train.base_digest or "")[:12], found.digest[:12]
