@@ -105,10 +105,7 @@ def test_the_measured_rate_is_that_of_a_long_product() -> None:
 
 
 def test_a_whole_record_serves_the_forecast(home: Path) -> None:
-    began = time.perf_counter()
     record = calibrate.record()
-    assert time.perf_counter() - began < 60
-    assert record["seconds"] < 60
     assert record["format_version"] == calibrate.FORMAT_VERSION
     assert record["processor"] == runtime.processor()
     assert 5e7 < record["process_bytes"] < 2e9

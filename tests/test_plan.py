@@ -8,7 +8,6 @@ import json
 import math
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -653,17 +652,15 @@ def test_a_machine_nobody_measured_still_gets_a_forecast() -> None:
     assert seconds_of.peak_flops_per_second(MACHINE) == 1e11
 
 
-def test_a_forecast_is_quick_and_loads_no_torch() -> None:
+def test_a_forecast_loads_no_torch() -> None:
     code = (
-        "import sys, time; b = time.perf_counter(); from foretell import plan, config; "
+        "import sys; from foretell import plan, config; "
         "c = config.updated(config.RunConfig(), train={'budget': '4m'}); "
         "plan.forecast(c, machine={'threads': 2, 'flops_per_second': {'float32': {'peak': 1e11}}}); "
-        "print('torch' in sys.modules, time.process_time())"
+        "print('torch' in sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    loaded, spent = done.stdout.split()
-    assert loaded == "False"
-    assert float(spent) < 1.0
+    assert done.stdout.split() == ["False"]
 
 
 def test_golden_plan() -> None:
@@ -703,7 +700,5 @@ def test_the_probes_steps_correct_the_roofline() -> None:
 
 def test_time_grows_with_the_work() -> None:
     small, large = _completed(global_batch_tokens=2048), _completed(global_batch_tokens=8192)
-    began = time.perf_counter()
     a, b = (seconds_of.run_seconds(c, MACHINE, None)["value"] for c in (small, large))
     assert a < b < 4 * a
-    assert time.perf_counter() - began < 1

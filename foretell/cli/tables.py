@@ -23,6 +23,10 @@ def forecast(plan: dict[str, Any]) -> Table:
     table.add_row(
         "tokens", f"{plan['tokens']:,}", f"{plan['steps']:,} steps of {plan['global_batch_tokens']:,}{epochs}"
     )
+    if plan.get("row_tokens"):
+        full, asked = plan["row_tokens"] / plan["context"], plan["row_scored"] / plan["context"]
+        empty = [f"{full:.0%} of them computed, the rest of their rows is empty"] if full < 0.995 else []
+        table.add_row("", "", "; ".join([*empty, f"{asked:.0%} asked for"]))
     each = numbers.field("flops_per_token", plan["flops_per_token"])
     table.add_row("compute", _shown("flops_total", plan["flops_total"]), f"{pick(each).en} a token")
     for name in ("step_seconds", "seconds", "memory_bytes.peak", "bits_per_byte"):

@@ -121,6 +121,12 @@ class TrainConfig(Table):
     trained_parameters: int | None = Field(None, gt=0, description="numbers that learn, where not all do; derived")
     added_parameters: int | None = Field(None, gt=0, description="numbers of adapters among them; derived")
     adapted: list[str] | None = Field(None, description="products that have adapters; derived")
+    row_tokens: float | None = Field(
+        None, gt=0, description="of a row's `context` tokens, how many are computed, where the text decides; derived"
+    )
+    row_source: float | None = Field(None, gt=0, description="the same of its source; derived")
+    row_scored: float | None = Field(None, gt=0, description="of these, how many are asked for; derived")
+    most_scored: int | None = Field(None, gt=0, description="most that a micro-batch asks for; derived")
     optimizer: Literal["muon", "adamw", "sgd"] = Field(
         "muon", description="muon: matrices by Muon, the rest by AdamW; with a base adamw"
     )

@@ -72,7 +72,7 @@ class Attention:
     window: int | None = None
     biased: bool = False
 
-    def keys(self, context: int, memory: int = 0) -> float:
+    def keys(self, context: float, memory: float = 0) -> float:
         """Keys that a token meets on average among `context` tokens, or in a memory of so many."""
         if self.memory:
             return memory
@@ -204,8 +204,10 @@ class Architecture:
             "active_non_embedding": rest - idle,
         }
 
-    def forward_flops(self, context: int, source: int = 0) -> dict[str, float]:
+    def forward_flops(self, context: float, source: float = 0, asked: float | None = None) -> dict[str, float]:
         """FLOPs of the forward pass of one sequence of `context` tokens, of which a source has `source`.
+
+        asked: at so many of them the head works; at all by default, of labels at one.
 
         `matrices`, `head`, and attention counted in full (`attention_full`) or exactly (`attention_causal`). A product
         of (m, k) and (k, n) costs 2 m n k; lookups, norms and elementwise work nothing.
@@ -221,16 +223,18 @@ class Architecture:
                     each = 2.0 * n * own * a.heads * (a.qk + a.v)
                     found["attention_full"] += each * (source if a.memory else own)
                     found["attention_causal"] += each * a.keys(own, source)
-        found["head"] = 2.0 * self.asked(1, context) * sum(m.rows * m.columns for m in self.head)
+        if asked is None:
+            asked = 1 if self.told == "labels" else context
+        found["head"] = 2.0 * asked * sum(m.rows * m.columns for m in self.head)
         return found
 
-    def flops_per_token(self, context: int, source: int = 0) -> dict[str, float]:
+    def flops_per_token(self, context: float, source: float = 0, asked: float | None = None) -> dict[str, float]:
         """FLOPs to train on one token (of the target, where there is a source), by convention, each named.
 
         `causal` is the headline: all products with the head, attention exact. `full`: attention as if every query met
         every key. `without_head`. `6n`: Kaplan et al. (2020). `6n_attention`: 6 N + 12 L H E T (PaLM, llm-foundry).
         """
-        f = self.forward_flops(context, source)
+        f = self.forward_flops(context, source, asked)
         active = self.parameters["active"]
         rule = sum(6.0 * n * a.heads * (a.qk + a.v) for n, y in self.kinds for a in y.attentions)
         return {

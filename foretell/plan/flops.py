@@ -84,17 +84,21 @@ def muon_matrices(a: Architecture) -> Iterator[tuple[int, int, int, bool]]:
 
 
 def run_flops_per_token(model: ModelConfig, train: TrainConfig) -> dict[str, float]:
-    """The same of a run, in which not all numbers may learn: a frozen product has no gradient of its weight.
+    """The same of a run, for each of the `context` tokens that a row has room for.
 
-    It still hands the gradient of its input on, which is also counted below the first layer that learns.
+    Where the text decides how long rows are and where the head works (`row_tokens`, `row_scored`), that counts. Not all
+    numbers may learn: a frozen product has no gradient of its weight; it still hands the gradient of its input on,
+    which is also counted below the first layer that learns.
     """
-    whole = flops_per_token(model, train.context)
+    a, tokens = models.of_model(model), train.row_tokens or float(train.context)
+    source, filled = train.row_source or tokens, tokens / train.context
+    whole = {k: v * filled for k, v in a.flops_per_token(tokens, source, train.row_scored).items()}
     if train.trained_parameters is None:
         return whole
-    f = models.of_model(model).forward_flops(train.context)
+    f = a.forward_flops(tokens, source, train.row_scored)
     products = (f["matrices"] + f["head"]) / train.context
-    frozen = max(0.0, products - 2 * (train.trained_parameters - (train.added_parameters or 0)))
-    more = 6 * (train.added_parameters or 0) - frozen
+    frozen = max(0.0, products - 2 * filled * (train.trained_parameters - (train.added_parameters or 0)))
+    more = 6 * filled * (train.added_parameters or 0) - frozen
     return {k: v + more for k, v in whole.items()}
 
 

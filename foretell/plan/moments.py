@@ -48,16 +48,21 @@ def is_chunked(train: TrainConfig) -> bool:
     """Whether the logits of a micro-batch are formed in chunks."""
     if train.objective in ("labels", "spans"):
         return False
-    return train.loss_chunk_tokens is not None and train.loss_chunk_tokens < _tokens(train)
+    return train.loss_chunk_tokens is not None and train.loss_chunk_tokens < _scored(train)
 
 
 def _tokens(train: TrainConfig) -> int:
     return (train.micro_batch_size or 1) * train.context
 
 
+def _scored(train: TrainConfig) -> int:
+    """Tokens of a micro-batch that are asked for, at most. Rows that differ in width leave holes: those count whole."""
+    return train.most_scored or _tokens(train) if train.objective == "answers" else _tokens(train)
+
+
 def _asked(a: Architecture, train: TrainConfig) -> int:
     """Places of a micro-batch at which the head works."""
-    return a.asked(train.micro_batch_size or 1, _tokens(train))
+    return a.asked(train.micro_batch_size or 1, _scored(train))
 
 
 def several(train: TrainConfig) -> bool:

@@ -54,6 +54,7 @@ def plan(
         "global_batch_tokens": batch,
         "micro_batch_size": t.micro_batch_size,
         "context": t.context,
+        **({"row_tokens": t.row_tokens, "row_scored": t.row_scored} if t.row_tokens else {}),
         "dtype": t.dtype if t.dtype != "auto" else time.working_dtype(t, machine),
         "compile": t.compile,
         "attention": t.attention,

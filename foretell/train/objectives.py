@@ -5,7 +5,7 @@ The rows themselves are made by `data/objectives.py`, which evaluation shares.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -18,6 +18,7 @@ from foretell.data.objectives import OF_CONVERSATIONS, UNSCORED, WITH_HEAD, WITH
 from foretell.errors import ConfigError
 from foretell.models.model import Given
 
+DRAWN = 64  # micro-batches that are looked at before a run
 _OF_KINDS = {
     "encoder": ("masked", "labels", "spans"),
     "encoder-decoder": ("span_corruption", "seq2seq"),
@@ -114,6 +115,33 @@ def lasting(config: RunConfig, data: Data) -> RunConfig:
                 "leave one out"
             )
     return run_config.updated(config, train={"tokens": tokens})
+
+
+def drawn(config: RunConfig, data: Data) -> RunConfig:
+    """A completed config with what rows of this text come to, where the text decides: the first micro-batches say it.
+
+    Rows are padded to the longest of their micro-batch, and not all of their tokens are asked for.
+    """
+    t = config.train
+    if t.objective not in objectives.PARTLY or t.objective == "dpo":
+        return config
+    sequences, micro = t.needed("global_batch_tokens") // t.context, t.needed("micro_batch_size")
+    start, parts = config.model.decoder_start_token_id, list[Rows]()
+    for step in range(-(-DRAWN * micro // sequences)):
+        where: dict[str, Any] = {"seed": t.seed, "step": step, "batch_size": sequences, "context": t.context}
+        found = objectives.rows(t.objective, data, "train", start=start, **where).by_length()
+        some = [found.part(slice(i, i + micro)) for i in range(0, sequences, micro)]
+        parts += some if t.compile == "on" else [part.trimmed(1) for part in some]
+    rows = sum(len(part.inputs) for part in parts)
+    asked = [part.inputs.size if t.objective == "spans" else int((part.targets != UNSCORED).sum()) for part in parts]
+    changes: dict[str, float] = {
+        "row_tokens": round(sum(part.inputs.size for part in parts) / rows, 2),
+        "row_scored": round(sum(asked) / rows, 2),
+        "most_scored": max(asked),
+    }
+    if t.objective in WITH_SOURCE:
+        changes["row_source"] = round(sum(part.source.size for part in parts if part.source is not None) / rows, 2)
+    return run_config.updated(config, train=changes)
 
 
 def check(config: RunConfig, data: Data) -> None:

@@ -210,13 +210,14 @@ def decide(
         show({"event": "probe", **measured_probe})
     if budget is not None:
         config = plan.size_for_budget(budget, machine=machine, corpus=text, probe=measured_probe, config=config)
-    config = tune.counted(plan.completed(config, text, machine))
+    config = objectives.drawn(tune.counted(plan.completed(config, text, machine)), data)
     first = plan.plan(config, machine=machine, corpus=text, probe=measured_probe, processes=processes)
     seconds = float(first["seconds"]["value"])
     measured_trial = None
     if trials and seconds > WORTH_PROBING_SECONDS / 2:
         show({"event": "trying", "seconds": seconds})
         config, measured_trial = trial.choose_path(config, data, machine, seconds)
+        config = objectives.drawn(config, data)  # a compiler has all rows of one shape
         show({"event": "trial", **measured_trial})
     else:
         dtype = "float32" if config.train.dtype == "auto" else config.train.dtype
