@@ -58,9 +58,14 @@ class Learning:
         return self.into_attention or self._inside("self_attn")
 
     @cached_property
+    def before_feed_forward(self) -> str:
+        """The norm before the feed-forward part."""
+        return "pre_feedforward_layernorm" if self.layer.behind else "post_attention_layernorm"
+
+    @cached_property
     def into_feed_forward(self) -> bool:
         """Whether what goes into the feed-forward part has one."""
-        return self.attends or bool(self.learn("post_attention_layernorm"))
+        return self.attends or bool(self.learn("post_attention_layernorm", self.before_feed_forward))
 
     @cached_property
     def hands_on(self) -> bool:
@@ -146,9 +151,12 @@ def _size(shape: tuple[int, ...]) -> int:
 
 
 def is_counted(a: Architecture) -> bool:
-    """Whether what is kept can be told tensor by tensor: a decoder of dense layers with one attention each."""
+    """Whether what is kept can be told tensor by tensor: a decoder of dense layers with one attention each.
+
+    Norms stand before a branch, or before and behind it (Gemma's).
+    """
     layer = a.kinds[-1][1]
-    plain = not any(y.routed or y.latents or len(y.attentions) > 1 or y.behind for _, y in a.kinds)
+    plain = not any(y.routed or y.latents or len(y.attentions) > 1 or (y.behind and not y.rms) for _, y in a.kinds)
     return len(a.stacks) == 1 and plain and bool(layer.inner)
 
 
@@ -180,17 +188,25 @@ def token_bytes(own: Learning, hidden: int, b: MicroBatch, rank: int) -> float:
     elif own.learn("o_proj"):
         kept += b.item * out
     reached = flows or own.learn("o_proj") > 0
-    return kept + _feed_forward(own, hidden, b, reached) + _adapters(own, b, rank)
+    if layer.behind:
+        learns = bool(own.learn("post_attention_layernorm"))
+        kept += norm_bytes(layer, hidden, learns, reached)
+        reached = reached or learns
+    return kept + _feed_forward(own, hidden, b, reached or own.reached) + _adapters(own, b, rank)
 
 
 def _feed_forward(own: Learning, hidden: int, b: MicroBatch, reached: bool) -> float:
-    layer, learns = own.layer, bool(own.learn("post_attention_layernorm"))
+    layer, learns = own.layer, bool(own.learn(own.before_feed_forward))
     kept: float = norm_bytes(layer, hidden, learns, reached)
     into = own.learn("gate_proj", "up_proj")
     kept += b.item * hidden * (into if b.short else min(into, 1))
     if reached or learns or into:
         kept += b.item * (3 if layer.gated else 1) * layer.inner
-    return kept + (b.item * layer.inner if own.learn("down_proj") else 0)
+    kept += b.item * layer.inner if own.learn("down_proj") else 0
+    if layer.behind:
+        comes = reached or learns or into > 0 or own.learn("down_proj") > 0
+        kept += norm_bytes(layer, hidden, bool(own.learn("post_feedforward_layernorm")), comes)
+    return kept
 
 
 def _adapters(own: Learning, b: MicroBatch, rank: int) -> float:

@@ -159,7 +159,8 @@ def micro_batch_tokens(train: TrainConfig) -> int:
 
 def logit_bytes(model: ModelConfig, train: TrainConfig) -> float:
     """Bytes of the cross-entropy at its peak."""
-    a, part = models.of_model(model), _counted(model, train)
+    a = models.of_model(model)
+    part = learning.of(a, train)
     return moments.loss_bytes(a, train, part is None or part.head(a))
 
 
