@@ -18,7 +18,7 @@ from ranks import on
 from safetensors.torch import load_file
 from training import MACHINE
 
-from foretell import checkpoint, evaluate, plan
+from foretell import checkpoint, evaluate, plan, runtime
 from foretell import config as run_config
 from foretell.config import DataConfig, ModelConfig, RunConfig, TokenizerConfig, TrainConfig
 from foretell.data import Data, open_data, prepare
@@ -253,6 +253,14 @@ def test_float32_is_not_tried_where_its_steps_alone_would_be_long(base: Path, te
     assert dtypes(wide, 1.0) == ["float32"]
     begun_from_nothing = wide.model_copy(update={"train": wide.train.model_copy(update={"base": None})})
     assert dtypes(begun_from_nothing, 4.0) == ["float32", "bfloat16"]
+
+
+def test_a_compiler_is_tried_from_nothing_alone(base: Path, text: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runtime, "has_compiler", lambda: True)
+    c = plan.completed(tune.settled(config(base, text)), open_data(text).corpus)
+    free, alone = ({"compile": "auto", "base": b} for b in (str(base), None))
+    tried = [trial.paths(c.model_copy(update={"train": c.train.model_copy(update=x)}), {}, 1e5) for x in (free, alone)]
+    assert [any(compiled for _, compiled in paths) for paths in tried] == [False, True]
 
 
 @pytest.mark.parametrize("family", ["llama", "gemma3_text"])

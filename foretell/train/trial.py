@@ -99,7 +99,8 @@ def paths(config: RunConfig, machine: dict[str, Any], run_seconds: float) -> lis
     elif t.dtype == "auto" and t.base is not None and config.model.sizes.D >= WIDE and times > SURELY_FASTER:
         dtypes = ["bfloat16"]
     compiling = COMPILE_SECONDS * max(1.0, config.model.sizes.L / LAYERS_OF_THAT)
-    worth = runtime.has_compiler() and run_seconds > 8 * compiling
+    # Of a base it did not pay: Gemma 3 270M with adapters took twice as long, in three trials of three (docs/log.md).
+    worth = runtime.has_compiler() and run_seconds > 8 * compiling and t.base is None
     compiled = {"on": [True], "off": [False], "auto": [False, True] if worth else [False]}[t.compile]
     return [(d, c) for d in dtypes for c in compiled]
 
