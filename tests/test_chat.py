@@ -1,5 +1,6 @@
 """Chat templates: the text that transformers renders, answers marked, contents that cannot forge a turn."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -229,3 +230,11 @@ def test_conversations_that_are_none(messages: list[chat.Message], message: str)
 def test_nothing_of_the_renderer_runs_a_template() -> None:
     source = Path(chat.__file__).read_text(encoding="utf-8")
     assert "jinja" not in source
+
+
+@given(st.lists(st.sampled_from(["\n", "U", "User", "ser:", ":", "Assistant:", "\nUser:", "word ", "a"]), max_size=12))
+def test_an_answer_ends_where_another_speaks_however_it_comes_in_pieces(pieces: list[str]) -> None:
+    own, text = chat.named("plain"), "".join(pieces)
+    wanted = re.split(r"\n(?:System|User|Assistant):", text)[0]
+    assert "".join(chat.first_turn(own, pieces)) == wanted
+    assert list(chat.first_turn(chat.named("chatml"), pieces)) == [p for p in pieces if p]

@@ -158,7 +158,9 @@ def _ids(tuned: Tuned, example: Example) -> tuple[list[int], bool]:
 
 
 def _said(tuned: Tuned, text: str) -> str:
-    """An answer as it is scored: on one line but for dialogues; of qa nothing where it says that there is none."""
+    """An answer as it is scored: its own turn, on one line but for dialogues; of qa nothing where it says "none"."""
+    if tuned.template is not None:
+        text = "".join(chat.first_turn(tuned.template, [text]))
     text = text.strip()
     if tuned.task.kind in ("dialogue", "generation"):
         return text
@@ -169,5 +171,7 @@ def _said(tuned: Tuned, text: str) -> str:
 def stream(tuned: Tuned, messages: Sequence[Message], **sampling: Any) -> Iterator[str]:
     """One answer of a decoder to a conversation, piece by piece. sampling: as `generate.stream` takes it."""
     assert isinstance(tuned.model, Decoder)
+    assert tuned.template is not None
     ids = tuned.asking(messages)
-    return generate.stream(tuned.model, tuned.tokenizer, ids, end=tuned.end, **sampling)
+    pieces = generate.stream(tuned.model, tuned.tokenizer, ids, end=tuned.end, **sampling)
+    return chat.first_turn(tuned.template, pieces)

@@ -12,7 +12,7 @@ makes special tokens only of the template's own marks, and spells those inside a
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from foretell.errors import ConfigError
@@ -37,6 +37,11 @@ class Template:
     system: str | None = None
     bos: str = ""
     eos: str = ""
+
+    @property
+    def next_turns(self) -> tuple[str, ...]:
+        """Text that begins another's turn where no token ends an answer: what stands behind it is no part of it."""
+        return tuple(f"\n{role.capitalize()}:" for role in ROLES) if self.name == "plain" else ()
 
 
 @dataclass(frozen=True)
@@ -248,6 +253,23 @@ def _alternate(t: Template, messages: list[Message]) -> None:
             raise ConfigError(
                 f"the chat template {t.name} has user and assistant in turn; message {n + 1} is of {m['role']}"
             )
+
+
+def first_turn(own: Template, pieces: Iterable[str]) -> Iterator[str]:
+    """The pieces of an answer up to where the text begins another's turn. What may be such a beginning waits."""
+    held = ""
+    for piece in pieces:
+        held += piece
+        ends = [at for mark in own.next_turns if (at := held.find(mark)) >= 0]
+        if ends:
+            yield held[: min(ends)]
+            return
+        waits = max((n for mark in own.next_turns for n in range(1, len(mark)) if held.endswith(mark[:n])), default=0)
+        said, held = held[: len(held) - waits], held[len(held) - waits :]
+        if said:
+            yield said
+    if held:
+        yield held
 
 
 def _default_system(text: str) -> str | None:
