@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -74,23 +75,29 @@ def test_answers_are_scored_token_by_token_after_the_true_turns() -> None:
 
 
 @torch.no_grad()
-def test_the_true_answer_is_ranked_by_its_likelihood_per_byte() -> None:
+def test_the_true_answer_is_ranked_by_its_likelihood_per_byte_and_by_what_was_said() -> None:
     it = asked()
     turns = dialogue.drawn(TALKS)
     candidates = dialogue._candidates(turns)
-    ranks = dialogue._ranks(it, turns, candidates, None)
-    for turn, several, rank in zip(turns, candidates, ranks, strict=True):
+
+    def likelihood(before: Sequence[Any], answer: str) -> float:
+        messages = [*before, {"role": "assistant", "content": answer}]
+        ids, inside = chat.encode(it.tokenizer, chat.render(it.template, messages))  # type: ignore[arg-type]
+        asking = it.asking(before)
+        assert ids[: len(asking)] == asking
+        return -plain_nll(it.model, ids, [w and n >= len(asking) for n, w in enumerate(inside)])[0]
+
+    by_byte, by_gain = dialogue._ranks(it, turns, candidates, None)
+    assert (by_byte != by_gain).any()
+    for turn, several, rank, gained in zip(turns, candidates, by_byte, by_gain, strict=True):
         assert several[0] == turn.answer
         assert len({c.casefold() for c in several}) == len(several)
-        scores = []
-        for c in several:
-            messages = [*turn.before, {"role": "assistant", "content": c}]
-            ids, inside = chat.encode(it.tokenizer, chat.render(it.template, messages))  # type: ignore[arg-type]
-            asking = it.asking(turn.before)
-            assert ids[: len(asking)] == asking
-            wanted = [w and n >= len(asking) for n, w in enumerate(inside)]
-            scores.append(-plain_nll(it.model, ids, wanted)[0] / len(c.encode()))
-        assert rank == 1 + sum(s >= scores[0] for s in scores[1:])
+        scores = [likelihood(turn.before, c) for c in several]
+        nothing = [likelihood([{"role": "user", "content": ""}], c) for c in several]
+        per_byte = [s / len(c.encode()) for s, c in zip(scores, several, strict=True)]
+        gains = [s - n for s, n in zip(scores, nothing, strict=True)]
+        assert rank == 1 + sum(s >= per_byte[0] for s in per_byte[1:])
+        assert gained == 1 + sum(g >= gains[0] for g in gains[1:])
 
 
 def test_scores_of_dialogues_do_not_move_with_their_batch() -> None:

@@ -2,12 +2,15 @@
 
     perplexity, bits_per_byte           of the true answers, each with the mark that ends it, after the true turns
     selection_accuracy, selection_mrr   the true answer among `CANDIDATES`, the others being answers of other dialogues
+    the same with _pmi                  by what the words before an answer add to its likelihood
     distinct_1, distinct_2, rep_4       of the answers that the model gives, by the likeliest token
 
 Candidates are ranked by log-likelihood per UTF-8 byte: the sum would prefer short answers, and the mean over tokens
-would be of other pieces in every tokenizer. Of a long dialogue `ANSWERS` turns, drawn by a fixed seed, are chosen among
-and answered. Intervals are over dialogues. Simple rules stand beside: chance, the candidate that shares most words with
-what was said last, and the diversity of the true answers.
+would be of other pieces in every tokenizer. What is likely anywhere still ranks high, so they are also ranked by
+pointwise mutual information, log p(answer | dialogue) - log p(answer | nothing said) (Li et al., 2016, arXiv
+1510.03055; Holtzman et al., 2021, arXiv 2104.08315). Of a long dialogue `ANSWERS` turns, drawn by a fixed seed, are
+chosen among and answered. Intervals are over dialogues. Simple rules stand beside: chance, the candidate that shares
+most words with what was said last, and the diversity of the true answers.
 """
 
 from __future__ import annotations
@@ -37,6 +40,7 @@ _LONGEST = 2048  # tokens of a stretch of a dialogue
 _BATCH_SIZE = 4
 _AT_ONCE = 64  # answers between two reports of progress
 _SHOWN = 4
+_BY_GAIN = "pointwise mutual information"
 Progress = Callable[[int, int], None]
 
 
@@ -65,17 +69,20 @@ def evaluate_dialogue(
     rules: dict[str, dict[str, float]] = {"human": {n: m.value for n, m in diversity(human).items()}}
     ranks = np.zeros(0, np.int64)
     if candidates := _candidates(turns):
-        ranks = _ranks(asked, turns, candidates, batch_size)
+        ranks, by_gain = _ranks(asked, turns, candidates, batch_size)
         count = len(candidates[0])
         near = [
             metrics.rank(np.array([overlap(t.last, c) for c in cs])) for t, cs in zip(turns, candidates, strict=True)
         ]
         selection = _selected(ranks, turns, count)
+        selection |= {f"{k}_pmi": m for k, m in _selected(by_gain, turns, count, _BY_GAIN).items()}
         measured = dict([*list(measured.items())[:2], *selection.items(), *list(measured.items())[2:]])
         chance = [1 / count, sum(1 / n for n in range(1, count + 1)) / count]
         rules = {
-            "chance": dict(zip(selection, chance, strict=True)),
-            "nearest answer": {n: m.value for n, m in _selected(near, turns, count).items()},
+            "chance": dict(zip(selection, chance * 2, strict=True)),
+            "nearest answer": dict(
+                zip(selection, [m.value for m in _selected(near, turns, count).values()] * 2, strict=True)
+            ),
             **rules,
         }
     found = [
@@ -162,13 +169,17 @@ def _candidates(turns: Sequence[Turn], seed: int = 0) -> list[list[str]]:
 
 def _ranks(
     asked: Tuned, turns: Sequence[Turn], candidates: Sequence[Sequence[str]], batch_size: int | None
-) -> np.ndarray:
-    """The place, from 1, of the true answer of each turn by its log-likelihood per byte."""
-    assert isinstance(asked.model, Decoder)
+) -> tuple[np.ndarray, np.ndarray]:
+    """The place, from 1, of the true answer of each turn by its log-likelihood per byte, and by its gain."""
+    model, every = asked.model, list(dict.fromkeys(c for several in candidates for c in several))
+    assert isinstance(model, Decoder)
     pairs = [_pair(asked, t, c) for t, several in zip(turns, candidates, strict=True) for c in several]
-    found = np.array([f for f, _ in loglikelihoods(asked.model, pairs, batch_size=batch_size)])
-    sizes = np.array([len(c.encode()) for several in candidates for c in several])
-    return np.array([metrics.rank(line) for line in (found / sizes).reshape(len(turns), -1)])
+    unasked = [_pair(asked, Turn(0, ({"role": "user", "content": ""},), c), c) for c in every]
+    found, alone = (np.array([f for f, _ in loglikelihoods(model, x, batch_size=batch_size)]) for x in (pairs, unasked))
+    sizes, base = np.array([len(c.encode()) for c in every]), dict(zip(every, range(len(every)), strict=True))
+    which = [base[c] for several in candidates for c in several]
+    by_byte, by_gain = (x.reshape(len(turns), -1) for x in (found / sizes[which], found - alone[which]))
+    return np.array([*map(metrics.rank, by_byte)]), np.array([*map(metrics.rank, by_gain)])
 
 
 def _pair(asked: Tuned, turn: Turn, answer: str) -> tuple[list[int], list[int]]:
@@ -185,13 +196,15 @@ def _pair(asked: Tuned, turn: Turn, answer: str) -> tuple[list[int], list[int]]:
     return ids[:start], ids[start : min(end, start + asked.model.config.needed("max_position_embeddings"))]
 
 
-def _selected(ranks: Sequence[int] | np.ndarray, turns: Sequence[Turn], count: int) -> dict[str, Measure]:
+def _selected(
+    ranks: Sequence[int] | np.ndarray, turns: Sequence[Turn], count: int, by: str = "log-likelihood per byte"
+) -> dict[str, Measure]:
     """Accuracy and MRR, whose items are dialogues."""
     _, group = np.unique([t.dialogue for t in turns], return_inverse=True)
     found = {}
     for name, m in metrics.selection(ranks, count).items():
         rows = np.stack([np.bincount(group, column) for column in m.rows.T], 1)
-        found[f"selection_{name}"] = replace(m, rows=rows, how=f"{m.how}|by:log-likelihood per byte|seed:0")
+        found[f"selection_{name}"] = replace(m, rows=rows, how=f"{m.how}|by:{by}|seed:0")
     return found
 
 
