@@ -25,8 +25,9 @@ test-env: $(VENV)/.test
 demo: $(VENV)/.core
 	$(BIN)/foretell demo
 
+# Two files at a time, each with a core: the tests that start processes of their own want no more of a small machine.
 test: $(VENV)/.test
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 test-all: $(VENV)/.test
 	$(BIN)/python -m pytest -m "slow or not slow"
