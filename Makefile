@@ -25,9 +25,8 @@ test-env: $(VENV)/.test
 demo: $(VENV)/.core
 	$(BIN)/foretell demo
 
-# Two files at a time, each with a core: the tests that start processes of their own want no more of a small machine.
 test: $(VENV)/.test
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest
 
 test-all: $(VENV)/.test
 	$(BIN)/python -m pytest -m "slow or not slow"
