@@ -215,6 +215,13 @@ def test_names_are_no_markup(tmp_path: Path) -> None:
     assert f"(reasons in {out}/index.json)" in done.stdout  # on one line, and as it is
 
 
+def test_nothing_at_all_is_said_to_be_nothing(tmp_path: Path) -> None:
+    (tmp_path / "empty.txt").touch()
+    done = foretell("prepare", "empty.txt", "--out", "d", cwd=tmp_path)
+    assert done.returncode == 2, done.stderr
+    assert "First: empty.txt: empty file" in done.stderr
+
+
 @pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_is_told(tmp_path: Path, signum: int, code: int) -> None:
     """`prepare` waits for standard input, which does not come."""

@@ -61,7 +61,10 @@ class Ended:
 def _session(
     run: Path, data: Path, overrides: Sequence[str], options: dict[str, Any], die: tuple[int, int] | None
 ) -> None:
-    """The body of the process. die: (step, signal) to send to itself once that step is logged."""
+    """The body of the process. die: (step, signal) to send to itself once that step is logged.
+
+    The checkpoint that was due by then is let come to its end first: on a busy machine it may lag behind by steps.
+    """
     import torch
 
     from foretell.data import open_data
@@ -75,6 +78,10 @@ def _session(
         for damaged in event.get("skipped_checkpoints", []):
             print(damaged, file=sys.stderr)
         if die and event["event"] == "step" and event["step"] == die[0]:
+            every, until = config.train.save_every or die[0] + 1, time.monotonic() + 60
+            due = run / "checkpoints" / f"step-{die[0] // every * every:06d}"
+            while die[0] >= every and not due.exists() and time.monotonic() < until:
+                time.sleep(0.02)
             os.kill(os.getpid(), die[1])
 
     try:

@@ -60,9 +60,9 @@ class Tasks:
     def groups(self) -> list[tuple[str, list[Entry]]]:
         """The tasks of reading: neighbouring inputs up to `group_bytes`, at least one."""
         found: list[list[Entry]] = []
-        size = self.group_bytes
+        size = 0
         for entry in self.entries:
-            if size + entry.size > self.group_bytes:
+            if not found or size + entry.size > self.group_bytes:
                 found.append([])
                 size = 0
             found[-1].append(entry)
