@@ -288,6 +288,10 @@ def test_a_run_goes_on_with_the_same_command(tmp_path: Path) -> None:
     (tmp_path / "runs" / "t" / "measured.json").unlink()  # as if it had been ended before the last line
     again = run(*words, "--resume")[0]  # refused where the same examples were other data
     assert again["loss"] == first["loss"]
+    page = tmp_path / "runs" / "t" / "report.html"
+    assert "chrf" not in page.read_text()
+    run("evaluate", str(page.parent), "--task", "translation", "--data", str(tmp_path / "a.jsonl"), "--limit", "3")
+    assert "chrf" in page.read_text()  # a later score is on the page too
 
 
 def test_a_model_is_not_asked_for_what_it_cannot(translator: Path) -> None:

@@ -133,11 +133,11 @@ def scored(
     features: Path | None = None,
     kept: Path | None = None,
 ) -> dict[str, Any]:
-    """The scores of a model at a task, as `evaluate --task` prints them; those of a run go into its eval.json.
+    """The scores of a model at a task, as `evaluate --task` prints them; those of a run go into eval.json and report.
 
     kept: a file for the answers.
     """
-    from foretell import evaluate
+    from foretell import evaluate, report
     from foretell.tasks import checks, examples, scores
 
     read = examples.read(data, kind, keys or examples.Keys())
@@ -159,6 +159,8 @@ def scored(
     result = evaluate.evaluate_task(asked, chosen, told_progress, features)
     result |= {"data": data, "items_given": len(good["test"])}
     evaluate.keep_scores(model, result)
+    if (model / "measured.json").is_file():
+        report.write([model])
     if kept is not None:
         evaluate.write_answers(kept, result["answers"])
     answers = result.pop("answers")

@@ -103,11 +103,9 @@ def _files(
 
 def _scored(run: Path, file: Path, c: RunConfig, most: int, display: Display) -> dict[str, Any]:
     """The score of a finished run on the test examples, or the first `most` of them; it goes into eval.json."""
-    from foretell import report
     from foretell.cli.asking import scored
 
     display.say(f"  [dim]scoring {file.name} …[/]")
     result = scored(run, c.task.kind or "", str(file), {}, most, display)
-    report.write([run])
     display.say(result["table"])
     return {k: v for k, v in result.items() if k != "table"}

@@ -14,13 +14,13 @@ _HARNESS = "lm-eval:"
 
 
 def task(model: Path, task: str, sources: list[str], limit: int | None, shots: int | None) -> dict[str, Any]:
-    """The scores of MODEL: `tasks` by name, `model`. Those of a run go into its eval.json as well."""
+    """The scores of MODEL: `tasks` by name, `model`. Those of a run go into eval.json and report, too."""
     if not task.startswith(_HARNESS):
         raise errors.ConfigError(f"--task {task}: there is lm-eval:TASK[,TASK...]")
     names = [n for n in task.removeprefix(_HARNESS).split(",") if n]
     if len(sources) != 1 or not names:
         raise errors.ConfigError("--task lm-eval:TASK[,TASK...] wants one --data: a file, or a folder")
-    from foretell import runtime
+    from foretell import report, runtime
     from foretell.evaluate import lm_eval
     from foretell.models import source
 
@@ -29,6 +29,8 @@ def task(model: Path, task: str, sources: list[str], limit: int | None, shots: i
     results = lm_eval.run(scorer, names, Path(sources[0]), limit=limit, shots=shots)
     if (model / "config.toml").exists():
         lm_eval.keep(model, results)
+    if (model / "measured.json").is_file():
+        report.write([model])
     return {"model": str(model), "tasks": {f"{_HARNESS}{name}": told for name, told in results.items()}}
 
 
