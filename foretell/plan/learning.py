@@ -192,7 +192,7 @@ def token_bytes(own: Learning, hidden: int, b: MicroBatch, rank: int) -> float:
         learns = bool(own.learn("post_attention_layernorm"))
         kept += norm_bytes(layer, hidden, learns, reached)
         reached = reached or learns
-    return kept + _feed_forward(own, hidden, b, reached or own.reached) + _adapters(own, b, rank)
+    return kept + _feed_forward(own, hidden, b, reached) + _adapters(own, b, rank)
 
 
 def _feed_forward(own: Learning, hidden: int, b: MicroBatch, reached: bool) -> float:

@@ -217,7 +217,8 @@ def decide(
     if trials and seconds > WORTH_PROBING_SECONDS / 2:
         show({"event": "trying", "seconds": seconds})
         config, measured_trial = trial.choose_path(config, data, machine, seconds)
-        config = objectives.drawn(config, data)  # a compiler has all rows of one shape
+        if config.train.compile == "on":  # then all rows have one shape
+            config = objectives.drawn(config, data)
         show({"event": "trial", **measured_trial})
     else:
         dtype = "float32" if config.train.dtype == "auto" else config.train.dtype
